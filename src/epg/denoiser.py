@@ -1,0 +1,72 @@
+"""Preconditioning: the network F becomes a denoiser D(x, sigma, labels). Levels here are shifted: they touch images."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from epg.networks import EPG
+from epg.schedule import SIGMA_DATA, SIGMA_MIN, input_scale, time_condition
+
+Parameterization = Literal["x", "edm"]
+Denoise = Callable[[Tensor, float], Tensor]
+"""What a sampler needs: x (N, C, H, W) at one level -> denoised (N, C, H, W). Labels and guidance are already in it."""
+
+
+class Denoiser(nn.Module):
+    """D(x, sigma, labels), float32 (or float64), in one of two parameterisations.
+
+    `x`: the network predicts the clean image, `D = F(c_in x, c(t))` (diffusion).
+    `edm`: `D = c_skip x + c_out F(c_in x, c(t))` with `c_skip = sd^2 / ((t - smin)^2 + sd^2)` and
+    `c_out = (t - smin) sd / sqrt(t^2 + sd^2)`, so that D is the identity at sigma_min (consistency).
+
+    Args:
+        network: F(x, c(t), labels).
+        parameterization: "x" or "edm".
+        sigma_min: the smallest *shifted* level.
+    """
+
+    def __init__(
+        self,
+        network: EPG,
+        parameterization: Parameterization = "x",
+        *,
+        sigma_min: float = SIGMA_MIN,
+        sigma_data: float = SIGMA_DATA,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.parameterization = parameterization
+        self.sigma_min, self.sigma_data = sigma_min, sigma_data
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        labels: Tensor | None = None,
+        dropout: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Denoised images (N, C, H, W) from x (N, C, H, W) at levels sigma: (N,), or one number for all."""
+        if not isinstance(sigma, Tensor):
+            sigma = x.new_full((len(x),), sigma)  # made on the device: no copy, no synchronisation
+        t = sigma.to(x.dtype).view(-1, 1, 1, 1)
+        output = self.network(input_scale(t, self.sigma_data) * x, time_condition(t.flatten()), labels, dropout)
+        output = output.to(x.dtype)
+        if self.parameterization == "x":
+            return output
+        distance = t - self.sigma_min
+        c_skip = self.sigma_data**2 / (distance**2 + self.sigma_data**2)
+        c_out = distance * self.sigma_data * (t**2 + self.sigma_data**2).rsqrt()
+        return c_skip * x + c_out * output
+
+
+def bind(denoiser: Denoiser, labels: Tensor | None) -> Denoise:
+    """The denoiser for these labels (N,), or None: what a sampler calls when there is no guidance."""
+    return lambda x, sigma: denoiser(x, sigma, labels)
+
+
+def clamped(denoise: Denoise, bounds: tuple[Tensor, Tensor]) -> Denoise:
+    """Keeps predictions inside the range of real pixels: `bounds` = (low, high), each (C, 1, 1)."""
+    low, high = bounds
+    return lambda x, sigma: denoise(x, sigma).clamp(low.to(x), high.to(x))

@@ -1,0 +1,68 @@
+"""Guidance wraps a denoiser: the result is what a sampler calls, and the sampler knows nothing of it."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from epg.denoiser import Denoise, Denoiser
+
+EVERYWHERE = (0.0, math.inf)
+
+
+class IntervalGuidance:
+    """Classifier-free guidance `u + w (c - u)` where `low < sigma <= high`, the conditional prediction elsewhere.
+
+    Conditional and unconditional predictions share one call of twice the batch, and only inside the interval.
+
+    Args:
+        denoiser: D(x, sigma, labels) of a class-conditional network.
+        labels: (N,) int64.
+        scale: w; 1 is no guidance.
+        interval: (low, high] in the levels that the sampler uses (shifted).
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, labels: Tensor, scale: float, interval: tuple[float, float] = EVERYWHERE
+    ) -> None:
+        self.denoiser, self.labels, self.scale, self.interval = denoiser, labels, scale, interval
+        self.labels_and_null = torch.cat([labels, torch.full_like(labels, denoiser.network.null_class)])
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        if self.scale == 1 or not self.interval[0] < sigma <= self.interval[1]:
+            return self.denoiser(x, sigma, self.labels)
+        c, u = self.denoiser(torch.cat([x, x]), sigma, self.labels_and_null).chunk(2)
+        return u + self.scale * (c - u)
+
+
+class Autoguidance:
+    """Guidance by a weaker model of the same task, `g + w (d - g)` inside the interval (Karras et al. 2024)."""
+
+    def __init__(
+        self, denoise: Denoise, guide: Denoise, scale: float, interval: tuple[float, float] = EVERYWHERE
+    ) -> None:
+        self.denoise, self.guide, self.scale, self.interval = denoise, guide, scale, interval
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        d = self.denoise(x, sigma)
+        if self.scale == 1 or not self.interval[0] < sigma <= self.interval[1]:
+            return d
+        g = self.guide(x, sigma)
+        return g + self.scale * (d - g)
+
+
+class EvaluationCounter:
+    """Counts the images that pass through `denoiser`; divided by the images sampled, that is the NFE."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser, self.images = denoiser, 0
+        self._hook = denoiser.register_forward_pre_hook(self._count)
+
+    def _count(self, module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.images += len(args[0])
+
+    def __enter__(self) -> "EvaluationCounter":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._hook.remove()

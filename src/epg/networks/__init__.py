@@ -1,0 +1,6 @@
+"""The networks: `RCM` (encoder + projector, stage 1) and `EPG` (encoder + decoder, stage 2)."""
+
+from epg.networks.decoder import EPG, Decoder
+from epg.networks.encoder import RCM, Encoder, Projector
+
+__all__ = ["EPG", "RCM", "Decoder", "Encoder", "Projector"]

@@ -1,0 +1,98 @@
+"""EPG: pre-trained encoder and new decoder, joined by skips, as one pixel-space generator (table 7)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from epg.networks.encoder import PATCHES, Encoder
+from epg.networks.layers import DecoderBlock, LayerNorm, init_linear, sinusoidal_embedding
+
+
+class Decoder(nn.Module):
+    """As many adaLN-Zero blocks as the encoder has, each fusing the encoder block opposite it (last one first)."""
+
+    def __init__(
+        self, *, encoder: Encoder, width: int, heads: int, mlp_ratio: float = 4.0
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of the number of heads {heads}")
+        self.patch_size, self.channels, self.width = encoder.patch_size, encoder.channels, width
+        self.grid = encoder.image_size // encoder.patch_size
+        same = encoder.width == width
+        self.from_encoder = nn.Identity() if same else nn.Linear(encoder.width, width)
+        self.blocks = nn.ModuleList(
+            DecoderBlock(width, heads, mlp_ratio, encoder.width) for _ in range(len(encoder.blocks))
+        )
+        self.norm = LayerNorm(width)
+        self.out = nn.Linear(width, encoder.patch_size**2 * encoder.channels)
+        self.apply(init_linear)
+        for zero in [self.out, *(block.modulation for block in self.blocks)]:
+            nn.init.zeros_(zero.weight)
+            nn.init.zeros_(zero.bias)
+
+    def forward(
+        self, x: Tensor, skips: Sequence[Tensor], condition: Tensor, dropout: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """Encoder tokens (N, T, D_e), its blocks' outputs, condition (N, D_e) -> image-shaped output (N, C, H, W).
+
+        `dropout` holds one mask (N, T, D) per block, multiplied with the attention's output.
+        """
+        x = self.from_encoder(x)  # (N, T, D)
+        for i, block in enumerate(self.blocks):
+            x = block(x, skips[-1 - i], condition, None if dropout is None else dropout[i])
+        return self.unpatchify(self.out(self.norm(x)[:, PATCHES]))
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """(N, grid * grid, p1 * p2 * C) -> (N, C, H, W)."""
+        n, g, p = len(patches), self.grid, self.patch_size
+        x = patches.view(n, g, g, p, p, self.channels).permute(0, 5, 1, 3, 2, 4)  # (N, C, g, p1, g, p2)
+        return x.reshape(n, self.channels, g * p, g * p)
+
+
+class EPG(nn.Module):
+    """The network F(x, c(t), labels).
+
+    `num_classes = 0` builds a truly unconditional model: no class embedding exists and labels must be None. Otherwise
+    the embedding has `num_classes + 1` rows, the last of which, `null_class`, means "no class".
+    """
+
+    def __init__(self, encoder: Encoder, *, decoder_width: int, decoder_heads: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.encoder = encoder
+        self.decoder = Decoder(encoder=encoder, width=decoder_width, heads=decoder_heads)
+        self.class_embedding = nn.Embedding(num_classes + 1, encoder.width) if num_classes else None
+        if self.class_embedding is not None:
+            nn.init.normal_(self.class_embedding.weight, std=0.02)
+
+    @property
+    def null_class(self) -> int:
+        """The label that means "no class"."""
+        return self.num_classes
+
+    def forward(
+        self,
+        x: Tensor,
+        time_condition: Tensor,
+        labels: Tensor | None = None,
+        dropout: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """F (N, C, H, W) from scaled inputs x (N, C, H, W), c(t) (N,) and labels (N,) int64 (None: no class)."""
+        classes = self.embed_labels(labels, len(x))
+        tokens, skips = self.encoder(x, time_condition, classes)
+        condition = sinusoidal_embedding(time_condition, self.encoder.width).to(tokens.dtype)  # (N, D_e)
+        if classes is not None:
+            condition = condition + classes.to(tokens.dtype)
+        return self.decoder(tokens, skips, condition, dropout)
+
+    def embed_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
+        """Class embeddings (N, D_e), or None for an unconditional model."""
+        if self.class_embedding is None:
+            if labels is not None:
+                raise ValueError("labels were given to an unconditional model (num_classes = 0)")
+            return None
+        if labels is None:
+            labels = torch.full((n,), self.null_class, device=self.class_embedding.weight.device)
+        return self.class_embedding(labels)

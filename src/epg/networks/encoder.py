@@ -1,0 +1,104 @@
+"""RCM: the ViT encoder of the paper with its pre-training projector (table 8)."""
+
+import torch
+from torch import Tensor, nn
+
+from epg.networks.layers import BatchNorm, EncoderBlock, LayerNorm, init_linear, sinusoidal_embedding
+
+CLS, TIME, PATCHES = 0, 1, slice(2, None)  # places in the token sequence
+
+
+class Encoder(nn.Module):
+    """ViT over the tokens `[CLS, time, patches]`.
+
+    Args:
+        image_size: side of the square input, a multiple of `patch_size`.
+        patch_size: side of a patch.
+        channels: image channels.
+        depth, width, heads: number of blocks, token width, attention heads (`width % heads == 0`).
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        channels: int = 3,
+        depth: int,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"image size {image_size} is not a multiple of the patch size {patch_size}")
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of the number of heads {heads}")
+        self.image_size, self.patch_size, self.channels, self.width = image_size, patch_size, channels, width
+        self.num_tokens = (image_size // patch_size) ** 2 + 2
+        self.patch_embedding = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position_embedding = nn.Parameter(torch.zeros(1, self.num_tokens, width))
+        self.blocks = nn.ModuleList(EncoderBlock(width, heads, mlp_ratio) for _ in range(depth))
+        self.norm = LayerNorm(width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        self.apply(init_linear)
+        nn.init.xavier_uniform_(self.patch_embedding.weight.view(self.width, -1))
+        nn.init.zeros_(self.patch_embedding.bias)
+        nn.init.trunc_normal_(self.position_embedding, std=0.02)
+        nn.init.normal_(self.cls_token, std=1e-6)
+
+    def forward(
+        self, x: Tensor, time_condition: Tensor, class_embedding: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Tokens after the final norm (N, T, D) and the output of every block, first block first.
+
+        x (N, C, H, W) is already scaled by c_in; time_condition (N,) is c(t); class_embedding (N, D) is added to CLS.
+        """
+        n = len(x)
+        patches = self.patch_embedding(x).flatten(2).transpose(1, 2)  # (N, T-2, D)
+        time = sinusoidal_embedding(time_condition, self.width).to(patches.dtype)  # (N, D)
+        cls = self.cls_token.to(patches.dtype).expand(n, -1, -1)  # (N, 1, D)
+        if class_embedding is not None:
+            cls = cls + class_embedding[:, None].to(patches.dtype)
+        x = torch.cat([cls, time[:, None], patches], dim=1) + self.position_embedding.to(patches.dtype)  # (N, T, D)
+        outputs = []
+        for block in self.blocks:
+            x = block(x)
+            outputs.append(x)
+        return self.norm(x), outputs
+
+
+class Projector(nn.Sequential):
+    """Three-layer MLP of the contrastive loss: BatchNorm and ReLU between, no biases, no normalisation at the end."""
+
+    def __init__(self, width: int, hidden: int = 4096, out: int = 256) -> None:
+        super().__init__(
+            nn.Linear(width, hidden, bias=False),
+            BatchNorm(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden, bias=False),
+            BatchNorm(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, out, bias=False),
+        )
+        self.apply(init_linear)
+
+
+class RCM(nn.Module):
+    """Representation consistency model: encoder and projector."""
+
+    def __init__(self, encoder: Encoder, projector: Projector) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+
+    def encode(self, x: Tensor, time_condition: Tensor) -> Tensor:
+        """CLS features (N, D) of scaled inputs x (N, C, H, W) at c(t) (N,)."""
+        return self.encoder(x, time_condition)[0][:, CLS]
+
+    def project(self, features: Tensor) -> Tensor:
+        """Projections (N, 256) of CLS features (N, D); uses batch statistics in training mode."""
+        return self.projector(features)

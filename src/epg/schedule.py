@@ -1,0 +1,120 @@
+"""Noise levels and everything that follows a schedule: pure functions.
+
+Levels are EDM's variance-exploding sigma. Two scales occur: *unshifted* levels, in which the paper states its grids,
+densities and weights, and *shifted* levels, which touch images: `shifted = shift * unshifted` with
+`shift = image_size / 64` (simple diffusion) unless a recipe says otherwise. Functions here are unshifted unless they
+take a `shift`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+SIGMA_MIN = 0.002
+SIGMA_MAX = 80.0
+SIGMA_DATA = 0.5
+RHO = 7.0
+
+
+def karras(n: Tensor | float, num_levels: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+    """Level `n` (0 = noisiest) of the Karras grid with `num_levels` levels, eq. 10, in float64.
+
+    `n` may be any number: beyond `num_levels - 1` the formula is simply continued.
+    """
+    n = torch.as_tensor(n, dtype=torch.float64)
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return (high + n / (num_levels - 1) * (low - high)) ** rho
+
+
+def karras_grid(
+    num_levels: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
+) -> Tensor:
+    """All `num_levels` levels of eq. 10, noisiest first, float64 (num_levels,)."""
+    return karras(torch.arange(num_levels), num_levels, sigma_min, sigma_max, rho)
+
+
+def sampling_grid(
+    steps: int,
+    *,
+    shift: float = 1.0,
+    to_zero: bool = True,
+    sigma_min: float = SIGMA_MIN,
+    sigma_max: float = SIGMA_MAX,
+    rho: float = RHO,
+) -> Tensor:
+    """Shifted levels a sampler walks down: `steps` Karras levels and, with `to_zero`, a final 0. Float64."""
+    sigmas = shift * karras_grid(steps, sigma_min, sigma_max, rho)
+    return torch.cat([sigmas, sigmas.new_zeros(1)]) if to_zero else sigmas
+
+
+def default_shift(image_size: int) -> float:
+    """Simple diffusion's shift of the noise levels, relative to 64x64 images."""
+    return image_size / 64
+
+
+def time_condition(sigma: Tensor) -> Tensor:
+    """c(t) = 1000 ln(t) / 4, from shifted levels."""
+    return 1000 * sigma.log() / 4
+
+
+def input_scale(sigma: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
+    """c_in = 1 / sqrt(t^2 + sigma_data^2), from shifted levels."""
+    return (sigma**2 + sigma_data**2).rsqrt()
+
+
+# Pre-training -------------------------------------------------------------------------------------------------------
+
+
+def num_levels(step: int, total_steps: int, s0: int = 20, s1: int = 1280) -> int:
+    """N(k) of improved consistency training: doubles from `s0` to `s1` over `total_steps`, plus one."""
+    period = total_steps // int(math.log2(s1 // s0) + 1)
+    doublings = step // period if period else 64
+    return min(s0 * 2 ** min(doublings, 64), s1) + 1
+
+
+def tau2(step: int, total_steps: int, tau1: float = 0.1, start: float = 0.2) -> float:
+    """tau2(k), the temperature at sigma_max: falls along a sine from `start` to `tau1` at two thirds of training."""
+    return start + (tau1 - start) * math.sin(math.pi / 2 * min(1.0, 1.5 * step / total_steps))
+
+
+def temperature(
+    sigma: Tensor, tau2: float, tau1: float = 0.1, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX
+) -> Tensor:
+    """tau(t): linear in the unshifted level, `tau1` at sigma_min and `tau2` at sigma_max."""
+    return tau1 + (tau2 - tau1) * (sigma - sigma_min) / (sigma_max - sigma_min)
+
+
+# Diffusion ----------------------------------------------------------------------------------------------------------
+
+
+def lognormal(unit_normal: Tensor, mean: float, std: float) -> Tensor:
+    """ln t ~ N(mean, std^2), from standard normal numbers."""
+    return (mean + std * unit_normal).exp()
+
+
+def nearest_level(sigma: Tensor, grid: Tensor) -> Tensor:
+    """Index of the grid level nearest to each sigma (nearest in sigma, not in ln sigma). `grid` falls. int64."""
+    ascending = grid.flip(0).to(sigma)
+    midpoints = (ascending[1:] + ascending[:-1]) / 2
+    return len(grid) - 1 - torch.searchsorted(midpoints, sigma)
+
+
+def denoising_weight(grid: Tensor, after_last: Tensor) -> Tensor:
+    """lambda = 1 / (t_n - t_{n+1}) for every level of the grid; `after_last` is the formula's next level."""
+    return 1 / (grid - torch.cat([grid[1:], after_last.reshape(1)]))
+
+
+# Consistency --------------------------------------------------------------------------------------------------------
+
+
+def consistency_stage(step: int, delta: int = 1, d: int = 100_000) -> int:
+    """Stage of easy consistency tuning: `delta + step // d`."""
+    return delta + step // d
+
+
+def consistency_target_level(
+    t: Tensor, stage: int, q: float = 2.0, k: float = 8.0, b: float = 1.0, sigma_min: float = SIGMA_MIN
+) -> Tensor:
+    """r(t) = max(t * (1 - (1 + k sigmoid(-b t)) / q^stage), sigma_min): the level of the target (ECT)."""
+    return (t * (1 - (1 + k * torch.sigmoid(-b * t)) / q**stage)).clamp(min=sigma_min)
