@@ -1,0 +1,371 @@
+"""Run configuration: typed, every unknown key an error, YAML in and out.
+
+A *recipe* (`epg/recipes/*.yaml`, or a file of yours) describes data, networks and up to three stages; `run_config`
+resolves it for one stage into a `RunConfig`, which is what a run folder records and what resuming compares. Types are
+checked field by field, ranges and combinations by `problems`, which finds all of them at once.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from epg.errors import UserError
+
+Stage = Literal["pretraining", "diffusion", "consistency"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    source: str = "digits"
+    """`digits` (built in), a folder of images (class folders or flat), or a parquet file or folder."""
+    image_size: int
+    """Side of the square training images in pixels; larger images are centre-cropped (ADM)."""
+    channels: int = 3
+    """1 (grey) or 3 (colour)."""
+    normalization: Literal["imagenet", "symmetric"] = "imagenet"
+    """`imagenet`: (x - mean) / (2 std) with ImageNet's mean and std; `symmetric`: [-1, 1]."""
+    image_column: str | None = None
+    """Column of a parquet file that holds the images; found by itself when there is one."""
+    label_column: str | None = None
+    """Column that holds the labels; found by itself when there is one."""
+    workers: int = 4
+    """Loader processes; small sets are decoded once into memory and need none."""
+
+
+class EncoderConfig(Section):
+    depth: int
+    width: int
+    heads: int
+
+
+class DecoderConfig(Section):
+    width: int
+    heads: int
+
+
+class ModelConfig(Section):
+    patch_size: int
+    """Side of a patch in pixels; the image size must be a multiple of it."""
+    num_classes: int | None = None
+    """Number of classes; 0 builds an unconditional model; none takes the number from the data."""
+    encoder: EncoderConfig
+    """The ViT encoder, shared by both stages."""
+    decoder: DecoderConfig
+    """The decoder; it has as many blocks as the encoder."""
+    mlp_ratio: float = 4.0
+    projector_hidden: int = 4096
+    projector_out: int = 256
+
+
+class NoiseConfig(Section):
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    sigma_data: float = 0.5
+    shift: float | None = None
+    """Factor on every level that touches an image; none is image_size / 64. Images below 32 pixels want 1."""
+
+
+class MocoViewsConfig(Section):
+    kind: Literal["moco_v3"] = "moco_v3"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area of the random crop relative to the image."""
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    """Brightness, contrast, saturation, hue."""
+    jitter_prob: float = 0.8
+    gray: float = 0.2
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """In pixels."""
+    blur_prob: tuple[float, float] = (1.0, 0.1)
+    """Of the first and of the second view."""
+    solarize_prob: tuple[float, float] = (0.0, 0.2)
+    """Of the first and of the second view."""
+
+
+class AffineViewsConfig(Section):
+    kind: Literal["affine"] = "affine"
+    degrees: float = 15.0
+    translate: float = 0.1
+    """Largest shift as a fraction of the side."""
+    scale: tuple[float, float] = (0.85, 1.15)
+    brightness: float = 0.2
+    contrast: float = 0.2
+
+
+class PretrainingConfig(Section):
+    kind: Literal["pretraining"] = "pretraining"
+    contrastive_temperature: float = 0.2
+    tau1: float = 0.1
+    """Temperature of the representation-consistency loss at sigma_min."""
+    tau2: float = 0.2
+    """Its temperature at sigma_max when training starts; set to tau1 for the constant-temperature baseline."""
+    momentum: float = 0.99
+    """EMA decay of the momentum encoder, the target of the contrastive loss."""
+    s0: int = 20
+    s1: int = 1280
+    """N(k) doubles from s0 to s1 over training."""
+    flip: bool = True
+    """Flip the plain image horizontally half of the time."""
+    views: Annotated[MocoViewsConfig | AffineViewsConfig, Field(discriminator="kind")] = MocoViewsConfig()
+
+
+class DiffusionConfig(Section):
+    kind: Literal["diffusion"] = "diffusion"
+    mean: float = -1.2
+    std: float = 1.6
+    """ln t ~ N(mean, std^2)."""
+    levels: int = 1280
+    """The grid that drawn levels are rounded to."""
+    label_dropout: float = 0.1
+    """Probability of training a sample without its label, for guidance."""
+    flip: bool = True
+    """Flip images horizontally half of the time."""
+
+
+class ConsistencyConfig(Section):
+    kind: Literal["consistency"] = "consistency"
+    mean: float = -0.4
+    std: float = 1.6
+    """ln t ~ N(mean, std^2)."""
+    q: float = 2.0
+    k: float = 8.0
+    b: float = 1.0
+    """r(t) = t (1 - (1 + k sigmoid(-b t)) / q^stage)."""
+    delta: int = 1
+    d: int = 100_000
+    """stage = delta + step // d."""
+    c: float = 0.06
+    """Softening constant of the distance."""
+    auxiliary_weight: float = 1.0
+    """Weight of the auxiliary loss from the frozen pre-trained encoder; 0 needs no encoder."""
+    auxiliary_temperature: float = 0.1
+    dropout: float = 0.5
+    """After the attention of each decoder block; online and target pass share the mask."""
+    flip: bool = True
+    """Flip images horizontally half of the time."""
+
+
+class OptimizerConfig(Section):
+    lr: float
+    """Peak learning rate."""
+    lr_batch_size: int | None = None
+    """Batch size at which `lr` is stated: the rate used is scaled linearly to `training.batch_size`. None: as is."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    """Not applied to the position embedding and the CLS token."""
+    warmup_steps: int = 10_000
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: cosine to 0 at the last step, or constant."""
+    lr_steps: list[tuple[int, float]] = []
+    """(step, lr) pairs: from that step on the peak rate is `lr`."""
+    clip: float | None = None
+    """Largest gradient norm; none does not clip."""
+
+
+class TrainingConfig(Section):
+    batch_size: int
+    """Images per step, over all processes and micro-batches."""
+    micro_batch: int | None = None
+    """Images per forward pass of one process; none is batch_size / processes."""
+    steps: int
+    ema: list[float] = [0.9999]
+    """EMA decays kept of the network; the first is the one that samples."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    """torch.compile every transformer block."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    log_every: int = 50
+    preview_every: int = 5_000
+    """Steps between sample grids; 0 is never."""
+    checkpoint_every: int = 5_000
+    keep: int = 2
+    """Checkpoints kept, at least 2."""
+
+
+class SamplingConfig(Section):
+    sampler: Literal["heun", "euler", "edm_stochastic", "euler_ancestral", "one_step", "multistep"] = "heun"
+    steps: int = 32
+    """Levels of the grid; the final step to 0 comes on top."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance; 1 is none."""
+    interval: tuple[float, float] = (0.19, 1.61)
+    """Unshifted levels (low, high] in which guidance acts."""
+
+
+Objective = Annotated[PretrainingConfig | DiffusionConfig | ConsistencyConfig, Field(discriminator="kind")]
+
+
+class RunConfig(Section):
+    """One stage of one recipe, resolved: everything a run depends on."""
+
+    recipe: str
+    """Name of the recipe it came from."""
+    seed: int = 0
+    data: DataConfig
+    model: ModelConfig
+    noise: NoiseConfig = NoiseConfig()
+    objective: Objective
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    sampling: SamplingConfig = SamplingConfig()
+
+    @property
+    def stage(self) -> Stage:
+        return self.objective.kind
+
+    @property
+    def shift(self) -> float:
+        """Factor between unshifted and shifted levels."""
+        return self.data.image_size / 64 if self.noise.shift is None else self.noise.shift
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+# Recipes ------------------------------------------------------------------------------------------------------------
+
+RECIPE_FOLDER = Path(__file__).parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """A recipe's mapping, by name or path, laid over its `base` recipe if it names one."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPE_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"recipe {name!r}: not found. Recipes: {', '.join(recipe_names())}; or the path of a .yaml file."
+        )
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"{path}: a recipe is a mapping of sections")
+    base = recipe.pop("base", None)
+    return merge(read_recipe(base), recipe) if base else recipe
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, mapping by mapping. A mapping with another `kind` replaces the one below."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        same_kind = isinstance(old, Mapping) and isinstance(value, Mapping)
+        if same_kind and value.get("kind", old.get("kind")) == old.get("kind"):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def stages_of(recipe: str) -> list[Stage]:
+    """The stages that a recipe describes."""
+    content = read_recipe(recipe)
+    return [content["objective"]["kind"]] if "objective" in content else [s for s in STAGES if s in content]
+
+
+def run_config(recipe: str, stage: Stage | None = None) -> RunConfig:
+    """The configuration of one stage of a recipe (name or path); None: the only stage it has."""
+    content = read_recipe(recipe)
+    content.pop("description", None)
+    if "objective" not in content:  # a recipe; otherwise the configuration that a run folder records
+        stages = {s: content.pop(s) for s in STAGES if s in content}
+        stage = stage or (next(iter(stages)) if len(stages) == 1 else None)
+        if stage not in stages:
+            raise UserError(f"recipe {recipe!r} has the stages {', '.join(stages)}; it has no {stage!r}")
+        content = merge(content, merge({"objective": {"kind": stage}}, stages[stage]))
+        content.setdefault("recipe", Path(recipe).stem)
+    config = parse(content, recipe)
+    if stage is not None and config.stage != stage:
+        raise UserError(f"{recipe}: a configuration for {config.stage}, not for {stage}")
+    return config
+
+
+def parse(content: Mapping[str, Any], where: str) -> RunConfig:
+    """A RunConfig from plain data; unknown keys and wrong types are listed in one message."""
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UserError(f"{where}: {len(lines)} wrong settings:\n" + "\n".join(lines)) from None
+
+
+def check(config: RunConfig) -> RunConfig:
+    """The same configuration, or one UserError that lists everything wrong with it."""
+    found = list(problems(config))
+    if found:
+        raise UserError("the configuration cannot run:\n" + "\n".join(f"  {p}" for p in found))
+    return config
+
+
+def problems(config: RunConfig) -> Iterator[str]:
+    """Everything out of range or impossible in combination, each with the flag and the cure."""
+    data, model, training, noise = config.data, config.model, config.training, config.noise
+    for flag, value, low in [
+        ("data.image-size", data.image_size, 1),
+        ("data.workers", data.workers, 0),
+        ("model.patch-size", model.patch_size, 1),
+        ("model.num-classes", model.num_classes or 0, 0),
+        ("model.encoder.depth", model.encoder.depth, 1),
+        ("model.encoder.width", model.encoder.width, 1),
+        ("model.encoder.heads", model.encoder.heads, 1),
+        ("model.decoder.width", model.decoder.width, 1),
+        ("model.decoder.heads", model.decoder.heads, 1),
+        ("training.batch-size", training.batch_size, 2 if config.stage != "diffusion" else 1),
+        ("training.steps", training.steps, 1),
+        ("training.log-every", training.log_every, 1),
+        ("training.preview-every", training.preview_every, 0),
+        ("training.checkpoint-every", training.checkpoint_every, 1),
+        ("training.keep", training.keep, 2),
+        ("optimizer.warmup-steps", config.optimizer.warmup_steps, 0),
+        ("sampling.steps", config.sampling.steps, 2),
+    ]:
+        if value < low:
+            yield f"--{flag} {value}: must be at least {low}"
+    if data.channels not in (1, 3):
+        yield f"--data.channels {data.channels}: must be 1 or 3"
+    if data.channels == 1 and data.normalization == "imagenet":
+        yield "--data.normalization imagenet: has three channels; grey images take symmetric"
+    if model.patch_size > 0 and data.image_size % model.patch_size:
+        yield f"--data.image-size {data.image_size}: not a multiple of --model.patch-size {model.patch_size}"
+    for name, tower in (("encoder", model.encoder), ("decoder", model.decoder)):
+        if tower.heads > 0 and tower.width % tower.heads:
+            yield f"--model.{name}.width {tower.width}: not a multiple of --model.{name}.heads {tower.heads}"
+    if training.micro_batch is not None and not 0 < training.micro_batch <= training.batch_size:
+        yield f"--training.micro-batch {training.micro_batch}: must be between 1 and --training.batch-size"
+    if not 0 < noise.sigma_min < noise.sigma_max < math.inf:
+        yield f"--noise.sigma-min {noise.sigma_min}, --noise.sigma-max {noise.sigma_max}: must be 0 < min < max"
+    if not 0 < config.shift < math.inf:
+        yield f"--noise.shift {noise.shift}: must be positive"
+    if not 0 < config.optimizer.lr < math.inf:
+        yield f"--optimizer.lr {config.optimizer.lr}: must be positive"
+    if config.optimizer.clip is not None and not config.optimizer.clip > 0:
+        yield f"--optimizer.clip {config.optimizer.clip}: must be positive, or none"
+    if not all(0 <= decay < 1 for decay in training.ema):
+        yield f"--training.ema {training.ema}: decays must be in [0, 1)"
+    probabilities = {"label_dropout", "dropout"}
+    for name, value in config.objective.model_dump().items():
+        if name in probabilities and not 0 <= value <= 1:
+            yield f"--objective.{name.replace('_', '-')} {value}: a probability, so between 0 and 1"
+    if isinstance(config.objective, ConsistencyConfig) and config.objective.dropout >= 1:
+        yield "--objective.dropout 1: nothing would be left"
+    if isinstance(config.objective, DiffusionConfig) and config.sampling.sampler in ("one_step", "multistep"):
+        yield f"--sampling.sampler {config.sampling.sampler}: for consistency models; diffusion takes heun"
+    if isinstance(config.objective, ConsistencyConfig) and config.sampling.guidance != 1:
+        yield "--sampling.guidance: consistency models are trained without label dropping; leave it at 1"
+    if model.num_classes == 0 and config.sampling.guidance != 1:
+        yield "--sampling.guidance: an unconditional model (--model.num-classes 0) has none; leave it at 1"

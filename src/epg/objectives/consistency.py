@@ -1,0 +1,91 @@
+"""Stage 2 as a consistency model: easy consistency tuning plus an auxiliary loss from the frozen encoder, eq. 9."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from epg import losses, schedule
+from epg.config import ConsistencyConfig, RunConfig
+from epg.data.loader import Batch
+from epg.denoiser import Denoiser
+from epg.networks import EPG, Encoder
+from epg.networks.encoder import CLS
+from epg.objectives.base import Losses, Objective, at_levels, keep_masks, mean_losses
+
+
+class Consistency(Objective):
+    """The online prediction at t follows the same network's prediction at r < t, with the same noise and dropout.
+
+    Args:
+        network: the generator.
+        frozen_encoder: the pre-trained encoder of the auxiliary loss; None leaves that loss out.
+    """
+
+    network: EPG
+
+    def __init__(self, network: EPG, config: RunConfig, frozen_encoder: Encoder | None = None) -> None:
+        super().__init__(config)
+        assert isinstance(config.objective, ConsistencyConfig)
+        self.config = config.objective
+        self.network = network
+        self.frozen_encoder = None if frozen_encoder is None else frozen_encoder.requires_grad_(False)
+        self.denoiser = Denoiser(
+            network, "edm", sigma_min=self.shift * self.noise.sigma_min, sigma_data=self.noise.sigma_data
+        )
+
+    def forward(self, batch: Batch, step: int) -> Losses:
+        draws = self.draws(batch, step)
+        images = self.plain_images(batch, draws, self.config.flip)
+        decoder = self.network.decoder
+        dropout = None
+        if self.config.dropout:
+            shape = (self.network.encoder.num_tokens, decoder.width)
+            dropout = keep_masks(draws, len(decoder.blocks), shape, self.config.dropout)
+        consistency, auxiliary = self.losses(
+            images,
+            batch.labels if self.network.num_classes else None,
+            sigma=schedule.lognormal(draws.normal("level"), self.config.mean, self.config.std),
+            noise=draws.normal("noise", images.shape[1:]),
+            step=step,
+            dropout=dropout,
+        )
+        if auxiliary is None:
+            return mean_losses(consistency=consistency)
+        return mean_losses(consistency=consistency, auxiliary=self.config.auxiliary_weight * auxiliary)
+
+    def losses(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        *,
+        sigma: Tensor,
+        noise: Tensor,
+        step: int,
+        dropout: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Per-sample consistency and auxiliary terms, (N,) each, at unshifted levels `sigma` (N,)."""
+        c = self.config
+        t = sigma.clamp(min=self.noise.sigma_min)
+        stage = schedule.consistency_stage(step, c.delta, c.d)
+        r = schedule.consistency_target_level(t, stage, c.q, c.k, c.b, self.noise.sigma_min)
+        t, r = self.shift * t, self.shift * r
+        online = self.denoiser(at_levels(images, t, noise), t, labels, dropout)
+        with torch.no_grad():
+            target = self.denoiser(at_levels(images, r, noise), r, labels, dropout)
+        distance = t - r
+        weight = torch.where(distance > 0, 1 / distance, 0.0)
+        consistency = losses.consistency(online, target, weight, c.c)
+        return consistency, self.auxiliary(online, images)
+
+    def auxiliary(self, denoised: Tensor, images: Tensor) -> Tensor | None:
+        """NT-Xent between frozen CLS features of denoised and of clean images, both fed at sigma_min. (N,)."""
+        if self.frozen_encoder is None:
+            return None
+        sigma = denoised.new_full((len(denoised),), self.shift * self.noise.sigma_min)
+        scale, condition = schedule.input_scale(sigma, self.noise.sigma_data), schedule.time_condition(sigma)
+        scale = scale.view(-1, 1, 1, 1)
+        with torch.no_grad():
+            clean = self.frozen_encoder(scale * images, condition)[0][:, CLS]
+        features = self.frozen_encoder(scale * denoised, condition)[0][:, CLS]
+        return losses.nt_xent(features, clean, self.config.auxiliary_temperature)

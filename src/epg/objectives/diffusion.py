@@ -1,0 +1,51 @@
+"""Stage 2 as a diffusion model: weighted x-prediction."""
+
+import torch
+from torch import Tensor
+
+from epg import schedule
+from epg.config import DiffusionConfig, RunConfig
+from epg.data.loader import Batch
+from epg.denoiser import Denoiser
+from epg.losses import x_prediction
+from epg.networks import EPG
+from epg.objectives.base import Losses, Objective, at_levels, mean_losses
+
+
+class Diffusion(Objective):
+    """`lambda (D(x_t, t) - x)^2` with t drawn lognormal and rounded to a Karras grid."""
+
+    network: EPG
+    grid: Tensor
+    weights: Tensor
+
+    def __init__(self, network: EPG, config: RunConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config.objective, DiffusionConfig)
+        self.config = config.objective
+        self.network = network
+        self.denoiser = Denoiser(
+            network, "x", sigma_min=self.shift * self.noise.sigma_min, sigma_data=self.noise.sigma_data
+        )
+        levels, options = self.config.levels, (self.noise.sigma_min, self.noise.sigma_max, self.noise.rho)
+        grid = schedule.karras_grid(levels, *options)
+        after_last = schedule.karras(levels, levels, *options)
+        self.register_buffer("grid", grid, persistent=False)
+        self.register_buffer("weights", schedule.denoising_weight(grid, after_last), persistent=False)
+
+    def forward(self, batch: Batch, step: int) -> Losses:
+        draws = self.draws(batch, step)
+        images = self.plain_images(batch, draws, self.config.flip)
+        labels = None
+        if self.network.num_classes:
+            labels = self.dropped_labels(batch.labels, draws, self.network.null_class, self.config.label_dropout)
+        sigma = schedule.lognormal(draws.normal("level"), self.config.mean, self.config.std)
+        noise = draws.normal("noise", images.shape[1:])
+        return mean_losses(denoising=self.losses(images, labels, sigma=sigma, noise=noise))
+
+    def losses(self, images: Tensor, labels: Tensor | None, *, sigma: Tensor, noise: Tensor) -> Tensor:
+        """Per-sample loss (N,) at the grid levels nearest to `sigma` (N,), unshifted."""
+        index = schedule.nearest_level(sigma, self.grid)
+        t = (self.shift * self.grid[index]).to(images.dtype)
+        denoised = self.denoiser(at_levels(images, t, noise), t, labels)
+        return x_prediction(denoised, images, self.weights[index].to(images.dtype))

@@ -1,0 +1,100 @@
+"""Stage 1: representation consistency, eq. 8."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from epg import schedule
+from epg.config import PretrainingConfig, RunConfig
+from epg.data.augment import AffineViews, MocoViews
+from epg.data.loader import Batch
+from epg.losses import nt_xent
+from epg.networks import RCM
+from epg.objectives.base import Losses, Objective, at_levels, mean_losses
+
+
+class Pretraining(Objective):
+    """Contrastive loss between two views of a clean image plus representation consistency along the ODE trajectory."""
+
+    network: RCM
+
+    def __init__(self, network: RCM, config: RunConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config.objective, PretrainingConfig)
+        self.config = config.objective
+        self.network = network
+        self.momentum_network = copy.deepcopy(network).requires_grad_(False)
+        options = self.config.views.model_dump(exclude={"kind"})
+        self.views = (MocoViews if self.config.views.kind == "moco_v3" else AffineViews)(**options)
+
+    def forward(self, batch: Batch, step: int) -> Losses:
+        draws = self.draws(batch, step)
+        images = self.plain_images(batch, draws, self.config.flip)
+        view1, view2 = (
+            self.normalizer.encode_unit(self.views(batch.images, draws.generators(f"view {v}"), v)) for v in (0, 1)
+        )
+        levels = schedule.num_levels(step, self.total_steps, self.config.s0, self.config.s1)
+        contrastive, consistency = self.losses(
+            view1,
+            view2,
+            images,
+            noise=draws.normal("noise", images.shape[1:]),
+            num_levels=levels,
+            index=draws.shared_integer("level", levels - 1),
+            tau2=schedule.tau2(step, self.total_steps, self.config.tau1, self.config.tau2),
+        )
+        return mean_losses(contrastive=contrastive, consistency=consistency)
+
+    def losses(
+        self,
+        view1: Tensor,
+        view2: Tensor,
+        images: Tensor,
+        *,
+        noise: Tensor,
+        num_levels: int,
+        index: int,
+        tau2: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Per-sample contrastive and representation-consistency terms, (N,) each.
+
+        Views, images and noise are (N, C, H, W), in network range. The noisier level is `index` of the Karras grid
+        with `num_levels` levels, the cleaner one follows it; one index for all samples. The same noise serves the
+        trajectory and, at sigma_min, the views.
+        """
+        t_n, t_next = schedule.karras_grid(num_levels, *self._range())[index : index + 2].tolist()
+        x_n, x_next = (at_levels(images, self.shift * t, noise) for t in (t_n, t_next))
+        t_0 = self.shift * self.noise.sigma_min
+        y1, y2 = at_levels(view1, t_0, noise), at_levels(view2, t_0, noise)
+
+        # The encoder treats every sample alone, so clean views and noisy images share one call.
+        sigmas = [t_0, t_0, self.shift * t_n]
+        feature1, feature2, noisy = self._encode(self.network, [y1, y2, x_n], sigmas)
+        with torch.no_grad():
+            (target,) = self._encode(self.network, [x_next], [self.shift * t_next])
+            momentum1, momentum2 = (
+                self.momentum_network.project(f) for f in self._encode(self.momentum_network, [y1, y2], [t_0, t_0])
+            )
+        temperature = self.config.contrastive_temperature
+        contrastive = nt_xent(self.network.project(feature1), momentum2, temperature)
+        contrastive = contrastive + nt_xent(self.network.project(feature2), momentum1, temperature)
+        tau = schedule.temperature(
+            torch.tensor(t_n), tau2, self.config.tau1, self.noise.sigma_min, self.noise.sigma_max
+        )
+        return contrastive, nt_xent(noisy, target, float(tau))
+
+    def _range(self) -> tuple[float, float, float]:
+        return self.noise.sigma_min, self.noise.sigma_max, self.noise.rho
+
+    def _encode(self, network: RCM, inputs: list[Tensor], sigmas: list[float]) -> tuple[Tensor, ...]:
+        """CLS features of several batches, each at one shifted level, in one call."""
+        sigma = torch.cat([x.new_full((len(x),), s) for x, s in zip(inputs, sigmas, strict=True)])
+        scale = schedule.input_scale(sigma, self.noise.sigma_data).view(-1, 1, 1, 1)
+        return network.encode(scale * torch.cat(inputs), schedule.time_condition(sigma)).chunk(len(inputs))
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """The momentum network follows: m <- 0.99 m + 0.01 n. Its batch statistics are its own."""
+        targets, sources = list(self.momentum_network.parameters()), list(self.network.parameters())
+        torch._foreach_lerp_(targets, sources, 1 - self.config.momentum)
