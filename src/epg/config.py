@@ -264,8 +264,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        same_kind = isinstance(old, Mapping) and isinstance(value, Mapping)
-        if same_kind and value.get("kind", old.get("kind")) == old.get("kind"):
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("kind") in (None, old.get("kind")):
             merged[key] = merge(old, value)
         else:
             merged[key] = value

@@ -35,7 +35,7 @@ class OutputError(UserError):
     exit_code = 74
 
 
-class Interrupted(UserError):
+class InterruptedRunError(UserError):
     """The run was asked to stop and saved a checkpoint first."""
 
     exit_code = 75

@@ -48,9 +48,7 @@ def load_rcm(path: str | Path, *, image_size: int, patch_size: int, encoder_head
     return network
 
 
-def load_epg(
-    path: str | Path, *, image_size: int, patch_size: int, encoder_heads: int, decoder_heads: int
-) -> EPG:
+def load_epg(path: str | Path, *, image_size: int, patch_size: int, encoder_heads: int, decoder_heads: int) -> EPG:
     """A generator, from safetensors or a `.pth` state dict."""
     weights = read_state_dict(path)
     classes = weights.get("class_embed.weight")

@@ -7,6 +7,7 @@ like x, so that the caller decides how they are keyed. `watch(i, x, denoised)` i
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ Watch = Callable[[int, Tensor, Tensor], None]
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, watch: Watch | None = None) -> Tensor:
     """First order steps of the PF-ODE dx/dt = (x - D) / t: one evaluation a step."""
     levels = sigmas.tolist()
-    for i, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for i, (t, s) in enumerate(pairwise(levels)):
         denoised = denoise(x, t)
         x = x + (s - t) * (x - denoised) / t
         if watch:
@@ -30,7 +31,7 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, watch: Watch | None = Non
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, watch: Watch | None = None) -> Tensor:
     """Second order steps (EDM, algorithm 1): two evaluations a step, one for the step to 0."""
     levels = sigmas.tolist()
-    for i, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for i, (t, s) in enumerate(pairwise(levels)):
         denoised = denoise(x, t)
         x = _heun_step(denoise, x, denoised, t, s)
         if watch:
@@ -61,7 +62,7 @@ def edm_stochastic(
     """EDM's stochastic sampler (algorithm 2): noise is added before each Heun step inside [s_min, s_max]."""
     levels = sigmas.tolist()
     gamma_max = min(s_churn / (len(levels) - 1), math.sqrt(2) - 1)
-    for i, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for i, (t, s) in enumerate(pairwise(levels)):
         t_hat = t * (1 + gamma_max) if s_min <= t <= s_max else t
         if t_hat > t:
             x = x + math.sqrt(t_hat**2 - t**2) * s_noise * noise(i)
@@ -77,7 +78,7 @@ def euler_ancestral(
 ) -> Tensor:
     """Euler down to sigma_down, then fresh noise up to the next level; `eta = 0` is `euler`."""
     levels = sigmas.tolist()
-    for i, (t, s) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+    for i, (t, s) in enumerate(pairwise(levels)):
         denoised = denoise(x, t)
         up = min(s, eta * math.sqrt(s**2 * (t**2 - s**2) / t**2))
         down = math.sqrt(s**2 - up**2)
@@ -94,9 +95,7 @@ def one_step(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
     return denoise(x, float(sigmas[0]))
 
 
-def multistep(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, watch: Watch | None = None
-) -> Tensor:
+def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, watch: Watch | None = None) -> Tensor:
     """Multi-step consistency sampling: denoise, then noise again to each further level (a final 0 adds nothing)."""
     levels = [s for s in sigmas.tolist() if s > 0]
     for i, t in enumerate(levels):

@@ -19,9 +19,7 @@ def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:
 
 def build_rcm(model: ModelConfig, data: DataConfig) -> RCM:
     """Encoder and projector of stage 1."""
-    return RCM(
-        build_encoder(model, data), Projector(model.encoder.width, model.projector_hidden, model.projector_out)
-    )
+    return RCM(build_encoder(model, data), Projector(model.encoder.width, model.projector_hidden, model.projector_out))
 
 
 def build_epg(model: ModelConfig, data: DataConfig) -> EPG:

@@ -6,15 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from epg.networks.encoder import PATCHES, Encoder
-from epg.networks.layers import DecoderBlock, LayerNorm, init_linear, sinusoidal_embedding
+from epg.networks.layers import DecoderBlock, LayerNorm, init_linear, sinusoidal_embedding, zero_linear
 
 
 class Decoder(nn.Module):
     """As many adaLN-Zero blocks as the encoder has, each fusing the encoder block opposite it (last one first)."""
 
-    def __init__(
-        self, *, encoder: Encoder, width: int, heads: int, mlp_ratio: float = 4.0
-    ) -> None:
+    def __init__(self, *, encoder: Encoder, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of the number of heads {heads}")
@@ -28,9 +26,10 @@ class Decoder(nn.Module):
         self.norm = LayerNorm(width)
         self.out = nn.Linear(width, encoder.patch_size**2 * encoder.channels)
         self.apply(init_linear)
-        for zero in [self.out, *(block.modulation for block in self.blocks)]:
-            nn.init.zeros_(zero.weight)
-            nn.init.zeros_(zero.bias)
+        zero_linear(self.out)
+        for block in self.blocks:
+            assert isinstance(block, DecoderBlock)
+            zero_linear(block.modulation)
 
     def forward(
         self, x: Tensor, skips: Sequence[Tensor], condition: Tensor, dropout: Sequence[Tensor] | None = None

@@ -37,6 +37,8 @@ class Encoder(nn.Module):
         self.image_size, self.patch_size, self.channels, self.width = image_size, patch_size, channels, width
         self.num_tokens = (image_size // patch_size) ** 2 + 2
         self.patch_embedding = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+        assert self.patch_embedding.bias is not None
+        nn.init.zeros_(self.patch_embedding.bias)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.position_embedding = nn.Parameter(torch.zeros(1, self.num_tokens, width))
         self.blocks = nn.ModuleList(EncoderBlock(width, heads, mlp_ratio) for _ in range(depth))
@@ -46,7 +48,6 @@ class Encoder(nn.Module):
     def reset_parameters(self) -> None:
         self.apply(init_linear)
         nn.init.xavier_uniform_(self.patch_embedding.weight.view(self.width, -1))
-        nn.init.zeros_(self.patch_embedding.bias)
         nn.init.trunc_normal_(self.position_embedding, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
 

@@ -145,3 +145,9 @@ def init_linear(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def zero_linear(linear: nn.Linear) -> None:
+    """A linear layer that starts at zero: what it feeds starts as the identity."""
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)

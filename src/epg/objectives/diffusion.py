@@ -1,6 +1,5 @@
 """Stage 2 as a diffusion model: weighted x-prediction."""
 
-import torch
 from torch import Tensor
 
 from epg import schedule

@@ -96,5 +96,6 @@ class Pretraining(Objective):
     @torch.no_grad()
     def after_step(self) -> None:
         """The momentum network follows: m <- 0.99 m + 0.01 n. Its batch statistics are its own."""
-        targets, sources = list(self.momentum_network.parameters()), list(self.network.parameters())
+        targets: list[Tensor] = list(self.momentum_network.parameters())
+        sources: list[Tensor] = list(self.network.parameters())
         torch._foreach_lerp_(targets, sources, 1 - self.config.momentum)

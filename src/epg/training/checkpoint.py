@@ -1,4 +1,4 @@
-"""Checkpoint = a directory of safetensors, `state.json` and, written last, `manifest.json` with sha256 and size of each.
+"""Checkpoint = a directory: safetensors, `state.json` and, written last, `manifest.json` with sha256 and size of each.
 
 Written under a temporary name, synced, renamed, parent synced, and only then are older ones pruned: whenever the
 process dies, the newest complete checkpoint is intact. Loading verifies the manifest; a damaged checkpoint is named
@@ -93,9 +93,7 @@ def newest(folder: Path) -> Checkpoint | None:
         except ArtefactError as error:
             warnings.warn(f"skipping a damaged checkpoint: {error}", stacklevel=2)
     if candidates:
-        raise ArtefactError(
-            f"{folder}: no checkpoint verifies. Restore one, or choose another --out to start afresh."
-        )
+        raise ArtefactError(f"{folder}: no checkpoint verifies. Restore one, or choose another --out to start afresh.")
     return None
 
 

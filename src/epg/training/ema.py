@@ -10,12 +10,16 @@ from epg.networks.layers import full_precision
 
 
 class EMA:
-    """Shadows (at least float32) of a network's parameters, one set per decay: `e <- decay e + (1 - decay) w` after a step."""
+    """Shadows of a network's parameters in at least float32, one set per decay.
+
+    After a step, `e <- decay e + (1 - decay) w`.
+    """
 
     def __init__(self, network: nn.Module, decays: list[float]) -> None:
         self.network = network
         self.shadows = {
-            decay: {name: full_precision(p.detach().clone()) for name, p in network.named_parameters()} for decay in decays
+            decay: {name: full_precision(p.detach().clone()) for name, p in network.named_parameters()}
+            for decay in decays
         }
 
     @torch.no_grad()

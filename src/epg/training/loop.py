@@ -3,6 +3,7 @@
 import contextlib
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from epg.config import RunConfig
 from epg.data.dataset import ImageDataset
 from epg.data.loader import Batch, BatchLoader
 from epg.distributed import all_reduce_sum, rank, world_size
-from epg.errors import ArtefactError, DivergedError, Interrupted
+from epg.errors import ArtefactError, DivergedError, InterruptedRunError
 from epg.objectives.base import Objective
 from epg.training import checkpoint
 from epg.training.ema import EMA
@@ -58,7 +59,7 @@ class Trainer:
 
     Raises:
         DivergedError: the loss or the gradient is not finite. Nothing non-finite is written.
-        Interrupted: SIGTERM or SIGINT came; a checkpoint of the last completed step is on disk.
+        InterruptedRunError: SIGTERM or SIGINT came; a checkpoint of the last completed step is on disk.
     """
 
     def __init__(
@@ -131,7 +132,9 @@ class Trainer:
         parameters = [p for p in self.objective.parameters() if p.requires_grad]
         norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
         self._refuse_non_finite(total, norm)
-        lr = learning_rate(self.step, self.config.training.steps, self.config.optimizer, self.config.training.batch_size)
+        lr = learning_rate(
+            self.step, self.config.training.steps, self.config.optimizer, self.config.training.batch_size
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -162,7 +165,7 @@ class Trainer:
         if self.stop_signal is not None or self.step % training.checkpoint_every == 0 or last:
             self.save()
         if self.stop_signal is not None and not last:
-            raise Interrupted(
+            raise InterruptedRunError(
                 f"stopped by {signal.Signals(self.stop_signal).name} after step {self.step}, which is saved in "
                 f"{self.folder}. Run the same command again to continue."
             )
@@ -230,7 +233,11 @@ class Trainer:
             yield [], None
             return
         terminal = TerminalTracker(self.config.stage, self.config.training.steps, self.step)
-        trackers = [JSONLTracker(self.folder, self.step), TensorBoardTracker(self.folder, self.step), terminal]
+        trackers: list[Tracker] = [
+            JSONLTracker(self.folder, self.step),
+            TensorBoardTracker(self.folder, self.step),
+            terminal,
+        ]
         try:
             yield trackers, terminal
         finally:
@@ -240,22 +247,19 @@ class Trainer:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """SIGTERM and SIGINT ask the loop to save and stop after the step; a second one acts at once."""
-        previous = {}
+        previous: dict[int, Any] = {}
 
         def handle(number: int, frame: FrameType | None) -> None:
             self.stop_signal = number
             signal.signal(number, previous[number])
 
         try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                previous[number] = signal.signal(number, handle)
-        except ValueError:  # not the main thread: signals are somebody else's
-            pass
-        try:
+            if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+                previous |= {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            for n, handler in previous.items():
+                signal.signal(n, handler)
 
 
 def pick_device(name: str) -> torch.device:

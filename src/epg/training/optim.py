@@ -12,7 +12,8 @@ NO_DECAY = ("position_embedding", "cls_token")
 
 def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; no weight decay on the position embedding and the CLS token."""
-    decay, no_decay = [], []
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             (no_decay if name.rsplit(".", 1)[-1] in NO_DECAY else decay).append(parameter)

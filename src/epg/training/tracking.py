@@ -62,21 +62,21 @@ class TensorBoardTracker:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         # purge_step hides what a killed run had logged beyond its checkpoint.
-        self.writer = SummaryWriter(folder / "tensorboard", purge_step=resumed_at + 1)  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(folder / "tensorboard", purge_step=resumed_at + 1)
 
     def log(self, step: int, numbers: Numbers) -> None:
         for name, value in numbers.items():
-            self.writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(name, value, step)
 
     def picture(self, step: int, file: Path) -> None:
         import numpy as np
         from PIL import Image
 
         pixels = np.asarray(Image.open(file).convert("RGB"))
-        self.writer.add_image("samples", pixels, step, dataformats="HWC")  # type: ignore[no-untyped-call]
+        self.writer.add_image("samples", pixels, step, dataformats="HWC")
 
     def close(self) -> None:
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
 
 class TerminalTracker:

@@ -1,0 +1,1 @@
+"""Data: sources of images, their order, loading, normalisation and augmentation."""

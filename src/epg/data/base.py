@@ -1,0 +1,84 @@
+"""What every source of images offers, and the in-memory copy of a small one."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from epg.errors import DataError
+
+
+class NoSplitError(DataError):
+    """The source has no such split; callers may fall back to another."""
+
+
+class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]], ABC):
+    """Map-style images of one size, with labels or without.
+
+    `class_names` is empty and every label is -1 when the source has no labels.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], class_names: tuple[str, ...], image_size: int, channels: int) -> None:
+        self.labels = labels  # (N,) int64
+        self.class_names = class_names
+        self.image_size = image_size
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        """Image (C, H, W) uint8 at exactly `image_size`, and label. Raises DataError for a broken image."""
+
+    @abstractmethod
+    def describe(self, index: int) -> str:
+        """Name one sample for messages: a file path, or `file.parquet row 17`."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Sha256 (hex) of what identifies the data; free of absolute paths, times and listing order."""
+
+    def _digest(self, kind: str, items: Iterable[str | bytes]) -> str:
+        header = f"{kind} {len(self)} {self.image_size} {self.channels}"
+        digest = hashlib.sha256(header.encode())
+        for item in (*self.class_names, *items):
+            data = item.encode(errors="surrogateescape") if isinstance(item, str) else item
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+        return digest.hexdigest()
+
+
+class CachedDataset(ImageDataset):
+    """A data set decoded once and kept in memory as one uint8 tensor `images` (N, C, H, W).
+
+    `on_progress(done, total)` is called now and then while decoding. Raises DataError for a broken image.
+    """
+
+    def __init__(self, dataset: ImageDataset, on_progress: Callable[[int, int], None] | None = None) -> None:
+        super().__init__(dataset.labels, dataset.class_names, dataset.image_size, dataset.channels)
+        self.dataset = dataset
+        total, size = len(dataset), dataset.image_size
+        self.images = torch.empty(total, dataset.channels, size, size, dtype=torch.uint8)
+        pixels = self.images.numpy()
+        for index in range(total):
+            pixels[index] = dataset[index][0]
+            if on_progress and ((index + 1) % 256 == 0 or index + 1 == total):
+                on_progress(index + 1, total)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        return self.images[index].numpy(), int(self.labels[index])
+
+    def describe(self, index: int) -> str:
+        return self.dataset.describe(index)
+
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint()

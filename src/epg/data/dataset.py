@@ -1,0 +1,65 @@
+"""One door to every source of images: `open_dataset`."""
+
+from pathlib import Path
+
+from epg.data.base import CachedDataset, ImageDataset, NoSplitError
+from epg.errors import DataError, UserError
+
+__all__ = ["CachedDataset", "ImageDataset", "NoSplitError", "open_dataset"]
+
+
+def open_dataset(
+    source: str | Path,
+    *,
+    image_size: int,
+    channels: int = 3,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ImageDataset:
+    """Open "digits", a folder of images, a `.parquet` file or a folder of them, as images of `image_size`.
+
+    `channels` is 1 or 3; `split` is train, test, validation or val. The columns are for parquet files only.
+    Raises NoSplitError when the source has no such split, UserError or DataError for anything else that is wrong.
+    """
+    if image_size < 1:
+        raise UserError(f"--data.image-size {image_size}: must be at least 1")
+    if channels not in (1, 3):
+        raise UserError(f"--data.channels {channels}: choose 1 (grey) or 3 (colour)")
+    given = {"--data.image-column": image_column, "--data.label-column": label_column}
+    flags = [flag for flag, value in given.items() if value is not None]
+    if source == "digits":
+        from epg.data.digits import DigitsDataset
+
+        _refuse_columns(flags, "digits")
+        return DigitsDataset(image_size=image_size, channels=channels, split=split)
+
+    from epg.data.folder import FolderDataset, pick_split
+    from epg.data.parquet import ParquetDataset, check_unsplit, find_parquet, list_parquet
+
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix.lower() == ".parquet":
+        files = check_unsplit(path, split, [path])
+    elif path.is_dir():
+        files = find_parquet(path, split)
+        if not files:
+            path = pick_split(path, split)
+            files = list_parquet(path)
+    else:
+        problem = "is neither a folder nor a .parquet file" if path.exists() else "does not exist"
+        raise DataError(f"--data.source {source}: {problem}; give a folder of images, a .parquet file, or digits")
+    if files:
+        return ParquetDataset(
+            files,
+            image_size=image_size,
+            channels=channels,
+            image_column=image_column,
+            label_column=label_column,
+        )
+    _refuse_columns(flags, str(source))
+    return FolderDataset(path, image_size=image_size, channels=channels)
+
+
+def _refuse_columns(flags: list[str], source: str) -> None:
+    if flags:
+        raise UserError(f"{' and '.join(flags)} can only be used with parquet files, not with {source}")

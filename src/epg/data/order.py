@@ -1,0 +1,68 @@
+"""The order in which an endless stream visits the data: a pure function of (seed, position)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epg.errors import DataError
+
+Words = NDArray[np.uint64]
+
+ROUNDS = 12  # with 6, the permutations of ten samples are visibly not uniform
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix64(x: Words) -> Words:
+    """Scramble 64-bit words bijectively (the finaliser of splitmix64); returns a new array."""
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+class EpochOrder:
+    """A fresh permutation of `length` samples in every epoch, evaluated anywhere in O(1) time and memory.
+
+    A Feistel network keyed by (seed, epoch) permutes the smallest power of four that holds `length`; cycle walking
+    (apply it again until the result is < length) restricts that permutation to the samples.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        if not 1 <= length <= 2**62:
+            raise DataError(f"a data set must have between 1 and 2^62 images, this one has {length}")
+        self.length = length
+        self.seed = seed
+        self.half_bits = max(1, ((length - 1).bit_length() + 1) // 2)
+
+    def indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Dataset indices (same shape, int64) at `positions` >= 0 of the endless stream."""
+        flat = np.asarray(positions, dtype=np.int64).reshape(-1)
+        if flat.size == 0:
+            return np.empty(np.shape(positions), np.int64)
+        assert flat.min() >= 0, "stream positions start at 0"
+        epochs, offsets = np.divmod(flat, np.int64(self.length))
+        if epochs[0] == epochs.max() == epochs.min():
+            epochs = epochs[:1]  # one set of round keys serves all positions
+        keys = self._round_keys(epochs.astype(np.uint64))
+        values = self._permute(offsets.astype(np.uint64), keys)
+        outside = np.flatnonzero(values >= self.length)
+        while outside.size:
+            values[outside] = self._permute(values[outside], keys if keys.shape[1] == 1 else keys[:, outside])
+            outside = outside[values[outside] >= self.length]
+        return values.astype(np.int64).reshape(np.shape(positions))
+
+    def _round_keys(self, epochs: Words) -> Words:
+        """(ROUNDS, E) keys for E epochs."""
+        seed = mix64(np.array([self.seed % 2**64], np.uint64) + GOLDEN)
+        rounds = np.arange(1, ROUNDS + 1, dtype=np.uint64)[:, None]
+        return mix64(mix64(seed + GOLDEN * (epochs + np.uint64(1))) + GOLDEN * rounds)
+
+    def _permute(self, values: Words, keys: Words) -> Words:
+        """One pass of the Feistel network over [0, 4^half_bits)."""
+        half = np.uint64(self.half_bits)
+        mask = np.uint64(2**self.half_bits - 1)
+        left, right = values >> half, values & mask
+        for key in keys:
+            left, right = right, left ^ (mix64(right ^ key) & mask)
+        return (left << half) | right
