@@ -1,0 +1,159 @@
+"""Global batches: the same samples in the same order however they are divided."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from epg.data.base import CachedDataset, ImageDataset
+from epg.data.digits import DigitsDataset
+from epg.data.loader import Batch, BatchLoader
+from epg.data.order import EpochOrder
+from epg.errors import DataError, UserError
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return DigitsDataset(image_size=8, channels=1, split="test")
+
+
+def stream(dataset, steps=STEPS, **options):
+    """The first global batches of all ranks, put together again: (steps * batch) images, labels, indices."""
+    world = options.pop("world_size", 1)
+    loaders = [
+        iter(BatchLoader(dataset, batch_size=24, seed=4, rank=rank, world_size=world, **options))
+        for rank in range(world)
+    ]
+    batches = [batch for _ in range(steps) for loader in loaders for batch in next(loader)]
+    assert [batch.first for batch in batches] == [
+        first for _ in range(steps) for first in range(0, 24, len(batches[0]))
+    ]
+    return [torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels", "indices")]
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_one_step_is_the_stretch_of_the_stream_that_belongs_to_it(digits):
+    images, labels, indices = stream(digits)
+    assert images.dtype == torch.uint8
+    assert labels.dtype == indices.dtype == torch.int64
+    expected = EpochOrder(len(digits), 4).indices(np.arange(STEPS * 24))
+    assert indices.tolist() == expected.tolist()
+    for image, label, index in zip(images, labels, indices, strict=True):
+        pixels, true_label = digits[int(index)]
+        assert np.array_equal(image.numpy(), pixels)
+        assert label == true_label
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_ranks_and_micro_batches_change_nothing(digits, world_size, micro_batch):
+    assert_same(stream(digits, world_size=world_size, micro_batch=micro_batch), stream(digits))
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, None), (1, 8), (2, 4)])
+def test_workers_change_nothing(digits, world_size, micro_batch):
+    result = stream(digits, world_size=world_size, micro_batch=micro_batch, workers=2)
+    assert_same(result, stream(digits))
+
+
+def test_a_cached_dataset_gives_the_same_and_never_starts_workers(digits):
+    cached = CachedDataset(digits)
+    loader = BatchLoader(cached, batch_size=24, seed=4, workers=2)
+    assert loader.workers == 0
+    assert_same(stream(cached), stream(digits))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_starting_late_gives_the_rest_of_the_stream(digits, workers):
+    whole = stream(digits, steps=20)  # into the second epoch
+    late = stream(digits, steps=3, start_step=17, workers=workers)
+    assert_same(late, [part[17 * 24 :] for part in whole])
+
+
+def test_each_epoch_visits_every_sample_once(digits):
+    _, _, indices = stream(digits, steps=2 * len(digits) // 24 + 1)
+    for epoch in range(2):
+        part = indices[epoch * len(digits) : (epoch + 1) * len(digits)]
+        assert part.sort().values.tolist() == list(range(len(digits)))
+
+
+def test_the_global_generator_is_not_touched(digits):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    next(iter(BatchLoader(digits, batch_size=4, seed=0, workers=1)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seeds_differ(digits):
+    first, second = (next(iter(BatchLoader(digits, batch_size=24, seed=s)))[0].indices for s in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_sizes_that_do_not_divide_name_their_flag(digits):
+    with pytest.raises(UserError, match=r"--training.batch-size 10: .* 4 processes"):
+        BatchLoader(digits, batch_size=10, seed=0, world_size=4)
+    with pytest.raises(UserError, match=r"--training.micro-batch 3: .*4 samples"):
+        BatchLoader(digits, batch_size=8, seed=0, world_size=2, micro_batch=3)
+
+
+def test_batches_move_and_have_a_length():
+    batch = Batch(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.zeros(3), torch.arange(3), first=6)
+    moved = batch.to("meta")
+    assert len(moved) == 3
+    assert moved.first == 6
+    assert {moved.images.device.type, moved.labels.device.type, moved.indices.device.type} == {"meta"}
+
+
+class Faulty(ImageDataset):
+    """Sixteen images that fail to load in the given way."""
+
+    def __init__(self, how):
+        super().__init__(np.zeros(16, np.int64), ("a",), 2, 1)
+        self.how = how
+
+    def __getitem__(self, index):
+        self.how()
+        return np.zeros((1, 2, 2), np.uint8), 0
+
+    def describe(self, index):
+        return f"sample {index}"
+
+    def fingerprint(self):
+        return ""
+
+
+def broken_image():
+    raise DataError("cat.png: cannot decode")
+
+
+def die():
+    import os
+
+    os._exit(1)
+
+
+def hang():
+    import time
+
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_of_the_data_arrive_unchanged(workers):
+    with pytest.raises(DataError) as caught:
+        next(iter(BatchLoader(Faulty(broken_image), batch_size=2, seed=0, workers=workers)))
+    assert str(caught.value) == "cat.png: cannot decode"
+
+
+@pytest.mark.parametrize("how", [die, hang])
+def test_a_dead_or_hanging_worker_is_an_error_that_names_step_and_sample(how):
+    loader = BatchLoader(Faulty(how), batch_size=2, seed=0, start_step=7, workers=1, timeout_s=2)
+    with pytest.raises(DataError, match=r"loading step 7 \(from sample \d+\) failed.*--data.workers"):
+        list(islice(loader, 3))
