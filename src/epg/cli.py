@@ -237,22 +237,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(version("epg"))
         return 0
-    verb, rest = arguments[0], arguments[1:]
     try:
-        if verb not in VERBS:
-            close = difflib.get_close_matches(verb, VERBS, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise UserError(f"{verb!r} is no command{hint} Commands: {', '.join(VERBS)}")
-        options_type, function = VERBS[verb]
-        if verb in TAKES_OVERRIDES:
-            options, overrides = parse_with_overrides(verb, options_type, rest)
-        else:
-            options, overrides = tyro.cli(options_type, args=rest, prog=f"epg {verb}"), []
+        function, options, overrides = parse(arguments)
         function(options, overrides)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def parse(arguments: list[str]) -> tuple[Callable[[Any, list[str]], None], Any, list[str]]:
+    """What to call for a command line: the verb's function, its options, and the flags left for the recipe."""
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        raise UserError(f"{verb!r} is no command{hint} Commands: {', '.join(VERBS)}")
+    options_type, function = VERBS[verb]
+    if verb not in TAKES_OVERRIDES:
+        return function, tyro.cli(options_type, args=rest, prog=f"epg {verb}"), []
+    options, overrides = parse_with_overrides(verb, options_type, rest)
+    return function, options, overrides
 
 
 def parse_with_overrides(verb: str, options_type: type, rest: list[str]) -> tuple[Any, list[str]]:

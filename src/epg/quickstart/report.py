@@ -172,9 +172,9 @@ def introduction(result: StudyResult) -> str:
     return html.escape(
         f"{result.images:,} images of {result.image_size}x{result.image_size} pixels ({classes}) from {result.data}. "
         f"A ViT encoder was pre-trained on them by self-supervision for {steps['pretraining']:,} steps, then "
-        f"fine-tuned with a new decoder as a diffusion model and as a one-step consistency model. The last "
-        f"row of the models is the diffusion model with the same number of fine-tuning steps and a random encoder. The pre-training's time "
-        f"comes on top of the pre-trained ones. Everything took {result.seconds / 60:.1f} minutes "
+        "fine-tuned with a new decoder as a diffusion model and as a one-step consistency model. The diffusion model "
+        "from scratch has the same number of fine-tuning steps and a random encoder; the pre-training's time comes on top for the "
+        f"others. Everything took {result.seconds / 60:.1f} minutes "
         f"({result.threads} threads, torch {result.torch}, seed {result.seed})."
     )
 
