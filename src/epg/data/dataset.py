@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from epg.data.base import CachedDataset, ImageDataset, NoSplitError
+from epg.data.splits import SPLIT_NAMES
+from epg.data.store import is_store
 from epg.errors import DataError, UserError
 
 __all__ = ["CachedDataset", "ImageDataset", "NoSplitError", "open_dataset"]
@@ -17,9 +19,9 @@ def open_dataset(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> ImageDataset:
-    """Open "digits", a folder of images, a `.parquet` file or a folder of them, as images of `image_size`.
+    """Open "digits", a prepared set, a folder of images, a `.parquet` file or a folder of them.
 
-    `channels` is 1 or 3; `split` is train, test, validation or val. The columns are for parquet files only.
+    Images come out at `image_size`; `channels` is 1 or 3; `split` is train, test, validation or val. The columns are for parquet files only.
     Raises NoSplitError when the source has no such split, UserError or DataError for anything else that is wrong.
     """
     if image_size < 1:
@@ -38,6 +40,11 @@ def open_dataset(
     from epg.data.parquet import ParquetDataset, check_unsplit, find_parquet, list_parquet
 
     path = Path(source).expanduser()
+    if (store := find_store(path, split)) is not None:
+        from epg.data.stored import StoredDataset
+
+        _refuse_columns(flags, str(source))
+        return StoredDataset(store, image_size=image_size, channels=channels, split=split)
     if path.is_file() and path.suffix.lower() == ".parquet":
         files = check_unsplit(path, split, [path])
     elif path.is_dir():
@@ -47,7 +54,10 @@ def open_dataset(
             files = list_parquet(path)
     else:
         problem = "is neither a folder nor a .parquet file" if path.exists() else "does not exist"
-        raise DataError(f"--data.source {source}: {problem}; give a folder of images, a .parquet file, or digits")
+        raise DataError(
+            f"--data.source {source}: {problem}; give a prepared set, a folder of images, a .parquet file, or digits. "
+            "Archives, Hub names and s3:// addresses are prepared first: epg prepare SOURCE FOLDER --image-size SIZE"
+        )
     if files:
         return ParquetDataset(
             files,
@@ -58,6 +68,13 @@ def open_dataset(
         )
     _refuse_columns(flags, str(source))
     return FolderDataset(path, image_size=image_size, channels=channels)
+
+
+def find_store(path: Path, split: str) -> Path | None:
+    """The prepared set in a folder, or in its sub-folder for `split`; None where it is no prepared set."""
+    if is_store(path):
+        return path
+    return next((path / name for name in SPLIT_NAMES.get(split, ()) if is_store(path / name)), None)
 
 
 def _refuse_columns(flags: list[str], source: str) -> None:

@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,29 @@ from epg.errors import DataError
 # e.g. PostScript, which starts an external program, away from data that nobody has checked.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-MAX_PIXELS = 2**26  # an RGB image of this size takes 192 MiB
+MAX_PIXELS = 2**26  # decoding and scaling take 7 bytes per pixel
+# Beyond this, an image must hold real detail: a file of a few kilobytes that declares a huge size is a bomb.
+FREE_PIXELS = 27_000_000
+MIN_BYTES_PER_PIXEL = 1 / 32
+ORIENTATION = 0x0112
+ROWS = 256  # of a strip, where an image is converted piece by piece to save memory
 
 
-def center_crop_adm(image: Image.Image, size: int) -> Image.Image:
-    """Scale the short side to `size` and cut the centre square, as ADM's data preparation does.
+@dataclass(frozen=True)
+class Origin:
+    """What an encoded image was before it was made opaque, upright and 8-bit."""
 
-    Raises DataError for an image so elongated that scaling its short side would exceed `MAX_PIXELS`.
+    width: int
+    height: int
+    format: str
+    plain: bool
+    """Already opaque, upright, 8-bit RGB or grey: its file can be used as it is."""
+
+
+def resize_short_side(image: Image.Image, size: int) -> Image.Image:
+    """Scale the short side to `size` as ADM does: halve with a box filter while possible, then bicubic.
+
+    Raises DataError for an image so elongated that this would exceed `MAX_PIXELS`.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -29,8 +46,16 @@ def center_crop_adm(image: Image.Image, size: int) -> Image.Image:
     width, height = round(image.width * scale), round(image.height * scale)
     if width * height > MAX_PIXELS:
         raise DataError(f"{image.width}x{image.height} pixels is too elongated to be scaled to {size}")
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def center_crop_adm(image: Image.Image, size: int) -> Image.Image:
+    """Scale the short side to `size` and cut the centre square, as ADM's data preparation does.
+
+    Raises DataError for an image so elongated that scaling its short side would exceed `MAX_PIXELS`.
+    """
+    image = resize_short_side(image, size)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
@@ -46,18 +71,43 @@ def decode_image(
     assert channels in (1, 3), channels
     name = name or ("image" if isinstance(source, bytes) else str(source))
     try:
-        with Image.open(_readable(source), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{image.width}x{image.height} pixels are more than the limit of {MAX_PIXELS}")
-            flat = _flatten(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
-        array = np.asarray(center_crop_adm(flat, image_size), dtype=np.uint8)
+        array = np.asarray(center_crop_adm(open_flat(source, channels)[0], image_size), dtype=np.uint8)
     except Exception as error:  # decoders meet arbitrary bytes and raise nearly every exception class there is
         raise DataError(f"{name}: cannot decode this image: {error}. Replace it or remove it.") from error
     return np.ascontiguousarray(array.reshape(image_size, image_size, channels).transpose(2, 0, 1))
 
 
-def _readable(source: bytes | str | Path) -> io.BytesIO | str | Path:
-    """Refuse what is empty or would block (a pipe, a device) before Pillow opens it."""
+def open_flat(source: bytes | str | Path, channels: int, background: str = "white") -> tuple[Image.Image, Origin]:
+    """The image as opaque, upright 8-bit RGB (channels = 3) or luminance (1), of its first frame, and its origin.
+
+    Raises DataError for a file that is empty, not regular or of too many pixels, and whatever decoders raise.
+    """
+    size, stream = _readable(source)
+    with Image.open(stream, formats=FORMATS) as image:
+        pixels = image.width * image.height
+        if pixels > MAX_PIXELS:
+            raise DataError(f"{image.width}x{image.height} pixels are more than the limit of {MAX_PIXELS}")
+        if pixels > FREE_PIXELS and size < pixels * MIN_BYTES_PER_PIXEL:
+            raise DataError(f"{image.width}x{image.height} pixels in a file of only {size} bytes: a decompression bomb")
+        image.load()
+        turned = _orientation(image) != 1
+        plain = image.mode in ("RGB", "L") and not turned and not image.has_transparency_data
+        origin = Origin(image.width, image.height, image.format or "", plain)
+        upright = ImageOps.exif_transpose(image) if turned else image
+        flat = _flatten(upright, "L" if channels == 1 else "RGB", background)
+        return flat, origin
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 (upright) where there is none that can be read."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # broken metadata of a picture that is fine; the EXIF parser raises many classes
+        return 1
+
+
+def _readable(source: bytes | str | Path) -> tuple[int, io.BytesIO | str | Path]:
+    """The size in bytes; refuses what is empty or would block (a pipe, a device) before Pillow opens it."""
     if isinstance(source, bytes):
         size = len(source)
     else:
@@ -67,20 +117,34 @@ def _readable(source: bytes | str | Path) -> io.BytesIO | str | Path:
         size = status.st_size
     if size == 0:
         raise DataError("it is empty (0 bytes)")
-    return io.BytesIO(source) if isinstance(source, bytes) else source
+    return size, io.BytesIO(source) if isinstance(source, bytes) else source
 
 
-def _flatten(image: Image.Image, mode: str) -> Image.Image:
+def _flatten(image: Image.Image, mode: str, background: str = "white") -> Image.Image:
     """Convert any Pillow mode to opaque 8-bit `mode` ("L" or "RGB")."""
+    if image.mode == mode and not image.has_transparency_data:
+        return image
     if image.mode == "F":
         raise DataError("32-bit float pixels have no known range; store it with 8 or 16 bits")
     if image.mode.startswith("I"):  # Pillow's own conversion of 16-bit and 32-bit integers clips instead of scaling
-        values = np.asarray(image).astype(np.float64)
+        image = _eight_bits(image)
+    if not image.has_transparency_data:
+        return image.convert(mode)
+    flat = Image.new(mode, image.size)
+    for top in range(0, image.height, ROWS):
+        strip = image.crop((0, top, image.width, min(top + ROWS, image.height))).convert("RGBA")
+        opaque = Image.new("RGBA", strip.size, background)
+        opaque.alpha_composite(strip)
+        flat.paste(opaque.convert("RGB").convert(mode), (0, top))
+    return flat
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A 16-bit image scaled to 8 bits; 32-bit ones are taken where their values fit 16."""
+    flat = Image.new("L", image.size)
+    for top in range(0, image.height, ROWS):
+        values = np.asarray(image.crop((0, top, image.width, min(top + ROWS, image.height)))).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise DataError("32-bit integer pixels have no known range; store it with 8 or 16 bits")
-        image = Image.fromarray(np.round(values / 257).astype(np.uint8))
-    if image.has_transparency_data:
-        opaque = Image.new("RGBA", image.size, "white")
-        opaque.alpha_composite(image.convert("RGBA"))
-        image = opaque.convert("RGB")
-    return image.convert(mode)
+        flat.paste(Image.fromarray(((values + 128) // 257).astype(np.uint8)), (0, top))
+    return flat

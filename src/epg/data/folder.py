@@ -9,16 +9,8 @@ from numpy.typing import NDArray
 
 from epg.data.base import ImageDataset, NoSplitError
 from epg.data.decode import EXTENSIONS, decode_image
+from epg.data.splits import ALL_SPLITS, SPLIT_NAMES
 from epg.errors import DataError
-
-# Spellings tried in this order for each split; "test" falls back to a validation set, as ImageNet has no other.
-SPLIT_NAMES = {
-    "train": ("train",),
-    "test": ("test", "validation", "val"),
-    "validation": ("validation", "val"),
-    "val": ("val", "validation"),
-}
-ALL_SPLITS = ("train", "test", "validation", "val")
 
 
 class FolderDataset(ImageDataset):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from epg.data.base import ImageDataset, NoSplitError
 from epg.data.decode import decode_image
-from epg.data.folder import SPLIT_NAMES
+from epg.data.splits import SPLIT_NAMES
 from epg.errors import DataError
 
 if TYPE_CHECKING:

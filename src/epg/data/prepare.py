@@ -1,0 +1,266 @@
+"""`epg prepare`: from a source of any images to a prepared set (see store.py), resumable at every shard."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from epg.data.encode import PixelOptions
+from epg.data.finish import finish
+from epg.data.pool import run_jobs
+from epg.data.shards import PARTS, ShardJob, build_shard, part_files, write_durably
+from epg.data.sources.base import Source, SourceOptions
+from epg.data.sources.open import open_source
+from epg.data.sources.remote import is_remote, public_name
+from epg.data.store import MANIFEST, SHARDS, read_manifest
+from epg.errors import DataError, OutputError, RunLockedError, UserError
+
+PLAN = "plan.json"
+SHARD_BYTES = 2**29  # of uncompressed pixels
+MAX_SHARD_ITEMS = 16_384
+DEFAULT_OPTIONS = SourceOptions()
+Progress = Callable[[int, int], None]
+"""Called with how many images were worked on since the last call, and how many there are in all."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a preparation ended with."""
+
+    folder: Path
+    manifest: dict[str, Any] | None
+    """None: this machine's part is done, others are not."""
+    already: bool
+    """It was finished before."""
+
+
+def prepare(
+    source: str,
+    folder: Path,
+    pixels: PixelOptions,
+    *,
+    options: SourceOptions = DEFAULT_OPTIONS,
+    on_error: Literal["skip", "fail"] = "skip",
+    workers: int = 0,
+    shard: tuple[int, int] = (1, 1),
+    progress: Progress | None = None,
+) -> Prepared:
+    """Prepare `source` (see `open_source`) into `folder`; continue an interrupted preparation; do nothing if finished.
+
+    Args:
+        on_error: with "fail", images that cannot be used end in a DataError once all are known.
+        workers: processes; 0 works in this one.
+        shard: (i, n): do the i-th of n parts, from 1, of a folder that n machines share.
+
+    Raises UserError for other settings than the folder was begun with, RunLockedError while another process works on
+    it, OutputError where it cannot be written (what is done stays done).
+    """
+    check_options(pixels, workers, shard)
+    if (done := finished(folder, source, pixels, options)) is not None:
+        return done
+    opened = open_source(source, options)
+    try:
+        with locked(folder, shard):
+            if (done := finished(folder, source, pixels, options)) is not None:
+                return done
+            plan = claim(folder, make_plan(source, opened, pixels, options))
+            _build_missing(opened, ShardJob(folder, plan["items_per_shard"], pixels), workers, shard, progress)
+            if not all(part_files(folder, number)[1].exists() for number in range(_shards(plan))):
+                return Prepared(folder, None, already=False)
+            with exclusive(folder / "finish.lock"):  # of several machines one finishes
+                if (done := finished(folder, source, pixels, options)) is not None:
+                    return done
+                manifest = finish(folder, opened, plan, on_error)
+                clean(folder)
+            return Prepared(folder, manifest, already=False)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be written: {error.strerror or error}. What is done is kept: make room (about "
+            f"{_still_needed(folder)}), then run the same command again"
+        ) from error
+
+
+def _build_missing(
+    source: Source, job: ShardJob, workers: int, shard: tuple[int, int], progress: Progress | None
+) -> None:
+    """Build the shards of one machine's part that are not there yet."""
+    count, (mine, machines) = len(source), shard
+    ours = range(mine - 1, -(-count // job.items_per_shard), machines)
+    missing = [number for number in ours if not part_files(job.folder, number)[1].exists()]
+    sizes = {number: min(job.items_per_shard, count - number * job.items_per_shard) for number in ours}
+    total = sum(sizes.values())
+
+    def report(items: int) -> None:
+        if progress is not None:
+            progress(items, total)
+
+    report(total - sum(sizes[number] for number in missing))
+    run_jobs(partial(_build, source, job), missing, min(workers, len(missing)), report)
+
+
+def _shards(plan: dict[str, Any]) -> int:
+    return int(-(-plan["images"] // plan["items_per_shard"]))
+
+
+def _build(source: Source, job: ShardJob, number: int, crashed: dict[int, str], on_item: Callable[[int], None]) -> None:
+    build_shard(source, job, number, crashed, on_item)
+
+
+def check_options(pixels: PixelOptions, workers: int, shard: tuple[int, int]) -> None:
+    """Raises UserError for settings out of range."""
+    from PIL import ImageColor
+
+    if not 1 <= pixels.image_size <= 4096:
+        raise UserError(f"--image-size {pixels.image_size}: must be between 1 and 4096")
+    if pixels.channels not in (1, 3):
+        raise UserError(f"--channels {pixels.channels}: choose 1 (grey) or 3 (colour)")
+    if workers < 0:
+        raise UserError(f"--workers {workers}: must be at least 0")
+    if not 1 <= shard[0] <= shard[1]:
+        raise UserError(f"--shard {shard[0]}/{shard[1]}: must be I/N with I from 1 to N")
+    try:
+        ImageColor.getrgb(pixels.background)
+    except ValueError:
+        raise UserError(f"--background {pixels.background}: no colour; give a name such as white, or #rrggbb") from None
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n"."""
+    first, _, last = text.partition("/")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise UserError(f"--shard {text}: must be I/N, such as 1/4")
+    return int(first), int(last)
+
+
+def make_plan(address: str, source: Source, pixels: PixelOptions, options: SourceOptions) -> dict[str, Any]:
+    """Everything that the bytes of a store depend on."""
+    count = len(source)
+    by_size = SHARD_BYTES // (pixels.channels * pixels.image_size**2)
+    even = max(16, -(-count // 64))  # small sets are cut into enough pieces for many processes
+    return {
+        **settings(address, pixels, options),
+        "kind": source.kind,
+        "images": count,
+        "listing": source.digest(),
+        "items_per_shard": max(16, min(by_size, MAX_SHARD_ITEMS, even)),
+        "epg": version("epg"),
+    }
+
+
+def settings(address: str, pixels: PixelOptions, options: SourceOptions) -> dict[str, Any]:
+    """What the user chose; the source by name only, as a path says where somebody keeps things."""
+    name = public_name(address) if is_remote(address) else _local_name(address)
+    return {"source": name, "pixels": asdict(pixels), "options": asdict(options)}
+
+
+def _local_name(address: str) -> str:
+    path = Path(address).expanduser()
+    return path.resolve().name if os.path.lexists(path) or path.is_absolute() else address
+
+
+def claim(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Record the plan in a new folder, or compare it with the one that its preparation began with."""
+    for name in (SHARDS, PARTS):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    path = folder / PLAN
+    if not path.exists():
+        write_durably(path, json.dumps(plan, indent=1).encode())
+    recorded = _read_plan(path)
+    refuse_changes(recorded, plan, folder)
+    if recorded["listing"] != plan["listing"]:
+        raise UserError(
+            f"{folder}: {plan['source']} has changed since this preparation began ({recorded['images']} images then, "
+            f"{plan['images']} now; or other names, sizes or labels). Delete the folder to begin again"
+        )
+    return recorded
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads(path.read_bytes())
+        assert {"source", "pixels", "options", "listing", "items_per_shard"} <= plan.keys()
+    except (ValueError, AttributeError, AssertionError) as error:
+        raise DataError(f"{path} is damaged; delete the folder and prepare again") from error
+    return dict(plan)
+
+
+def refuse_changes(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    """Raises UserError listing every setting, old -> new, that differs."""
+    pairs = [("source", old["source"], new["source"])]
+    for group in ("pixels", "options"):
+        pairs += [(name, old[group].get(name), value) for name, value in new[group].items()]
+    changed = [f"  {name}: {before} -> {after}" for name, before, after in pairs if before != after]
+    if changed:
+        raise UserError(
+            f"{folder}: was begun with other settings:\n" + "\n".join(changed) + "\nChoose another folder, or delete it"
+        )
+
+
+def finished(folder: Path, address: str, pixels: PixelOptions, options: SourceOptions) -> Prepared | None:
+    """The finished store in `folder`, None if there is none. Raises UserError where it has other settings."""
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = read_manifest(folder)
+    refuse_changes(manifest, settings(address, pixels, options), folder)
+    clean(folder)
+    return Prepared(folder, manifest, already=True)
+
+
+def clean(folder: Path) -> None:
+    """Remove what only an unfinished preparation needs."""
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    for name in (PLAN, "finish.lock", *(path.name for path in folder.glob("prepare-*.lock"))):
+        (folder / name).unlink(missing_ok=True)
+    for stale in [*folder.glob("*.tmp"), *(folder / SHARDS).glob("*.tmp")]:
+        stale.unlink(missing_ok=True)
+
+
+def _still_needed(folder: Path) -> str:
+    """A guess at the space that the rest takes, from the shards that are done."""
+    try:
+        plan = _read_plan(folder / PLAN)
+        done = [path.stat().st_size for path in (folder / SHARDS).glob("*.arrow")]
+        shards = _shards(plan)
+    except (OSError, UserError):
+        return "unknown space"
+    return f"{(shards - len(done)) * sum(done) / len(done) / 1e9:.2f} GB" if done else "unknown space"
+
+
+@contextmanager
+def locked(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
+    """One process per folder and part. Raises RunLockedError naming the one that works on it."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; choose a folder")
+    foreign = folder.is_dir() and any(not path.name.startswith("prepare-") for path in folder.iterdir())
+    if foreign and not ((folder / PLAN).exists() or (folder / SHARDS).exists()):
+        raise UserError(f"{folder}: holds other files; choose a new or an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / f"prepare-{shard[0]}-of-{shard[1]}.lock", wait=False):
+        for stale in (folder / SHARDS).glob(f"*.{os.uname().nodename}.*.tmp") if shard == (1, 1) else ():
+            stale.unlink(missing_ok=True)
+        yield
+
+
+@contextmanager
+def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds a lock file. Raises RunLockedError where another process does and `wait` is off."""
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            stream.seek(0)
+            raise RunLockedError(
+                f"{path.parent}: process {stream.read().strip() or '?'} is preparing it. Wait for it, or choose "
+                "another folder"
+            ) from None
+        stream.truncate(0)
+        stream.write(f"{os.getpid()} on {os.uname().nodename}")
+        stream.flush()
+        yield

@@ -1,0 +1,1 @@
+"""Where the encoded images that `epg prepare` reads come from."""

@@ -1,0 +1,192 @@
+"""From relative paths to splits and classes: the same rules for folders, archives and remote folders."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epg.data.decode import EXTENSIONS
+from epg.data.sources.base import Found, SourceOptions, labels_of, readable
+from epg.data.splits import ALL_SPLITS, SPLIT_NAMES
+from epg.errors import DataError, UserError
+
+METADATA = (b"metadata.csv", b"metadata.jsonl")
+Labelled = tuple[NDArray[np.int64], tuple[str, ...]]
+
+
+def is_image(name: bytes) -> bool:
+    """Whether a path ends like an image (in any case) and no part of it is hidden."""
+    return name.lower().endswith(tuple(e.encode() for e in EXTENSIONS)) and not is_hidden(name)
+
+
+def is_hidden(name: bytes) -> bool:
+    parts = name.split(b"/")
+    return any(part.startswith(b".") and part not in (b".", b"..") for part in parts) or b"__MACOSX" in parts
+
+
+def is_unsafe(name: bytes) -> bool:
+    """Whether a member name points outside its archive (it is never used as a path, but it is a bad sign)."""
+    parts = name.replace(b"\\", b"/").split(b"/")
+    return name.startswith((b"/", b"\\")) or b".." in parts or b"\0" in name or parts[0].endswith(b":")
+
+
+def strip_common(names: Sequence[bytes]) -> bytes:
+    """The folders (with a final slash) that hold everything in an archive, less the one that may be a class."""
+    if not names:
+        return b""
+    common = names[0].split(b"/")[:-2]
+    for name in names:
+        parts = name.split(b"/")[:-2]
+        count = 0
+        while count < min(len(common), len(parts)) and common[count] == parts[count]:
+            count += 1
+        common = common[:count]
+        if not common:
+            return b""
+    return b"/".join(common) + b"/"
+
+
+def split_prefix(names: Sequence[bytes], split: str, where: str) -> bytes:
+    """The folder (with a final slash) that holds `split`, or nothing where the names have no split folders."""
+    if split not in SPLIT_NAMES:
+        raise UserError(f"--split {split}: choose one of {', '.join(SPLIT_NAMES)}")
+    tops = {name.split(b"/", 1)[0].decode("utf-8", "replace") for name in names if b"/" in name}
+    present = [name for name in ALL_SPLITS if name in tops]
+    others = sorted(tops - set(ALL_SPLITS))
+    if others and len(present) > 1:
+        raise DataError(
+            f"{where} holds split folders ({', '.join(present)}) beside others ({others[0]}): name the one to use"
+        )
+    if not present or others:
+        if split != "train":
+            raise UserError(f"--split {split}: {where} has no folder {' or '.join(SPLIT_NAMES[split])}")
+        return b""
+    for name in SPLIT_NAMES[split]:
+        if name in present:
+            return f"{name}/".encode()
+    raise UserError(f"--split {split}: {where} has only {', '.join(present)}")
+
+
+def keep_prefix(found: Found, prefix: bytes) -> tuple[Found, NDArray[np.int64]]:
+    """The entries below a folder, named relative to it, and which they were."""
+    chosen = [i for i, name in enumerate(found.names) if name.startswith(prefix)]
+    names = [found.names[i][len(prefix) :] for i in chosen]
+    return Found(names, [found.sizes[i] for i in chosen], found.rejected), np.array(chosen, dtype=np.int64)
+
+
+def folder_labels(names: Sequence[bytes], options: SourceOptions, where: str) -> Labelled:
+    """Labels by the first folder of each name. Raises DataError where some images lie in folders and others do not."""
+    tops = [name.split(b"/", 1)[0] if b"/" in name else None for name in names]
+    flat = sum(top is None for top in tops)
+    if options.labels == "none" or (options.labels == "auto" and flat == len(tops)):
+        return np.full(len(names), -1, dtype=np.int64), ()
+    if flat:
+        example = readable(names[tops.index(None)])
+        raise DataError(
+            f"{where}: {flat} images, such as {example}, lie in no class folder, {len(tops) - flat} others do. Move "
+            "them into class folders, or pass --labels none to ignore folders"
+        )
+    classes, labels = np.unique(np.array(tops, dtype=object), return_inverse=True)
+    return labels.astype(np.int64).reshape(-1), tuple(readable(name) for name in classes)
+
+
+def metadata_rows(content: bytes, file: str) -> list[dict[str, Any]]:
+    """The rows of a metadata.csv or metadata.jsonl. Raises DataError naming the line."""
+    try:
+        text = content.decode("utf-8-sig")
+        if file.endswith(".csv"):
+            rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text, newline=""), restval=""))
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (UnicodeDecodeError, csv.Error, ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read: {error}. It must be UTF-8 text with a column file_name") from error
+    if not rows or not all(isinstance(row, dict) and row.get("file_name") for row in rows):
+        raise DataError(f"{file}: every row needs a file_name, the path of an image relative to this file")
+    return rows
+
+
+def apply_metadata(
+    found: Found, rows: list[dict[str, Any]], options: SourceOptions, file: str
+) -> tuple[Found, NDArray[np.int64], Labelled]:
+    """The listed images that the metadata names, which they were, and their labels by column.
+
+    Rows without an image are rejected one by one. Raises DataError where the label column is missing.
+    """
+    place = {name: i for i, name in enumerate(found.names)}
+    kept = Found(rejected=found.rejected)
+    chosen, values = [], []
+    column = label_column(rows, options, file)
+    for row in rows:
+        name = str(row["file_name"]).replace("\\", "/").removeprefix("./").encode("utf-8", "surrogateescape")
+        index = place.pop(name, None)
+        if index is None:
+            kept.reject(name, f"{file} names it, but there is no such image, or it is named twice")
+        elif column is not None and row.get(column) in (None, ""):
+            kept.reject(name, f"{file} has no {column} for it")
+        else:
+            kept.add(name, found.sizes[index])
+            chosen.append(index)
+            values.append(row[column] if column else None)
+    unlabelled = np.full(len(chosen), -1, dtype=np.int64)
+    labels = labels_of(values) if column else (unlabelled, ())
+    return kept, np.array(chosen, dtype=np.int64), labels
+
+
+def label_column(rows: list[dict[str, Any]], options: SourceOptions, file: str) -> str | None:
+    """Which column holds the labels; None: none does."""
+    if options.labels in ("none", "folder"):
+        return None
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if options.label_column is not None:
+        if options.label_column not in columns:
+            raise DataError(f"--label-column {options.label_column}: {file} has only {', '.join(map(str, columns))}")
+        return options.label_column
+    if "label" in columns:
+        return "label"
+    if options.labels == "column":
+        raise DataError(
+            f"--labels column: {file} has no column label; choose one of {', '.join(map(str, columns))} "
+            "with --label-column"
+        )
+    return None
+
+
+def arrange(
+    found: Found,
+    read_extra: Callable[[bytes], bytes | None],
+    options: SourceOptions,
+    where: str,
+    *,
+    archive: bool = False,
+) -> tuple[Found, NDArray[np.int64], Labelled]:
+    """Split, metadata and labels of a listing: the images to use, which of the listing they are, their labels.
+
+    Args:
+        read_extra: the content of a file of the source by name, None if there is none.
+        archive: ignore folders that hold everything.
+    """
+    prefix = strip_common(found.names) if archive else b""
+    found, chosen = keep_prefix(found, prefix)
+    inner = split_prefix(found.names, options.split, where)
+    found, kept = keep_prefix(found, inner)
+    chosen = chosen[kept]
+    for extra in METADATA:
+        content = read_extra(prefix + inner + extra)
+        if content is not None and options.labels != "folder":
+            file = extra.decode()
+            found, kept, labels = apply_metadata(found, metadata_rows(content, file), options, file)
+            return found, chosen[kept], labels
+    if options.labels == "column" or options.label_column is not None:
+        raise DataError(f"{where} holds no metadata.csv or metadata.jsonl; pass --labels folder or none")
+    return found, chosen, folder_labels(found.names, options, where)
+
+
+def require_images(found: Found, where: str) -> None:
+    """Raises DataError for a listing without a single image."""
+    if not found.names:
+        rejected = f"; {len(found.rejected)} rejected, such as {found.rejected[0]}" if found.rejected else ""
+        raise DataError(f"{where} holds no images; files looked for: *{', *'.join(EXTENSIONS)}{rejected}")

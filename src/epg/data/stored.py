@@ -1,0 +1,67 @@
+"""A prepared set as a data set for training, every image compared with its hash the first time it is read."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epg.data.base import ImageDataset, NoSplitError
+from epg.data.encode import decode_stored
+from epg.data.splits import SPLIT_NAMES
+from epg.data.store import Store
+from epg.errors import DataError, UserError
+
+RECHECK = 64  # of the images read before, one in this many is compared again
+
+
+class StoredDataset(ImageDataset):
+    """The images of `epg prepare`, cut to `image_size` where they were stored larger.
+
+    Each process compares an image with its hash when it first reads it, and every `RECHECK`-th read later on.
+    Raises NoSplitError for another split than the prepared one, UserError where it was prepared smaller.
+    """
+
+    def __init__(self, folder: Path, *, image_size: int, channels: int, split: str = "train") -> None:
+        self.store = Store(folder)
+        manifest = self.store.manifest
+        prepared = manifest["options"]["split"]
+        if split not in SPLIT_NAMES or prepared not in (split, *SPLIT_NAMES[split]):
+            raise NoSplitError(f"{folder} holds the split {prepared!r}, not {split!r}: prepare that one too")
+        if image_size > manifest["pixels"]["image_size"]:
+            size = manifest["pixels"]["image_size"]
+            raise UserError(
+                f"--data.image-size {image_size}: {folder} was prepared at {size}. Train at {size} or smaller, or "
+                f"prepare again with --image-size {image_size}"
+            )
+        if channels > manifest["pixels"]["channels"]:
+            raise UserError(f"--data.channels {channels}: {folder} was prepared in grey; use 1 or prepare again")
+        labels = np.ascontiguousarray(self.store.index["label"]).astype(np.int64)
+        names = tuple(str(entry["name"]) for entry in manifest["classes"])
+        super().__init__(labels, names, image_size, channels)
+        self.seen: NDArray[np.uint8] | None = None  # one bit per image; made where it is used, in each worker
+        self.reads = 0
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        data = self.store.read(index, check=self._is_due(index))
+        try:
+            image = decode_stored(data, self.image_size, self.channels)
+        except DataError as error:
+            raise DataError(f"{self.describe(index)}: {error}") from error
+        return image, int(self.labels[index])
+
+    def _is_due(self, index: int) -> bool:
+        """Whether to compare this image with its hash now."""
+        if self.seen is None:
+            self.seen = np.zeros(-(-len(self) // 8), dtype=np.uint8)
+        byte, bit = index >> 3, np.uint8(1 << (index & 7))
+        self.reads += 1
+        if self.seen[byte] & bit and self.reads % RECHECK:
+            return False
+        self.seen[byte] |= bit
+        return True
+
+    def describe(self, index: int) -> str:
+        return self.store.describe(index)
+
+    def fingerprint(self) -> str:
+        return self._digest("store", [self.store.manifest["content_sha256"]])
