@@ -16,6 +16,67 @@ from epg.errors import UserError
 
 
 @dataclass(frozen=True)
+class Prepare:
+    """Any images (folders, archives, parquet, Hub, s3://) into one checked, fast set of equal size.
+
+    Running the same command again continues an interrupted preparation; a finished one is left alone.
+    """
+
+    source: tyro.conf.Positional[str]
+    """A folder, a zip or tar archive, a parquet or Arrow file, a Hub name, or an s3://, gs:// or hf:// address."""
+    out: tyro.conf.Positional[Path]
+    """Folder for the prepared set; give it to training as --data.source."""
+    image_size: int
+    """Side in pixels: halved with a box filter, scaled bicubically and centre-cropped, as ADM does."""
+    resize_only: bool = False
+    """Scale the short side to --image-size and keep the rest, instead of cropping."""
+    channels: int = 3
+    """1 (grey) or 3 (colour)."""
+    format: Literal["png", "webp", "raw"] = "png"
+    """How pixels are stored, losslessly; JPEG files of the right size stay as they are (except with raw)."""
+    background: str = "white"
+    """Colour behind transparent pixels: a name or #rrggbb."""
+    split: str = "train"
+    """Which split of the source: train, test, validation or val."""
+    labels: Literal["auto", "folder", "column", "none"] = "auto"
+    """Where labels come from; auto finds out."""
+    image_column: str | None = None
+    """Column of a table that holds the images; found by itself when there is one."""
+    label_column: str | None = None
+    """Column of a table or metadata file that holds the labels; found by itself when there is one."""
+    on_error: Literal["skip", "fail"] = "skip"
+    """Images that cannot be used: leave them out, or end with an error. Either way report.jsonl lists them."""
+    workers: int | None = None
+    """Processes; one per core if not given."""
+    shard: str = "1/1"
+    """I/N: do the I-th of N parts; N machines share the folder."""
+    parquet: Path | None = None
+    """Also write the set as parquet files for the Hub into this folder."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """What is in a set: counts, sizes, balance, duplicates, mean and std, and a contact sheet."""
+
+    dataset: tyro.conf.Positional[str]
+    """A prepared set, or anything that `epg prepare` takes."""
+    sheet: Path = Path("contact-sheet.png")
+    """PNG file for a selection of images."""
+    report: Path | None = None
+    """JSON file for everything found, with all duplicates."""
+    verify: bool = False
+    """Compare every byte of a prepared set with its checksums first."""
+    image_size: int = 64
+    """For sources that are not prepared: the size at which mean, std and duplicates are computed."""
+    split: str = "train"
+    labels: Literal["auto", "folder", "column", "none"] = "auto"
+    image_column: str | None = None
+    label_column: str | None = None
+    workers: int | None = None
+    """Processes; one per core if not given."""
+
+
+@dataclass(frozen=True)
 class Pretrain:
     """Stage 1: pre-train a ViT encoder on your images by self-supervision.
 
@@ -122,6 +183,40 @@ class Quickstart:
     seed: int = 0
 
 
+def prepare(options: Prepare, overrides: list[str]) -> None:
+    from epg.data.commands import run_prepare
+    from epg.data.encode import PixelOptions
+    from epg.data.sources.base import SourceOptions
+
+    run_prepare(
+        options.source,
+        options.out,
+        PixelOptions(options.image_size, options.channels, options.format, options.resize_only, options.background),
+        SourceOptions(options.split, options.labels, options.image_column, options.label_column),
+        on_error=options.on_error,
+        workers=options.workers,
+        shard=options.shard,
+        parquet=options.parquet,
+    )
+    print(f"Next: epg inspect {options.out}; or epg pretrain RECIPE --data.source {options.out}")
+
+
+def inspect(options: Inspect, overrides: list[str]) -> None:
+    from epg.data.commands import run_inspect
+    from epg.data.encode import PixelOptions
+    from epg.data.sources.base import SourceOptions
+
+    run_inspect(
+        options.dataset,
+        PixelOptions(options.image_size),
+        SourceOptions(options.split, options.labels, options.image_column, options.label_column),
+        sheet=options.sheet,
+        report=options.report,
+        verify=options.verify,
+        workers=options.workers,
+    )
+
+
 def pretrain(options: Pretrain, overrides: list[str]) -> None:
     from epg.runs import train
 
@@ -204,6 +299,8 @@ def quickstart(options: Quickstart, overrides: list[str]) -> None:
 
 VERBS: dict[str, tuple[type, Callable[[Any, list[str]], None]]] = {
     "quickstart": (Quickstart, quickstart),
+    "prepare": (Prepare, prepare),
+    "inspect": (Inspect, inspect),
     "pretrain": (Pretrain, pretrain),
     "finetune": (Finetune, finetune),
     "sample": (Sample, sample),

@@ -21,7 +21,8 @@ def open_dataset(
 ) -> ImageDataset:
     """Open "digits", a prepared set, a folder of images, a `.parquet` file or a folder of them.
 
-    Images come out at `image_size`; `channels` is 1 or 3; `split` is train, test, validation or val. The columns are for parquet files only.
+    Images come out at `image_size`; `channels` is 1 or 3; `split` is train, test, validation or val. The columns are
+    for parquet files only.
     Raises NoSplitError when the source has no such split, UserError or DataError for anything else that is wrong.
     """
     if image_size < 1:

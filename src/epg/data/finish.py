@@ -1,6 +1,7 @@
 """The end of a preparation: from the parts of all shards to index, names, report and manifest."""
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -33,8 +34,7 @@ def finish(folder: Path, source: Source, plan: dict[str, Any], on_error: str) ->
 
     Raises DataError where no image is left, or, with `on_error` "fail", where one was rejected.
     """
-    shards = -(-plan["images"] // plan["items_per_shard"])
-    parts = [_read_part(folder, number) for number in range(shards)]
+    parts = read_parts(folder, plan)
     rejected = [*source.rejected, *(Rejected(*item) for part in parts for item in part["rejected"])]
     lines = "".join(json.dumps(asdict(item), ensure_ascii=True) + "\n" for item in rejected)
     write_durably(folder / REPORT_FILE, lines.encode())
@@ -45,13 +45,10 @@ def finish(folder: Path, source: Source, plan: dict[str, Any], on_error: str) ->
             f"{len(rejected)} images cannot be used (all: {folder / REPORT_FILE}):\n{shown}\n"
             "Replace or remove them and delete the folder, or run the same command with --on-error skip"
         )
-    _write_index(folder, parts, total)
+    write_index(folder, parts, total)
     index = np.load(folder / INDEX_FILE, mmap_mode="r", allow_pickle=False)
     counts = np.bincount(index["label"][index["label"] >= 0], minlength=len(source.class_names))
-    pixels = sum(part["pixels"] for part in parts)
-    sums = np.sum([part["sums"] for part in parts], axis=0).astype(np.float64) / 255  # (2, channels)
-    mean = sums[0] / pixels
-    std = np.sqrt(np.maximum(sums[1] / 255 / pixels - mean**2, 0))
+    mean, std = channel_statistics(parts)
     manifest = {
         "format_version": FORMAT_VERSION,
         **{key: plan[key] for key in ("epg", "source", "kind", "pixels", "options", "listing")},
@@ -61,8 +58,8 @@ def finish(folder: Path, source: Source, plan: dict[str, Any], on_error: str) ->
         "classes": [
             {"name": name, "images": int(count)} for name, count in zip(source.class_names, counts, strict=True)
         ],
-        "mean": mean.tolist(),
-        "std": std.tolist(),
+        "mean": mean,
+        "std": std,
         "content_sha256": content_sha256(index),
         "shards": [
             {"file": shard_file(number), **{key: part[key] for key in ("rows", "bytes", "sha256")}}
@@ -75,6 +72,19 @@ def finish(folder: Path, source: Source, plan: dict[str, Any], on_error: str) ->
     return seal(manifest)
 
 
+def channel_statistics(parts: Iterable[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Mean and std per channel of pixels in [0, 1], from exact integer sums."""
+    parts = list(parts)
+    pixels = sum(part["pixels"] for part in parts)
+    totals = [
+        [sum(column) for column in zip(*rows, strict=True)] for rows in zip(*(p["sums"] for p in parts), strict=True)
+    ]
+    mean = [total / pixels / 255 for total in totals[0]]
+    # In whole numbers: the difference of two large floats would lose the digits that matter.
+    squares = [(second * pixels - first**2) / pixels**2 for first, second in zip(*totals, strict=True)]
+    return mean, [math.sqrt(square) / 255 for square in squares]
+
+
 def content_sha256(index: Any) -> str:
     """One hash of all images and labels in order, whatever the shards."""
     import hashlib
@@ -85,6 +95,11 @@ def content_sha256(index: Any) -> str:
         digest.update(np.ascontiguousarray(rows["sha256"]).tobytes())
         digest.update(np.ascontiguousarray(rows["label"]).tobytes())
     return digest.hexdigest()
+
+
+def read_parts(folder: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the part files of all shards say. Raises DataError for a damaged one, which is removed to be made anew."""
+    return [_read_part(folder, number) for number in range(-(-plan["images"] // plan["items_per_shard"]))]
 
 
 def _read_part(folder: Path, number: int) -> dict[str, Any]:
@@ -102,7 +117,7 @@ def _read_part(folder: Path, number: int) -> dict[str, Any]:
     return part
 
 
-def _write_index(folder: Path, parts: Iterable[dict[str, Any]], total: int) -> None:
+def write_index(folder: Path, parts: Iterable[dict[str, Any]], total: int) -> None:
     """Join the index rows and names of all parts, with constant memory."""
     temporary = folder / f"{INDEX_FILE}.tmp", folder / f"{NAMES_FILE}.tmp"
     index = open_memmap(temporary[0], mode="w+", dtype=INDEX, shape=(total,))

@@ -71,7 +71,7 @@ def prepare(
             if (done := finished(folder, source, pixels, options)) is not None:
                 return done
             plan = claim(folder, make_plan(source, opened, pixels, options))
-            _build_missing(opened, ShardJob(folder, plan["items_per_shard"], pixels), workers, shard, progress)
+            build_missing(opened, ShardJob(folder, plan["items_per_shard"], pixels), workers, progress, shard)
             if not all(part_files(folder, number)[1].exists() for number in range(_shards(plan))):
                 return Prepared(folder, None, already=False)
             with exclusive(folder / "finish.lock"):  # of several machines one finishes
@@ -87,8 +87,8 @@ def prepare(
         ) from error
 
 
-def _build_missing(
-    source: Source, job: ShardJob, workers: int, shard: tuple[int, int], progress: Progress | None
+def build_missing(
+    source: Source, job: ShardJob, workers: int, progress: Progress | None, shard: tuple[int, int] = (1, 1)
 ) -> None:
     """Build the shards of one machine's part that are not there yet."""
     count, (mine, machines) = len(source), shard

@@ -1,0 +1,221 @@
+"""What `epg prepare` and `epg inspect` show: progress, summaries, reports."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from epg.data.duplicates import Groups
+from epg.data.encode import PixelOptions
+from epg.data.inspection import Inspection, contact_sheet, inspect_dataset, size_histogram, verify_store
+from epg.data.inspection import read_report as read_report
+from epg.data.prepare import Prepared, parse_shard, prepare
+from epg.data.prepare import Progress as Report
+from epg.data.sources.base import SourceOptions
+from epg.data.store import REPORT_FILE, is_store
+from epg.errors import DataError, OutputError, UserError
+
+SHOWN = 8
+QUIET_LINE_S = 30.0  # between lines of progress where the output is no terminal
+
+
+def run_prepare(
+    source: str,
+    out: Path,
+    pixels: PixelOptions,
+    options: SourceOptions,
+    *,
+    on_error: str = "skip",
+    workers: int | None = None,
+    shard: str = "1/1",
+    parquet: Path | None = None,
+) -> Prepared:
+    """`prepare` with a progress bar and a summary, then parquet files if asked for."""
+    console = Console()
+    if on_error not in ("skip", "fail"):
+        raise UserError(f"--on-error {on_error}: choose skip or fail")
+    with progress_bar(console, "preparing") as progress:
+        done = prepare(
+            source,
+            out,
+            pixels,
+            options=options,
+            on_error="fail" if on_error == "fail" else "skip",
+            workers=default_workers() if workers is None else workers,
+            shard=parse_shard(shard),
+            progress=progress,
+        )
+    if done.manifest is None:
+        console.print(f"Part {shard} of {out} is done; the set is finished when the other parts are.", highlight=False)
+        return done
+    manifest = done.manifest
+    console.print(
+        f"{'Already prepared' if done.already else 'Prepared'}: {out}, {manifest['images']} images of "
+        f"{len(manifest['classes'])} classes, mean {_numbers(manifest['mean'])}, std {_numbers(manifest['std'])}",
+        highlight=False,
+    )
+    if manifest["rejected"]:
+        console.print(f"{manifest['rejected']} could not be used and were left out; why is in {out / REPORT_FILE}:")
+        for item in read_report(out / REPORT_FILE)[:SHOWN]:
+            console.print(f"  {item.name}: {item.reason}", highlight=False, markup=False)
+    if parquet is not None:
+        from epg.data.export import write_parquet
+
+        with progress_bar(console, "writing parquet") as progress:
+            files = write_parquet(out, parquet, progress)
+        console.print(
+            f"{len(files)} parquet files in {parquet}; upload with: hf upload USER/NAME {parquet} --repo-type dataset",
+            highlight=False,
+        )
+    return done
+
+
+def run_inspect(
+    dataset: str,
+    pixels: PixelOptions,
+    options: SourceOptions,
+    *,
+    sheet: Path,
+    report: Path | None = None,
+    verify: bool = False,
+    workers: int | None = None,
+) -> Inspection:
+    """`inspect_dataset` as tables, a contact sheet, and optionally a JSON file.
+
+    Raises DataError (after showing them) where `verify` finds differences.
+    """
+    console = Console()
+    count = default_workers() if workers is None else workers
+    if verify:
+        if not is_store(Path(dataset)):
+            raise UserError(f"--verify: {dataset} is no prepared set, so nothing is known about its images to compare")
+        with progress_bar(console, "verifying") as progress:
+            problems = verify_store(Path(dataset), count, progress)
+        for line in problems:
+            console.print(line, highlight=False, markup=False)
+        if problems:
+            raise DataError(f"{dataset}: {len(problems)} differences from what was prepared (listed above)")
+        console.print("Every image and file is as it was prepared.")
+    with progress_bar(console, "inspecting") as progress:
+        found = inspect_dataset(dataset, options=options, pixels=pixels, workers=count, progress=progress)
+    _show(console, found, dataset)
+    try:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(found).save(sheet, "PNG")
+        if report is not None:
+            report.write_text(json.dumps(_as_json(found), indent=1))
+    except OSError as error:
+        raise OutputError(f"{error.filename or sheet}: cannot be written ({error.strerror})") from error
+    console.print(f"Contact sheet: {sheet}", highlight=False)
+    return found
+
+
+def default_workers() -> int:
+    """As many processes as this one may use cores."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.0f} images/s" if task.speed else "- images/s")
+
+
+@contextmanager
+def progress_bar(console: Console, what: str) -> Iterator[Report]:
+    """A bar with images/s and the time left; lines now and then where the output is no terminal."""
+    if not console.is_terminal:
+        yield _Lines(what)
+        return
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()]
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda items, total: bar.update(task, advance=items, total=total)
+
+
+class _Lines:
+    """Progress for log files."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.start = self.last = time.monotonic()
+        self.first: int | None = None
+        self.done = 0
+
+    def __call__(self, items: int, total: int) -> None:
+        self.done += items
+        self.first = self.done if self.first is None else self.first
+        now = time.monotonic()
+        if now - self.last >= QUIET_LINE_S:
+            self.last = now
+            rate = max(1e-9, (self.done - self.first) / (now - self.start))
+            eta = (total - self.done) / rate
+            print(f"{self.what}: {self.done}/{total}, {rate:.0f} images/s, {eta / 60:.0f} min left", file=sys.stderr)
+
+
+def _show(console: Console, found: Inspection, dataset: str) -> None:
+    table = Table(title=dataset, show_header=False)
+    table.add_row("kind", found.kind)
+    table.add_row("images", str(len(found)))
+    table.add_row("rejected", str(len(found.rejected)))
+    if found.classes:
+        counts = sorted((count, name) for name, count in found.classes)
+        table.add_row("classes", str(len(counts)))
+        table.add_row(
+            "images per class",
+            f"{counts[0][0]} ({counts[0][1]}) to {counts[-1][0]} ({counts[-1][1]}), "
+            f"median {int(np.median([count for count, _ in counts]))}",
+        )
+    table.add_row("mean", _numbers(found.mean))
+    table.add_row("std", _numbers(found.std))
+    widths, heights = found.sizes[:, 0], found.sizes[:, 1]
+    table.add_row(
+        "original sizes",
+        f"{widths.min()}x{heights.min()} to {widths.max()}x{heights.max()}, "
+        f"median {int(np.median(widths))}x{int(np.median(heights))}",
+    )
+    for bucket, count in size_histogram(found.sizes):
+        table.add_row(f"short side {bucket}", f"{count} ({100 * count / len(found):.1f} %)")
+    table.add_row("equal images", _groups(found.equal))
+    table.add_row("similar images", _groups(found.similar))
+    console.print(table)
+    for title, groups in (("equal", found.equal), ("similar", found.similar)):
+        for group in groups[:SHOWN]:
+            console.print(
+                f"  {title}: {', '.join(found.name(int(i)) for i in group[:6])}", highlight=False, markup=False
+            )
+    for item in found.rejected[:SHOWN]:
+        console.print(f"  rejected: {item.name}: {item.reason}", highlight=False, markup=False)
+
+
+def _as_json(found: Inspection) -> dict[str, object]:
+    def names(groups: Groups) -> list[list[str]]:
+        return [[found.name(int(i)) for i in group] for group in groups]
+
+    return {
+        "kind": found.kind,
+        "images": len(found),
+        "classes": dict(found.classes),
+        "mean": found.mean,
+        "std": found.std,
+        "short_side": dict(size_histogram(found.sizes)),
+        "equal": names(found.equal),
+        "similar": names(found.similar),
+        "rejected": {item.name: item.reason for item in found.rejected},
+    }
+
+
+def _groups(groups: Groups) -> str:
+    return f"{sum(len(group) - 1 for group in groups)} beside the first of their kind, in {len(groups)} groups"
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
