@@ -25,7 +25,7 @@ class Section(BaseModel):
 
 class DataConfig(Section):
     source: str = "digits"
-    """`digits` (built in), a folder of images (class folders or flat), or a parquet file or folder."""
+    """`digits` (built in), a set made by `epg prepare`, a folder of images, or a parquet file or folder."""
     image_size: int
     """Side of the square training images in pixels; larger images are centre-cropped (ADM)."""
     channels: int = 3
@@ -36,6 +36,12 @@ class DataConfig(Section):
     """Column of a parquet file that holds the images; found by itself when there is one."""
     label_column: str | None = None
     """Column that holds the labels; found by itself when there is one."""
+    balanced: bool = False
+    """Visit every class equally often, repeating images of small ones."""
+    per_class: int | None = None
+    """Use only the first so many images of every class."""
+    fraction: float = 1.0
+    """Use only this part of every class, the same images in every run; a smaller part lies in a larger one."""
     workers: int = 4
     """Loader processes; small sets are decoded once into memory and need none."""
 
@@ -317,6 +323,7 @@ def problems(config: RunConfig) -> Iterator[str]:
     for flag, value, low in [
         ("data.image-size", data.image_size, 1),
         ("data.workers", data.workers, 0),
+        ("data.per-class", 1 if data.per_class is None else data.per_class, 1),
         ("model.patch-size", model.patch_size, 1),
         ("model.num-classes", model.num_classes or 0, 0),
         ("model.encoder.depth", model.encoder.depth, 1),
@@ -335,6 +342,8 @@ def problems(config: RunConfig) -> Iterator[str]:
     ]:
         if value < low:
             yield f"--{flag} {value}: must be at least {low}"
+    if not 0 < data.fraction <= 1:
+        yield f"--data.fraction {data.fraction}: must be more than 0 and at most 1"
     if data.channels not in (1, 3):
         yield f"--data.channels {data.channels}: must be 1 or 3"
     if data.channels == 1 and data.normalization == "imagenet":

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from epg.config import ConsistencyConfig, DataConfig, RunConfig, check, parse
 from epg.data.dataset import CachedDataset, ImageDataset, open_dataset
+from epg.data.subset import subset
 from epg.distributed import rank
 from epg.errors import OutputError, RunLockedError, UserError
 from epg.generate import generator_of, make_labels, sample
@@ -52,8 +53,12 @@ def open_training_data(data: DataConfig, split: str = "train") -> ImageDataset:
         image_column=data.image_column,
         label_column=data.label_column,
     )
+    if split == "train":
+        dataset = subset(dataset, per_class=data.per_class, fraction=data.fraction)
     small = len(dataset) * data.channels * data.image_size**2 <= CACHE_BYTES
-    return CachedDataset(dataset) if small else dataset
+    dataset = CachedDataset(dataset) if small else dataset
+    dataset.balanced = data.balanced
+    return dataset
 
 
 def resolve(config: RunConfig, dataset: ImageDataset) -> RunConfig:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from epg.data.order import BalancedOrder, EpochOrder
 from epg.errors import DataError
 
 
@@ -19,8 +20,11 @@ class NoSplitError(DataError):
 class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]], ABC):
     """Map-style images of one size, with labels or without.
 
-    `class_names` is empty and every label is -1 when the source has no labels.
+    `class_names` is empty and every label is -1 when the source has no labels. With `balanced` set, training visits
+    every class equally often.
     """
+
+    balanced: bool = False
 
     def __init__(self, labels: NDArray[np.int64], class_names: tuple[str, ...], image_size: int, channels: int) -> None:
         self.labels = labels  # (N,) int64
@@ -34,6 +38,10 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]], ABC):
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    def order(self, seed: int) -> EpochOrder | BalancedOrder:
+        """The order in which training visits the images. Raises DataError for an empty set."""
+        return BalancedOrder(self.labels, seed) if self.balanced else EpochOrder(len(self), seed)
 
     @abstractmethod
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:

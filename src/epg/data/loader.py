@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from epg.data.base import CachedDataset, ImageDataset
-from epg.data.order import EpochOrder
 from epg.errors import DataError, UserError
 
 Task = tuple[int, NDArray[np.int64]]  # position inside the global batch, dataset indices
@@ -45,7 +44,7 @@ class Batch:
 class BatchLoader:
     """An endless stream of steps; each is this rank's list of micro-batches of that step's global batch.
 
-    Position j of step s is position `s * batch_size + j` of the stream that `EpochOrder` defines; rank r owns the
+    Position j of step s is position `s * batch_size + j` of the stream that `dataset.order` defines; rank r owns the
     r-th of `world_size` equal slices, cut in order into micro-batches (default: one). `workers` decode in the
     background, except for a CachedDataset, which is indexed directly. Raises UserError where the sizes do not
     divide, DataError for broken images and for a worker that died or gave nothing for `timeout_s` seconds.
@@ -77,7 +76,7 @@ class BatchLoader:
                 f"--training.batch-size {batch_size}"
             )
         self.dataset = dataset
-        self.order = EpochOrder(len(dataset), seed)
+        self.order = dataset.order(seed)
         self.batch_size = batch_size
         self.start_step = start_step
         self.micro_batch = micro_batch

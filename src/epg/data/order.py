@@ -66,3 +66,30 @@ class EpochOrder:
         for key in keys:
             left, right = right, left ^ (mix64(right ^ key) & mask)
         return (left << half) | right
+
+
+class BalancedOrder:
+    """An endless stream in which every class comes equally often, evaluated anywhere like `EpochOrder`.
+
+    Every C consecutive positions hold each of the C classes once, in an order keyed by (seed, block); the visits of a
+    class run through keyed permutations of its images, so that small classes are repeated evenly.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], seed: int) -> None:
+        self.length = len(labels)
+        self.by_class = np.argsort(labels, kind="stable")
+        _, starts, counts = np.unique(labels[self.by_class], return_index=True, return_counts=True)
+        self.starts = starts
+        self.classes = EpochOrder(len(starts), seed)
+        keys = mix64(np.arange(len(starts), dtype=np.uint64) + GOLDEN * np.uint64((seed + 1) % 2**64))
+        self.members = [EpochOrder(int(n), int(key)) for n, key in zip(counts, keys, strict=True)]
+
+    def indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Dataset indices (same shape, int64) at `positions` >= 0 of the endless stream."""
+        flat = np.asarray(positions, dtype=np.int64).reshape(-1)
+        classes, visits = self.classes.indices(flat), flat // len(self.members)
+        result = np.empty_like(flat)
+        for number in np.unique(classes):
+            here = classes == number
+            result[here] = self.by_class[self.starts[number] + self.members[number].indices(visits[here])]
+        return result.reshape(np.shape(positions))
