@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from epg.errors import UserError
 
+RANDOM_BLOCK = 16
 Stage = Literal["pretraining", "diffusion", "consistency"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
@@ -234,6 +235,11 @@ class RunConfig(Section):
         """Factor between unshifted and shifted levels."""
         return self.data.image_size / 64 if self.noise.shift is None else self.noise.shift
 
+    @property
+    def random_block(self) -> int:
+        """Samples whose random numbers are drawn together: the same however the global batch is split."""
+        return math.gcd(self.training.batch_size, RANDOM_BLOCK)
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
@@ -248,7 +254,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml") if not path.stem.startswith("_"))
 
 
-def read_recipe(name: str) -> dict[str, Any]:
+def read_recipe(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe's mapping, by name or path, laid over its `base` recipe if it names one."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPE_FOLDER / f"{name}.yaml"
     if not path.is_file():
@@ -262,7 +268,11 @@ def read_recipe(name: str) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections")
     base = recipe.pop("base", None)
-    return merge(read_recipe(base), recipe) if base else recipe
+    if base is None:
+        return recipe
+    if base in below:
+        raise UserError(f"{path}: its base {base!r} leads back to itself")
+    return merge(read_recipe(base, (*below, base)), recipe)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,7 +301,8 @@ def run_config(recipe: str, stage: Stage | None = None) -> RunConfig:
         stages = {s: content.pop(s) for s in STAGES if s in content}
         stage = stage or (next(iter(stages)) if len(stages) == 1 else None)
         if stage not in stages:
-            raise UserError(f"recipe {recipe!r} has the stages {', '.join(stages)}; it has no {stage!r}")
+            wanted = "choose one" if stage is None else f"it has no {stage}"
+            raise UserError(f"recipe {recipe!r} has the stages {', '.join(stages) or 'none'}; {wanted}")
         content = merge(content, merge({"objective": {"kind": stage}}, stages[stage]))
         content.setdefault("recipe", Path(recipe).stem)
     config = parse(content, recipe)
@@ -355,6 +366,11 @@ def problems(config: RunConfig) -> Iterator[str]:
             yield f"--model.{name}.width {tower.width}: not a multiple of --model.{name}.heads {tower.heads}"
     if training.micro_batch is not None and not 0 < training.micro_batch <= training.batch_size:
         yield f"--training.micro-batch {training.micro_batch}: must be between 1 and --training.batch-size"
+    elif training.micro_batch is not None and training.micro_batch % config.random_block:
+        yield (
+            f"--training.micro-batch {training.micro_batch}: must be a multiple of {config.random_block}, the block in "
+            f"which random numbers are drawn for --training.batch-size {training.batch_size}"
+        )
     if not 0 < noise.sigma_min < noise.sigma_max < math.inf:
         yield f"--noise.sigma-min {noise.sigma_min}, --noise.sigma-max {noise.sigma_max}: must be 0 < min < max"
     if not 0 < config.shift < math.inf:
@@ -365,15 +381,33 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield f"--optimizer.clip {config.optimizer.clip}: must be positive, or none"
     if not all(0 <= decay < 1 for decay in training.ema):
         yield f"--training.ema {training.ema}: decays must be in [0, 1)"
-    probabilities = {"label_dropout", "dropout"}
-    for name, value in config.objective.model_dump().items():
-        if name in probabilities and not 0 <= value <= 1:
-            yield f"--objective.{name.replace('_', '-')} {value}: a probability, so between 0 and 1"
-    if isinstance(config.objective, ConsistencyConfig) and config.objective.dropout >= 1:
-        yield "--objective.dropout 1: nothing would be left"
-    if isinstance(config.objective, DiffusionConfig) and config.sampling.sampler in ("one_step", "multistep"):
-        yield f"--sampling.sampler {config.sampling.sampler}: for consistency models; diffusion takes heun"
-    if isinstance(config.objective, ConsistencyConfig) and config.sampling.guidance != 1:
-        yield "--sampling.guidance: consistency models are trained without label dropping; leave it at 1"
+    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
+        yield f"--optimizer.betas {config.optimizer.betas}: must be in [0, 1)"
+    if not 0 <= config.sampling.interval[0] < config.sampling.interval[1]:
+        yield f"--sampling.interval {config.sampling.interval}: must be 0 <= low < high"
     if model.num_classes == 0 and config.sampling.guidance != 1:
         yield "--sampling.guidance: an unconditional model (--model.num-classes 0) has none; leave it at 1"
+    yield from objective_problems(config.objective, config.sampling)
+
+
+def objective_problems(objective: Objective, sampling: SamplingConfig) -> Iterator[str]:
+    """What is wrong with the settings of a stage."""
+    values = objective.model_dump()
+    for name in ("label_dropout", "dropout", "momentum"):
+        if name in values and not 0 <= values[name] <= 1:
+            yield f"--objective.{name.replace('_', '-')} {values[name]}: must be between 0 and 1"
+    for name in ("std", "tau1", "tau2", "contrastive_temperature", "auxiliary_temperature", "c", "d", "s0"):
+        if name in values and not values[name] > 0:
+            yield f"--objective.{name.replace('_', '-')} {values[name]}: must be positive"
+    if isinstance(objective, PretrainingConfig) and objective.s1 < objective.s0:
+        yield f"--objective.s1 {objective.s1}: must be at least --objective.s0 {objective.s0}"
+    if isinstance(objective, DiffusionConfig):
+        if objective.levels < 2:
+            yield f"--objective.levels {objective.levels}: must be at least 2"
+        if sampling.sampler in ("one_step", "multistep"):
+            yield f"--sampling.sampler {sampling.sampler}: for consistency models; diffusion takes heun"
+    if isinstance(objective, ConsistencyConfig):
+        if objective.dropout == 1:
+            yield "--objective.dropout 1: nothing would be left"
+        if sampling.guidance != 1:
+            yield "--sampling.guidance: consistency models are trained without label dropping; leave it at 1"

@@ -172,7 +172,9 @@ def sample_batch(
         case "multistep":
             return samplers.multistep(denoise, x, sigmas, noise)
         case "edm_stochastic":
-            return samplers.edm_stochastic(denoise, x, sigmas, noise)
+            return samplers.edm_stochastic(
+                denoise, x, sigmas, noise, s_min=0.05 * model.shift, s_max=50.0 * model.shift
+            )
         case "euler_ancestral":
             return samplers.euler_ancestral(denoise, x, sigmas, noise)
         case "euler":

@@ -13,11 +13,12 @@ def nt_xent(queries: Tensor, targets: Tensor, temperature: Tensor | float) -> Te
 
     Targets of every process serve as negatives. They carry no gradient, which is why a plain gather is right.
     """
-    queries = F.normalize(full_precision(queries), dim=-1)
-    targets = all_gather(F.normalize(full_precision(targets.detach()), dim=-1))  # (W N, D)
-    logits = queries @ targets.T / temperature  # (N, W N)
-    positives = torch.arange(len(queries), device=queries.device) + rank() * len(queries)
-    return F.cross_entropy(logits, positives, reduction="none")
+    with torch.autocast(queries.device.type, enabled=False):
+        queries = F.normalize(full_precision(queries), dim=-1)
+        targets = all_gather(F.normalize(full_precision(targets.detach()), dim=-1))  # (W N, D)
+        logits = queries @ targets.T / temperature  # (N, W N)
+        positives = torch.arange(len(queries), device=queries.device) + rank() * len(queries)
+        return F.cross_entropy(logits, positives, reduction="none")
 
 
 def x_prediction(denoised: Tensor, images: Tensor, weight: Tensor) -> Tensor:

@@ -52,9 +52,11 @@ def load_epg(path: str | Path, *, image_size: int, patch_size: int, encoder_head
     """A generator, from safetensors or a `.pth` state dict."""
     weights = read_state_dict(path)
     classes = weights.get("class_embed.weight")
+    decoder_width = require(weights, "out_norm.weight", path).shape[0]
     network = EPG(
         build_encoder(weights, path, image_size, patch_size, encoder_heads),
-        decoder_width=require(weights, "out_norm.weight", path).shape[0],
+        decoder_width=decoder_width,
+        mlp_ratio=require(weights, "decoder_blocks.0.mlp.fc1.weight", path).shape[0] / decoder_width,
         decoder_heads=decoder_heads,
         num_classes=0 if classes is None else classes.shape[0] - 1,
     )
@@ -73,6 +75,7 @@ def build_encoder(
             f"{path}: holds patches of {patches.shape[-1]} pixels and {tokens - 2} of them, but image size "
             f"{image_size} with patch size {patch_size} was asked for. Pass the sizes it was trained with."
         )
+    hidden = require(weights, "blocks.0.mlp.fc1.weight", path).shape[0]
     depth = 1 + max(int(m[1]) for k in weights if (m := re.match(r"blocks\.(\d+)\.", k)))
     return Encoder(
         image_size=image_size,
@@ -81,7 +84,7 @@ def build_encoder(
         depth=depth,
         width=patches.shape[0],
         heads=heads,
-        mlp_ratio=require(weights, "blocks.0.mlp.fc1.weight", path).shape[0] / patches.shape[0],
+        mlp_ratio=hidden / patches.shape[0],
     )
 
 

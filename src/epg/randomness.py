@@ -5,14 +5,11 @@ worker, micro-batch or history changes a number, and resuming needs no generator
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-BLOCK = 16
 
 
 def key(*parts: int | str) -> int:
@@ -23,11 +20,6 @@ def key(*parts: int | str) -> int:
 def generator(device: torch.device | str, *parts: int | str) -> torch.Generator:
     """A generator seeded by the parts alone."""
     return torch.Generator(device).manual_seed(key(*parts))
-
-
-def block_size(batch_size: int) -> int:
-    """Samples per block of a global batch: the same however the batch is split."""
-    return math.gcd(batch_size, BLOCK)
 
 
 @dataclass(frozen=True)

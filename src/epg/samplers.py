@@ -59,7 +59,10 @@ def edm_stochastic(
     s_noise: float = 1.003,
     watch: Watch | None = None,
 ) -> Tensor:
-    """EDM's stochastic sampler (algorithm 2): noise is added before each Heun step inside [s_min, s_max]."""
+    """EDM's stochastic sampler (algorithm 2): noise is added before each Heun step inside [s_min, s_max].
+
+    The defaults are EDM's for ImageNet at 64 pixels; scale s_min and s_max with the shift.
+    """
     levels = sigmas.tolist()
     gamma_max = min(s_churn / (len(levels) - 1), math.sqrt(2) - 1)
     for i, (t, s) in enumerate(pairwise(levels)):

@@ -80,6 +80,8 @@ def changed(sampling: SamplingConfig, changes: Mapping[str, Any]) -> SamplingCon
     new = sampling.model_copy(update=dict(changes))
     if new.steps < 2:
         raise UserError(f"--steps {new.steps}: must be at least 2")
+    if sampling.sampler in ("one_step", "multistep") and new.guidance != 1:
+        raise UserError("--guidance: consistency models are trained without label dropping; leave it at 1")
     if new.sampler in ("one_step", "multistep") and sampling.sampler not in ("one_step", "multistep"):
         raise UserError(f"--sampler {new.sampler}: for consistency models; this is a diffusion model, try heun")
     return new
@@ -91,7 +93,7 @@ def class_numbers(classes: Sequence[str], model: Generator) -> list[int]:
     for name in classes:
         if name in model.class_names:
             numbers.append(model.class_names.index(name))
-        elif name.isdigit():
+        elif name.isdecimal():
             numbers.append(int(name))
         else:
             close = difflib.get_close_matches(name, model.class_names, n=3)

@@ -30,4 +30,5 @@ def build_epg(model: ModelConfig, data: DataConfig) -> EPG:
         decoder_width=model.decoder.width,
         decoder_heads=model.decoder.heads,
         num_classes=model.num_classes,
+        mlp_ratio=model.mlp_ratio,
     )

@@ -57,11 +57,13 @@ class EPG(nn.Module):
     the embedding has `num_classes + 1` rows, the last of which, `null_class`, means "no class".
     """
 
-    def __init__(self, encoder: Encoder, *, decoder_width: int, decoder_heads: int, num_classes: int) -> None:
+    def __init__(
+        self, encoder: Encoder, *, decoder_width: int, decoder_heads: int, num_classes: int, mlp_ratio: float = 4.0
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.encoder = encoder
-        self.decoder = Decoder(encoder=encoder, width=decoder_width, heads=decoder_heads)
+        self.decoder = Decoder(encoder=encoder, width=decoder_width, heads=decoder_heads, mlp_ratio=mlp_ratio)
         self.class_embedding = nn.Embedding(num_classes + 1, encoder.width) if num_classes else None
         if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding.weight, std=0.02)

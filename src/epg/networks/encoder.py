@@ -60,11 +60,12 @@ class Encoder(nn.Module):
         """
         n = len(x)
         patches = self.patch_embedding(x).flatten(2).transpose(1, 2)  # (N, T-2, D)
-        time = sinusoidal_embedding(time_condition, self.width).to(patches.dtype)  # (N, D)
-        cls = self.cls_token.to(patches.dtype).expand(n, -1, -1)  # (N, 1, D)
+        time = sinusoidal_embedding(time_condition, self.width)  # (N, D)
+        cls = self.cls_token.expand(n, -1, -1)  # (N, 1, D)
         if class_embedding is not None:
-            cls = cls + class_embedding[:, None].to(patches.dtype)
-        x = torch.cat([cls, time[:, None], patches], dim=1) + self.position_embedding.to(patches.dtype)  # (N, T, D)
+            cls = cls + class_embedding[:, None]
+        # Under autocast this is float32, and so is every residual sum after it.
+        x = torch.cat([cls, time[:, None].to(cls), patches.to(cls)], dim=1) + self.position_embedding  # (N, T, D)
         outputs = []
         for block in self.blocks:
             x = block(x)

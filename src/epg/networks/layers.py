@@ -93,7 +93,7 @@ class DecoderBlock(nn.Module):
         self.modulation = nn.Linear(encoder_width, 6 * width)
 
     def forward(self, x: Tensor, skip: Tensor, condition: Tensor, dropout: Tensor | None = None) -> Tensor:
-        x = self.skip_norm(self.skip_linear(torch.cat([x, skip], dim=-1)))
+        x = self.skip_norm(full_precision(self.skip_linear(torch.cat([x, skip], dim=-1))))
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition))[:, None].chunk(6, dim=-1)
         a = self.attention(self.norm1(x) * (1 + scale1) + shift1)
         x = x + gate1 * (a if dropout is None else a * dropout)

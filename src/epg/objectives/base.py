@@ -9,7 +9,7 @@ from epg.config import NoiseConfig, RunConfig
 from epg.data.augment import random_flip
 from epg.data.loader import Batch
 from epg.data.normalize import Normalizer
-from epg.randomness import Draws, block_size
+from epg.randomness import Draws
 
 Losses = dict[str, Tensor]
 """Scalars: `loss` is what is minimised, the rest are its terms."""
@@ -27,7 +27,7 @@ class Objective(nn.Module):
         super().__init__()
         self.seed = config.seed
         self.total_steps = config.training.steps
-        self.block = block_size(config.training.batch_size)
+        self.block = config.random_block
         self.noise: NoiseConfig = config.noise
         self.shift = config.shift
         self.normalizer = normalizer_for(config)

@@ -29,8 +29,8 @@ class Diffusion(Objective):
         levels, options = self.config.levels, (self.noise.sigma_min, self.noise.sigma_max, self.noise.rho)
         grid = schedule.karras_grid(levels, *options)
         after_last = schedule.karras(levels, levels, *options)
-        self.register_buffer("grid", grid, persistent=False)
-        self.register_buffer("weights", schedule.denoising_weight(grid, after_last), persistent=False)
+        self.register_buffer("grid", grid.float(), persistent=False)
+        self.register_buffer("weights", schedule.denoising_weight(grid, after_last).float(), persistent=False)
 
     def forward(self, batch: Batch, step: int) -> Losses:
         draws = self.draws(batch, step)

@@ -5,11 +5,16 @@ import html
 import io
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -22,9 +27,12 @@ class PartResult:
     log: list[dict[str, float]]
     accuracy: float | None = None
     frechet: float | None = None
+    progress: tuple[tuple[int, float, float], ...] = ()
+    """(step, accuracy, frechet) of checkpoints along the way, the last one included."""
 
-    def with_numbers(self, accuracy: float, frechet: float) -> "PartResult":
-        return replace(self, accuracy=accuracy, frechet=frechet)
+    def with_progress(self, progress: Sequence[tuple[int, float, float]]) -> "PartResult":
+        _, accuracy, frechet = progress[-1]
+        return replace(self, accuracy=accuracy, frechet=frechet, progress=tuple(progress))
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class StudyResult:
     parts: tuple[PartResult, ...]
     floor: float | None
     classifier_accuracy: float | None
+    samples: int
     seconds: float
     seed: int
     torch: str
@@ -57,9 +66,12 @@ def write_report(result: StudyResult, folder: Path) -> Path:
     (folder / "results.json").write_text(json.dumps(numbers, indent=1))
     curves = draw_curves(result)
     (folder / "curves.png").write_bytes(curves)
+    progress = draw_progress(result) if result.floor is not None else None
+    if progress is not None:
+        (folder / "progress.png").write_bytes(progress)
     print_table(result)
     page = folder / "index.html"
-    page.write_text(render(result, folder, curves), encoding="utf-8")
+    page.write_text(render(result, folder, curves, progress), encoding="utf-8")
     return page
 
 
@@ -111,6 +123,28 @@ def draw_curves(result: StudyResult) -> bytes:
         if prefix == "diffusion":
             axes.set_yscale("log")
         axes.legend(fontsize=7)
+    return as_png(figure)
+
+
+def draw_progress(result: StudyResult) -> bytes:
+    """Distance and recognition over fine-tuning steps, of every run that was evaluated along the way."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), dpi=110, layout="constrained")
+    distance, recognised = figure.subplots(1, 2)
+    for part in (p for p in result.generators if len(p.progress) > 1):
+        steps, accuracies, distances = zip(*part.progress, strict=True)
+        distance.plot(steps, distances, marker="o", label=part.title)
+        recognised.plot(steps, accuracies, marker="o", label=part.title)
+    if result.floor is not None:
+        distance.axhline(result.floor, color="gray", linestyle=":", label="real held-out images")
+    distance.set(title="Frechet distance, classifier features", xlabel="fine-tuning step", yscale="log")
+    recognised.set(title="recognised as their class", xlabel="fine-tuning step", ylim=(0, 1))
+    distance.legend(fontsize=8)
+    return as_png(figure)
+
+
+def as_png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -126,7 +160,7 @@ img { max-width: 100%; } pre { background: #f5f5f3; padding: .8rem; overflow-x: 
 """
 
 
-def render(result: StudyResult, folder: Path, curves: bytes) -> str:
+def render(result: StudyResult, folder: Path, curves: bytes, progress: bytes | None) -> str:
     """The page as text; every picture is inside it."""
     generators = "".join(
         figure((folder / f"samples-{part.name}.png").read_bytes(), caption(part)) for part in result.generators
@@ -146,6 +180,7 @@ def render(result: StudyResult, folder: Path, curves: bytes) -> str:
 <h2>Samples</h2>
 <div class="grids">{generators}{real}</div>
 <h2>Training</h2>
+{"" if progress is None else figure(progress, f"{result.samples} samples of each of several checkpoints")}
 {figure(curves, "losses; the steps of each run are in its log.jsonl")}
 <h2>What the encoder saw</h2>
 {seen}
@@ -173,8 +208,8 @@ def introduction(result: StudyResult) -> str:
         f"{result.images:,} images of {result.image_size}x{result.image_size} pixels ({classes}) from {result.data}. "
         f"A ViT encoder was pre-trained on them by self-supervision for {steps['pretraining']:,} steps, then "
         "fine-tuned with a new decoder as a diffusion model and as a one-step consistency model. The diffusion model "
-        "from scratch has the same number of fine-tuning steps and a random encoder; the pre-training's time comes on top for the "
-        f"others. Everything took {result.seconds / 60:.1f} minutes "
+        "from scratch has the same number of fine-tuning steps and a random encoder; the pre-training's time comes on "
+        f"top for the others. Everything took {result.seconds / 60:.1f} minutes "
         f"({result.threads} threads, torch {result.torch}, seed {result.seed})."
     )
 
@@ -191,11 +226,12 @@ def reading(result: StudyResult) -> str:
         "what real images reach). Neither is an FID: they compare models of this data set only. "
     )
     parts = {part.name: part for part in result.parts}
-    ours, scratch = parts["diffusion"].frechet, parts["diffusion-scratch"].frechet
-    if ours is not None and scratch is not None:
-        verdict = "closer to the real images than" if ours < scratch else "no closer to the real images than"
+    for when, index in (("early", 0), ("at the end", -1)):
+        (step, _, ours), (_, _, scratch) = (parts[n].progress[index] for n in ("diffusion", "diffusion-scratch"))
+        verdict = "is closer to the real images than" if ours < scratch else "is no closer to the real images than"
         text += (
-            f"Here the pre-trained diffusion model is {verdict} the one from scratch ({ours:.2f} and {scratch:.2f})."
+            f"Here, {when} (step {step:,}), the pre-trained diffusion model {verdict} the one from scratch "
+            f"({ours:.2f} and {scratch:.2f}). "
         )
     return html.escape(text)
 

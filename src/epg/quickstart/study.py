@@ -23,10 +23,13 @@ from epg.networks import EPG
 from epg.pictures import save_grid
 from epg.quickstart.report import PartResult, StudyResult, write_report
 from epg.runs import build_objective, locked, open_training_data, prepare_run, resolve
+from epg.training.checkpoint import listing, read
 from epg.training.loop import Trainer
 from epg.training.tracking import read_log
 
-EVALUATED = 1000  # samples per generator
+MOST_SAMPLES, FEWEST_SAMPLES = 1000, 50  # per evaluation, as the budget allows
+MOST_MILESTONES = 5  # checkpoints that are evaluated, of the diffusion model and of its baseline
+EVALUATION_SHARE = 0.2  # of the budget, at most
 CLASSIFIER_SECONDS = 25.0
 OVERHEAD_SECONDS = 20.0  # imports, checkpoints, previews, the page
 MARGIN = 0.92  # of the time that is left is planned: neighbours on the machine come and go
@@ -90,6 +93,7 @@ class Study:
         say(f"data: {data} at {first.data.image_size}x{first.data.image_size}")
         self.dataset = open_training_data(first.data)
         self.configs: dict[str, RunConfig] = {}
+        self.samples = 0
         classes = f"{self.dataset.num_classes} classes" if self.dataset.num_classes else "no labels"
         say(f"      {len(self.dataset)} images, {classes}")
 
@@ -98,35 +102,49 @@ class Study:
         return parse(merge(base, self.overrides), f"recipe {self.recipe}")
 
     def plan(self, started: float, budget: float) -> None:
-        """Decides the steps of every part: from `plan.json` if the study is being continued, else by measuring."""
+        """Decides steps and samples: from `plan.json` if the study is being continued, else by measuring."""
         configs = {part.name: resolve(self.recipe_config(part.stage), self.dataset) for part in PARTS}
         file = self.folder / "plan.json"
         if file.exists():
-            steps = json.loads(file.read_text())["steps"]
+            plan = json.loads(file.read_text())
             say(f"continuing the plan in {file}")
         else:
-            seconds = {
-                part.name: seconds_per_step(configs[part.name], self.dataset)
-                for part in PARTS
-                if part.name not in SAME_STEPS
-            }
-            left = budget - (time.monotonic() - started) - OVERHEAD_SECONDS - self._evaluation_seconds(configs, seconds)
-            training = max(MARGIN * left, 0.25 * budget)  # a tiny budget still trains a little
-            steps = {p.name: max(20, int(training * p.share / seconds[p.name])) for p in PARTS if p.name in seconds}
-            steps |= {name: steps[same] for name, same in SAME_STEPS.items()}
-            plan = {"steps": steps, "seconds_per_step": seconds, "minutes": budget / 60}
+            plan = self._measured_plan(configs, started, budget)
             file.write_text(json.dumps(plan, indent=1))
-        self.configs = {name: at_length(configs[name], steps[name]) for name in configs}
+        steps, self.samples, milestones = plan["steps"], plan["samples"], plan["milestones"]
+        self.configs = {n: with_milestones(at_length(configs[n], steps[n]), milestones) for n in configs}
         say("plan: " + ", ".join(f"{part.title} {steps[part.name]} steps" for part in PARTS))
 
-    def _evaluation_seconds(self, configs: dict[str, RunConfig], seconds: dict[str, float]) -> float:
+    def _measured_plan(self, configs: dict[str, RunConfig], started: float, budget: float) -> dict[str, Any]:
+        seconds = {
+            part.name: seconds_per_step(configs[part.name], self.dataset)
+            for part in PARTS
+            if part.name not in SAME_STEPS
+        }
+        seconds_per_sample = self._seconds_per_sample(configs["diffusion"], seconds["diffusion"])
+        affordable = EVALUATION_SHARE * budget / seconds_per_sample / 2  # two runs are evaluated along the way
+        milestones = MOST_MILESTONES if affordable / MOST_MILESTONES >= MOST_SAMPLES / 4 else 1
+        samples = min(MOST_SAMPLES, max(FEWEST_SAMPLES, int(affordable / milestones)))
+        evaluation = CLASSIFIER_SECONDS + samples * 2 * milestones * seconds_per_sample
+        left = budget - (time.monotonic() - started) - OVERHEAD_SECONDS - evaluation
+        training = max(MARGIN * left, 0.25 * budget)  # a tiny budget still trains a little
+        steps = {p.name: max(20, int(training * p.share / seconds[p.name])) for p in PARTS if p.name in seconds}
+        steps |= {name: steps[same] for name, same in SAME_STEPS.items()}
+        return {
+            "steps": steps,
+            "samples": samples,
+            "milestones": milestones,
+            "seconds_per_step": seconds,
+            "seconds_per_sample": seconds_per_sample,
+            "minutes": budget / 60,
+        }
+
+    def _seconds_per_sample(self, config: RunConfig, seconds_per_step: float) -> float:
         """Estimate: a training step is about three forward passes."""
-        config = configs["diffusion"]
         network = build_objective(config).network
         assert isinstance(network, EPG)
         nfe = count_evaluations(generator_of(config, network.eval()), config.sampling)
-        forward = seconds["diffusion"] / config.training.batch_size / 3
-        return CLASSIFIER_SECONDS + EVALUATED * forward * (2 * nfe + 2)
+        return nfe * seconds_per_step / config.training.batch_size / 3
 
     def train(self, part: Part) -> None:
         encoder = self.folder / "pretraining" if part.pretrained else None
@@ -161,6 +179,7 @@ class Study:
             parts=tuple(parts),
             floor=reference.floor if reference else None,
             classifier_accuracy=reference.judge.held_out_accuracy if reference else None,
+            samples=self.samples,
             seconds=seconds,
             seed=self.seed,
             torch=torch.__version__,
@@ -170,8 +189,13 @@ class Study:
     def _judge(self, result: PartResult, reference: Reference | None) -> PartResult:
         model = load(self.folder / result.name)
         if reference is not None:
-            numbers, images = evaluate(model, reference, count=EVALUATED, seed=self.seed)
-            result = result.with_numbers(numbers.accuracy, numbers.frechet)
+            compared = result.name in SAME_STEPS or result.name in SAME_STEPS.values()
+            checkpoints = listing(self.folder / result.name / "checkpoints")
+            progress = []
+            for path in checkpoints if compared else checkpoints[-1:]:
+                numbers, images = evaluate(load(path), reference, count=self.samples, seed=self.seed)
+                progress.append((read(path).step, numbers.accuracy, numbers.frechet))
+            result = result.with_progress(progress)
         else:
             images = sample(model, make_labels(model, 64, balanced=True, seed=self.seed), 64, seed=self.seed)
         save_grid(images[: 6 * self._columns()], self.folder / f"samples-{result.name}.png", columns=self._columns())
@@ -218,6 +242,13 @@ def at_length(config: RunConfig, steps: int) -> RunConfig:
     if objective.kind == "consistency":
         objective = objective.model_copy(update={"d": scaled(objective.d)})
     return config.model_copy(update={"optimizer": optimizer, "training": training, "objective": objective})
+
+
+def with_milestones(config: RunConfig, milestones: int) -> RunConfig:
+    """Checkpoints at equal distances, all of them kept."""
+    every = -(-config.training.steps // milestones)
+    training = config.training.model_copy(update={"checkpoint_every": every, "keep": max(2, milestones)})
+    return config.model_copy(update={"training": training})
 
 
 def seconds_per_step(config: RunConfig, dataset: ImageDataset, timed: int = 6) -> float:

@@ -74,8 +74,9 @@ def save(
             f"{final}: cannot write the checkpoint ({error}); it needs {needed / 2**20:.0f} MiB, "
             f"{_free(folder)} are free. Earlier checkpoints are untouched."
         ) from error
-    for old in listing(folder)[:-keep]:
-        shutil.rmtree(old)
+    # Anything newer than what was just written did not verify when this run resumed; it must not count.
+    for old in [path for path in listing(folder) if path.name <= final.name][:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -109,7 +110,11 @@ def read(path: Path) -> Checkpoint:
         file = path / name
         if not file.is_file():
             raise ArtefactError(f"{file}: missing")
-        if _fingerprint(file) != expected:
+        try:
+            found = _fingerprint(file)
+        except OSError as error:
+            raise ArtefactError(f"{file}: cannot be read ({error})") from error
+        if found != expected:
             raise ArtefactError(f"{file}: does not match the manifest; the file is damaged")
     return Checkpoint(path, _read_json(path / STATE))
 

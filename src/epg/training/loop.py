@@ -19,7 +19,7 @@ from epg.config import RunConfig
 from epg.data.dataset import ImageDataset
 from epg.data.loader import Batch, BatchLoader
 from epg.distributed import all_reduce_sum, rank, world_size
-from epg.errors import ArtefactError, DivergedError, InterruptedRunError
+from epg.errors import ArtefactError, DivergedError, InterruptedRunError, UserError
 from epg.objectives.base import Objective
 from epg.training import checkpoint
 from epg.training.ema import EMA
@@ -71,6 +71,7 @@ class Trainer:
         preview: Preview | None = None,
     ) -> None:
         self.config, self.dataset, self.folder, self.preview = config, dataset, folder, preview
+        refuse_uneven_processes(config, world_size())
         self.device = pick_device(config.training.device)
         self.objective = objective.to(self.device).train()
         if config.training.compile:
@@ -260,6 +261,16 @@ class Trainer:
         finally:
             for n, handler in previous.items():
                 signal.signal(n, handler)
+
+
+def refuse_uneven_processes(config: RunConfig, processes: int) -> None:
+    """Random numbers are drawn in blocks of the global batch, which no process may cut."""
+    batch_size, block = config.training.batch_size, config.random_block
+    if batch_size % (processes * block):
+        raise UserError(
+            f"--training.batch-size {batch_size}: on {processes} processes each must get a multiple of {block} images, "
+            "the block in which random numbers are drawn. Choose another batch size or number of processes."
+        )
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,0 +1,85 @@
+"""Tiny configurations and networks: real components, small enough for a second."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from epg.config import RunConfig, merge, parse
+from epg.data.loader import Batch
+from epg.denoiser import Denoiser
+from epg.networks import EPG
+from epg.networks.build import build_epg
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def tiny_config(stage: str = "diffusion", **changes: Any) -> RunConfig:
+    """8x8 grey images, three classes, two blocks of width 16 and 24. `changes` are laid over it section by section."""
+    base = {
+        "recipe": "tiny",
+        "data": {"source": "digits", "image_size": 8, "channels": 1, "normalization": "symmetric", "workers": 0},
+        "model": {
+            "patch_size": 2,
+            "num_classes": 3,
+            "encoder": {"depth": 2, "width": 16, "heads": 2},
+            "decoder": {"width": 24, "heads": 2},
+            "projector_hidden": 32,
+            "projector_out": 16,
+        },
+        "noise": {"shift": 1.0},
+        "objective": {"kind": stage},
+        "optimizer": {"lr": 1e-3, "warmup_steps": 0},
+        "training": {"batch_size": 32, "steps": 100, "ema": [] if stage == "pretraining" else [0.9]},
+        "sampling": {"sampler": "one_step" if stage == "consistency" else "heun", "steps": 4},
+    }
+    return parse(merge(base, changes), "tiny")
+
+
+def randomize(module: nn.Module, seed: int = 0, std: float = 0.2) -> None:
+    """Adds noise to every parameter: a fresh generator outputs exactly 0, which would hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += std * torch.randn(parameter.shape, generator=generator)
+
+
+def tiny_epg(config: RunConfig | None = None, seed: int = 0) -> EPG:
+    config = config or tiny_config()
+    network = build_epg(config.model, config.data)
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)  # so that the weights depend on `seed` alone
+    randomize(network, seed)
+    return network.eval()
+
+
+def tiny_denoiser(parameterization: str = "x", seed: int = 0) -> Denoiser:
+    return Denoiser(tiny_epg(seed=seed), parameterization)  # type: ignore[arg-type]
+
+
+def random_batch(config: RunConfig, count: int | None = None, first: int = 0, seed: int = 0) -> Batch:
+    """Samples `first` to `first + count - 1` of a global batch of noise pictures."""
+    total = config.training.batch_size
+    count = total if count is None else count
+    generator = torch.Generator().manual_seed(seed)
+    size = config.data.image_size
+    images = torch.randint(256, (total, config.data.channels, size, size), generator=generator, dtype=torch.uint8)
+    classes = config.model.num_classes or 0
+    labels = torch.randint(classes, (total,), generator=generator) if classes else torch.full((total,), -1)
+    part = slice(first, first + count)
+    return Batch(images[part], labels[part], torch.arange(total)[part], first)
+
+
+def relative(value: Tensor | list[float] | float, reference: Tensor | list[float] | float) -> float:
+    """||value - reference|| / ||reference||."""
+    a, b = (torch.as_tensor(v, dtype=torch.float64).detach() for v in (value, reference))
+    assert a.shape == b.shape, (a.shape, b.shape)
+    return float((a - b).norm() / b.norm())
+
+
+def grad_norm(module: nn.Module, loss: Tensor) -> float:
+    """Norm of the gradient of `loss` over all parameters."""
+    module.zero_grad()
+    loss.backward()
+    return float(sum(p.grad.double().square().sum() for p in module.parameters() if p.grad is not None) ** 0.5)

@@ -1,0 +1,166 @@
+"""Every verb through the real entry point, as a user starts it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from epg.cli import VERBS, main
+from epg.config import recipe_names, stages_of
+
+SMALL = [
+    *("--training.steps", "4", "--training.batch-size", "16", "--training.log-every", "2"),
+    *("--model.encoder.depth", "1", "--model.encoder.width", "16", "--model.encoder.heads", "2"),
+    *("--model.decoder.width", "16", "--model.decoder.heads", "2"),
+]
+
+
+def epg(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "epg.cli", *arguments], capture_output=True, text=True, cwd=cwd, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three stages trained by the commands that the help names, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("cli")
+    done = epg("pretrain", "digits", *SMALL, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    for stage in ("diffusion", "consistency"):
+        done = epg(
+            *("finetune", "digits", "--stage", stage, "--encoder", "runs/digits/pretraining"), *SMALL, cwd=folder
+        )
+        assert done.returncode == 0, done.stderr
+    return folder / "runs" / "digits"
+
+
+def test_stages_leave_their_files(runs: Path) -> None:
+    for stage in ("pretraining", "diffusion", "consistency"):
+        run = runs / stage
+        assert (run / "config.yaml").is_file()
+        assert [line["step"] for line in map(json.loads, (run / "log.jsonl").read_text().splitlines())] == [2, 4]
+        assert list((run / "tensorboard").glob("events*"))
+        assert (run / "checkpoints" / "step-00000004" / "manifest.json").is_file()
+        assert Image.open(run / "previews" / "step-00000004.png").size[0] > 100
+
+
+def test_help_is_fast_and_lists_every_verb() -> None:
+    begin = time.perf_counter()
+    done = epg("--help")
+    seconds = time.perf_counter() - begin
+    assert done.returncode == 0
+    assert all(f"  {verb}" in done.stdout for verb in VERBS)
+    assert seconds < 1.0  # about 0.2 on an idle machine
+
+
+def test_heavy_modules_are_not_imported_for_help() -> None:
+    code = "import sys, epg.cli; epg.cli.main(['--help']); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str) -> None:
+    done = epg(verb, "--help")
+    assert done.returncode == 0
+    assert f"epg {verb}" in done.stdout
+
+
+def test_help_of_a_recipe_lists_its_fields() -> None:
+    done = epg("finetune", "digits", "--stage", "consistency", "--help")
+    assert done.returncode == 0
+    assert "--objective.auxiliary-weight" in done.stdout
+    assert "--training.batch-size" in done.stdout
+
+
+def test_sample_writes_pictures(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "samples"
+    arguments = ["--count", "5", "--classes", "3", "7", "--batch-size", "2", "--npz", "--device", "cpu"]
+    assert main(["sample", str(runs / "diffusion"), "--out", str(out), *arguments]) == 0
+    assert sorted(path.name for path in out.glob("0*.png")) == [f"{i:06d}.png" for i in range(5)]
+    assert (out / "grid.png").is_file()
+    with np.load(out / "samples.npz") as arrays:
+        assert arrays["arr_0"].shape == (5, 8, 8, 1)
+        assert arrays["arr_0"].dtype == np.uint8
+        assert arrays["arr_1"].tolist() == [3, 7, 3, 7, 3]
+        np.testing.assert_array_equal(np.asarray(Image.open(out / "000004.png")), arrays["arr_0"][4, :, :, 0])
+
+
+def test_evaluate_writes_numbers(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "numbers.json"
+    assert main(["evaluate", str(runs / "consistency"), "--count", "50", "--out", str(out), "--device", "cpu"]) == 0
+    numbers = json.loads(out.read_text())
+    assert numbers["classifier_accuracy"] >= 0.97
+    assert 0 <= numbers["accuracy"] < 0.5  # four steps teach nothing
+    assert numbers["frechet"] > 10 * numbers["floor"]
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_info_of_every_recipe(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", recipe]) == 0
+    printed = capsys.readouterr().out
+    assert all(stage in printed for stage in stages_of(recipe))
+    assert "GFLOPs" in printed
+
+
+def test_info_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in recipe_names())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["pretrian"], 2, ["did you mean pretrain?"]),
+        (["pretrain", "nothing"], 2, ["recipe 'nothing'", "digits"]),
+        (["finetune", "digits"], 2, ["--encoder", "runs/digits/pretraining", "--from-scratch"]),
+        (["finetune", "digits", "--from-scratch", "--encoder", "x"], 2, ["choose one"]),
+        (["finetune", "digits", "--encoder", "nowhere"], 77, ["nowhere", "no checkpoint"]),
+        (["pretrain", "digits", "--data.source", "nowhere"], 65, ["--data.source nowhere", "does not exist"]),
+        (["pretrain", "digits", "--data.image-size", "9"], 2, ["--data.image-size 9", "--model.patch-size 4"]),
+        (["pretrain", "digits", "--training.steps", "0", "--training.batch-size", "0"], 2, ["steps 0", "batch-size 0"]),
+        (["sample", "nowhere"], 77, ["nowhere", "no checkpoint"]),
+    ],
+)
+def test_mistakes_get_one_clear_message(
+    arguments: list[str],
+    code: int,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert "Traceback" not in message
+    for word in words:
+        assert word in message
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("step-*"))
+
+
+def test_an_unknown_flag_is_refused() -> None:
+    done = epg("pretrain", "digits", "--training.stpes", "5")
+    assert done.returncode == 2
+    assert "--training.stpes" in done.stderr + done.stdout
+
+
+def test_pretrained_encoder_cannot_sample(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(runs / "pretraining")]) == 77
+    assert "Fine-tune it first" in capsys.readouterr().err
+
+
+def test_unknown_class_suggests(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(runs / "diffusion"), "--classes", "seven", "--device", "cpu"]) == 2
+    assert "--classes seven" in capsys.readouterr().err
+    assert main(["sample", str(runs / "diffusion"), "--classes", "10", "--device", "cpu"]) == 2
+    assert "0 to 9" in capsys.readouterr().err

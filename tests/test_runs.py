@@ -1,0 +1,139 @@
+"""Everything that can be wrong is said before anything runs, and names the flag and the cure."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from epg.errors import ArtefactError, DataError, OutputError, RunLockedError, UserError
+from epg.runs import locked, prepare_run, train
+from epg.training.handover import read_encoder
+from tests.training.test_loop import tiny
+
+
+def folder_of_images(folder: Path, classes: int = 2, each: int = 4) -> Path:
+    rng = np.random.default_rng(0)
+    for c in range(classes):
+        (folder / f"class{c}").mkdir(parents=True)
+        for i in range(each):
+            Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)).save(folder / f"class{c}" / f"{i}.png")
+    return folder
+
+
+def test_number_of_classes_comes_from_the_data(tmp_path: Path) -> None:
+    data = {"source": str(folder_of_images(tmp_path / "images", classes=3))}
+    run = prepare_run(tiny("diffusion", data=data), tmp_path / "run")
+    assert run.config.model.num_classes == 3
+    assert run.dataset.class_names == ("class0", "class1", "class2")
+
+
+def test_a_flat_folder_trains_an_unconditional_model(tmp_path: Path) -> None:
+    images = folder_of_images(tmp_path / "images", classes=1) / "class0"
+    run = prepare_run(tiny("diffusion", data={"source": str(images)}), tmp_path / "run")
+    assert run.config.model.num_classes == 0
+    run.trainer.run()
+
+
+def test_labels_out_of_range_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--model\.num-classes 3.*label 9.*--model\.num-classes 10"):
+        prepare_run(tiny("diffusion", model={"num_classes": 3}), tmp_path)
+
+
+def test_classes_without_labels_are_refused(tmp_path: Path) -> None:
+    images = folder_of_images(tmp_path / "images", classes=1) / "class0"
+    with pytest.raises(UserError, match=r"--model\.num-classes 2.*no labels"):
+        prepare_run(tiny("diffusion", data={"source": str(images)}, model={"num_classes": 2}), tmp_path / "run")
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match="images"):
+        prepare_run(tiny("diffusion", data={"source": str(tmp_path / "images")}), tmp_path / "run")
+
+
+def test_a_corrupt_image_is_named(tmp_path: Path) -> None:
+    images = folder_of_images(tmp_path / "images")
+    broken = images / "class1" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"2\.png"):
+        prepare_run(tiny("diffusion", data={"source": str(images)}), tmp_path / "run")
+
+
+def test_an_impossible_configuration_lists_every_problem(tmp_path: Path) -> None:
+    config = tiny(
+        "diffusion", data={"image_size": 9}, training={"batch_size": 0}, model={"encoder": {"width": 17, "heads": 2}}
+    )
+    with pytest.raises(UserError) as caught:
+        prepare_run(config, tmp_path)
+    for flag in ("--data.image-size 9", "--training.batch-size 0", "--model.encoder.width 17"):
+        assert flag in str(caught.value)
+
+
+def test_an_encoder_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    train(tiny("pretraining", training={"steps": 1}), tmp_path / "encoder")
+    other = tiny("diffusion", model={"encoder": {"depth": 3, "width": 16, "heads": 2}})
+    with pytest.raises(ArtefactError, match=r"--encoder .*depth=2.*depth=3"):
+        prepare_run(other, tmp_path / "run", encoder=tmp_path / "encoder")
+
+
+def test_a_missing_encoder_is_no_training_from_scratch(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="no checkpoint"):
+        prepare_run(tiny("diffusion"), tmp_path / "run", encoder=tmp_path / "nothing")
+
+
+def test_a_generator_is_no_encoder(tmp_path: Path) -> None:
+    train(tiny("diffusion", training={"steps": 1}), tmp_path / "generator")
+    with pytest.raises(ArtefactError, match="a diffusion run; pass a pre-training run"):
+        prepare_run(tiny("diffusion"), tmp_path / "run", encoder=tmp_path / "generator")
+
+
+def test_the_encoder_is_handed_over_to_the_last_bit(tmp_path: Path) -> None:
+    train(tiny("pretraining", training={"steps": 1}), tmp_path / "encoder")
+    run = prepare_run(tiny("consistency"), tmp_path / "run", encoder=tmp_path / "encoder")
+    state = run.trainer.objective.state_dict()
+    weights = read_encoder(tmp_path / "encoder", run.config).tensors
+    for name, tensor in weights.items():
+        assert state[f"network.encoder.{name}"].equal(tensor)
+        assert state[f"frozen_encoder.{name}"].equal(tensor)
+    scratch = prepare_run(tiny("diffusion"), tmp_path / "scratch").trainer.objective.state_dict()
+    assert not scratch["network.encoder.position_embedding"].equal(weights["position_embedding"])
+
+
+def test_changed_settings_are_listed_and_refused(tmp_path: Path) -> None:
+    train(tiny("diffusion", training={"steps": 3}), tmp_path)
+    changed = tiny("diffusion", training={"steps": 3, "batch_size": 32}, seed=7)
+    with pytest.raises(UserError, match=r"(?s)seed: 0 -> 7.*training\.batch_size: 16 -> 32"):
+        prepare_run(changed, tmp_path)
+    harmless = tiny("diffusion", training={"steps": 3, "log_every": 2, "keep": 5})
+    prepare_run(harmless, tmp_path)
+
+
+def test_one_writer_per_folder(tmp_path: Path) -> None:
+    holder = (
+        "import sys, time; from pathlib import Path; from epg.runs import locked\n"
+        f"with locked(Path({str(tmp_path)!r})): print('locked', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(RunLockedError, match=str(other.pid)):
+            with locked(tmp_path):
+                pass
+        other.kill()
+        other.wait()
+    with locked(tmp_path):  # the lock of a dead process is free
+        pass
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=r"--out .*file"):
+        train(tiny("diffusion"), tmp_path / "file" / "run")
+
+
+def test_a_micro_batch_that_cuts_a_block_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--training\.micro-batch 8: must be a multiple of 16"):
+        prepare_run(tiny("diffusion", training={"batch_size": 32, "micro_batch": 8}), tmp_path)

@@ -1,0 +1,176 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from epg import schedule as S
+
+# Grids --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [2, 3, 18, 32, 1281])
+def test_karras_grid_falls_from_max_to_min(levels):
+    grid = S.karras_grid(levels)
+    assert grid.dtype == torch.float64
+    assert grid.shape == (levels,)
+    assert grid[0].item() == pytest.approx(80, rel=1e-12)
+    assert grid[-1].item() == pytest.approx(0.002, rel=1e-12)
+    assert (grid.diff() < 0).all()
+
+
+def test_karras_is_even_in_the_seventh_root():
+    steps = S.karras_grid(11).pow(1 / 7).diff()
+    assert torch.allclose(steps, steps[:1].expand(10), rtol=1e-10)
+
+
+def test_rho_1_is_a_linear_grid():
+    assert torch.allclose(S.karras_grid(5, 1.0, 9.0, 1.0), torch.tensor([9.0, 7, 5, 3, 1], dtype=torch.float64))
+
+
+def test_karras_continues_beyond_the_last_index():
+    after = S.karras(1280, 1280, 0.002, 80.0, 7.0)
+    high, low = 80 ** (1 / 7), 0.002 ** (1 / 7)
+    assert after.item() == pytest.approx((low - (high - low) / 1279) ** 7, rel=1e-12)
+    assert 0 < after < 0.002
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 4.0])
+def test_sampling_grid(shift):
+    grid = S.sampling_grid(32, shift=shift)
+    assert grid.shape == (33,)
+    assert grid[-1] == 0
+    assert torch.equal(grid[:-1], S.sampling_grid(32, shift=shift, to_zero=False))
+    assert torch.allclose(grid[:-1], shift * S.karras_grid(32), rtol=1e-15)
+
+
+def test_sampling_grid_takes_another_range():
+    grid = S.sampling_grid(4, sigma_min=0.1, sigma_max=10.0, rho=3.0, to_zero=False)
+    assert torch.equal(grid, S.karras_grid(4, 0.1, 10.0, 3.0))
+
+
+@pytest.mark.parametrize(("size", "shift"), [(256, 4), (64, 1), (32, 0.5)])
+def test_default_shift(size, shift):
+    assert S.default_shift(size) == shift
+
+
+def test_time_condition_and_input_scale():
+    t = torch.tensor([0.002, 1.0, 80.0], dtype=torch.float64)
+    assert S.time_condition(t).tolist() == pytest.approx([250 * math.log(v) for v in (0.002, 1, 80)], rel=1e-12)
+    assert S.input_scale(t).tolist() == pytest.approx([1 / math.hypot(v, 0.5) for v in (0.002, 1, 80)], rel=1e-12)
+
+
+# Pre-training -------------------------------------------------------------------------------------------------------
+
+
+def test_num_levels_doubles_in_seven_equal_periods():
+    total = 7000
+    found = [S.num_levels(k, total) for k in range(total)]
+    assert sorted(set(found)) == [20 * 2**i + 1 for i in range(7)]
+    for i in range(7):
+        assert found[1000 * i] == 20 * 2**i + 1
+        assert found[1000 * i + 999] == 20 * 2**i + 1
+
+
+@pytest.mark.parametrize("total", [1, 2, 6, 7, 8, 100])
+def test_num_levels_with_few_steps_stays_within_bounds(total):
+    found = [S.num_levels(k, total) for k in range(total)]
+    assert all(21 <= n <= 1281 for n in found)
+    assert found == sorted(found)
+
+
+def test_num_levels_is_capped():
+    assert S.num_levels(10**9, 700) == 1281
+    assert S.num_levels(699, 700, s0=10, s1=160) == 161
+
+
+def test_tau2_ends():
+    assert S.tau2(0, 900) == 0.2
+    assert S.tau2(600, 900) == pytest.approx(0.1, abs=1e-15)
+    assert S.tau2(900, 900) == pytest.approx(0.1, abs=1e-15)
+    assert S.tau2(200, 900) == pytest.approx(0.2 - 0.1 * math.sin(math.pi / 6), rel=1e-12)
+    found = [S.tau2(k, 900) for k in range(901)]
+    assert found == sorted(found, reverse=True)
+
+
+def test_temperature_is_linear_between_its_ends():
+    sigma = torch.tensor([0.002, 40.001, 80.0], dtype=torch.float64)
+    assert S.temperature(sigma, 0.2).tolist() == pytest.approx([0.1, 0.15, 0.2], rel=1e-12)
+
+
+def test_constant_temperature_baseline():
+    assert {S.tau2(k, 100, tau1=0.1, start=0.1) for k in range(101)} == {0.1}
+    assert S.temperature(S.karras_grid(50), 0.1, 0.1).unique().tolist() == [0.1]
+
+
+# Diffusion ----------------------------------------------------------------------------------------------------------
+
+
+def test_lognormal():
+    z = torch.randn(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log = S.lognormal(z, -1.2, 1.6).log()
+    assert log.mean().item() == pytest.approx(-1.2, abs=0.015)  # 4 standard errors
+    assert log.std().item() == pytest.approx(1.6, abs=0.011)
+
+
+def test_nearest_level_equals_brute_force():
+    grid = S.karras_grid(64)
+    sigma = S.lognormal(torch.randn(5000, generator=torch.Generator().manual_seed(1), dtype=torch.float64), -1.2, 1.6)
+    sigma = torch.cat([sigma, grid, torch.tensor([1e-9, 0.0, 1e9], dtype=torch.float64)])
+    brute = (sigma[:, None] - grid).abs().argmin(1)
+    index = S.nearest_level(sigma, grid)
+    assert index.dtype == torch.int64
+    assert torch.equal(index, brute)
+
+
+def test_nearest_level_on_ties_takes_a_nearest_one():
+    grid = torch.tensor([8.0, 4.0, 2.0, 1.0])
+    index = S.nearest_level(torch.tensor([6.0, 3.0, 1.5]), grid)
+    assert index.tolist() == [1, 2, 3]
+
+
+def test_nearest_level_is_nearest_in_sigma_not_in_its_logarithm():
+    assert S.nearest_level(torch.tensor([4.0]), torch.tensor([10.0, 1.0])).item() == 1  # in ln t it were 10
+
+
+def test_denoising_weight():
+    grid = torch.tensor([8.0, 4.0, 2.0, 1.0])
+    assert S.denoising_weight(grid, torch.tensor(0.5)).tolist() == [0.25, 0.5, 1.0, 2.0]
+
+
+def test_denoising_weight_of_the_paper_grid():
+    grid = S.karras_grid(1280)
+    weight = S.denoising_weight(grid, S.karras(1280, 1280, 0.002, 80.0, 7.0))
+    assert weight.shape == (1280,)
+    assert (weight.diff() > 0).all()
+    assert torch.allclose(weight[:-1], 1 / (grid[:-1] - grid[1:]))
+
+
+# Consistency --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("step", "stage"), [(0, 1), (99_999, 1), (100_000, 2), (650_000, 7)])
+def test_consistency_stage(step, stage):
+    assert S.consistency_stage(step) == stage
+    assert S.consistency_stage(step, delta=3) == stage + 2
+
+
+@pytest.mark.parametrize("stage", range(1, 12))
+def test_consistency_target_level_is_below_t_and_not_below_sigma_min(stage):
+    t = S.karras_grid(500)
+    r = S.consistency_target_level(t, stage)
+    assert (r >= 0.002).all()
+    assert (r[:-1] < t[:-1]).all()
+    assert r[-1].item() == pytest.approx(0.002, rel=1e-12)  # t = sigma_min: t == r
+
+
+def test_consistency_target_level_closed_form():
+    t = torch.tensor([10.0, 0.5], dtype=torch.float64)
+    expected = [v * (1 - (1 + 8 / (1 + math.exp(v))) / 2**4) for v in (10, 0.5)]
+    assert S.consistency_target_level(t, 4).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_consistency_target_level_approaches_t():
+    t = torch.tensor([5.0], dtype=torch.float64)
+    gaps = [(t - S.consistency_target_level(t, stage)).item() for stage in range(4, 12)]
+    assert all(b == pytest.approx(a / 2, rel=1e-9) for a, b in itertools.pairwise(gaps))

@@ -1,0 +1,218 @@
+"""The loop: resume = uninterrupted, micro-batches and processes change nothing, divergence stops it."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from epg.config import RunConfig, Stage, merge, parse, run_config
+from epg.errors import ArtefactError, DivergedError, InterruptedRunError
+from epg.runs import prepare_run, train
+from epg.training import checkpoint
+from epg.training.loop import Trainer
+from epg.training.tracking import read_log
+
+STAGES: tuple[Stage, ...] = ("pretraining", "diffusion", "consistency")
+TINY = {
+    "model": {
+        "encoder": {"depth": 2, "width": 16, "heads": 2},
+        "decoder": {"width": 24, "heads": 2},
+        "projector_hidden": 16,
+        "projector_out": 8,
+    },
+    "training": {"batch_size": 16, "steps": 8, "log_every": 1, "preview_every": 0, "checkpoint_every": 3},
+    "optimizer": {"warmup_steps": 2},
+}
+
+
+def tiny(stage: Stage, **changes: object) -> RunConfig:
+    config = merge(run_config("digits", stage).model_dump(), TINY)
+    if stage == "consistency":
+        config = merge(config, {"objective": {"dropout": 0.5, "d": 3}})
+    return parse(merge(config, changes), "test")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder")
+    train(tiny("pretraining", training={"steps": 2}), folder)
+    return folder
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    found = checkpoint.find(folder)
+    names = [file.stem for file in found.path.glob("*.safetensors")]
+    return {f"{name}/{key}": value for name in names for key, value in found.tensors(name).items()}
+
+
+def assert_identical(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+class CrashError(Exception):
+    """Ends a run as a crash would: nothing is saved."""
+
+
+def crash_after(trainer: Trainer, steps: int) -> None:
+    original = trainer.train_step
+
+    def step(*args: object) -> object:
+        if trainer.step == steps:
+            raise CrashError
+        return original(*args)  # type: ignore[arg-type]
+
+    trainer.train_step = step  # type: ignore[method-assign, assignment]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_resume_equals_uninterrupted(stage: Stage, tmp_path: Path, encoder: Path) -> None:
+    source = encoder if stage != "pretraining" else None
+    train(tiny(stage), tmp_path / "straight", encoder=source)
+    for crash in (4, 7):  # once before, once after the second checkpoint
+        run = prepare_run(tiny(stage), tmp_path / "crashed", encoder=source)
+        crash_after(run.trainer, crash)
+        with pytest.raises(CrashError):
+            run.trainer.run()
+    assert checkpoint.find(tmp_path / "crashed").step == 6
+    train(tiny(stage), tmp_path / "crashed", encoder=source)
+    assert_identical(tensors(tmp_path / "straight"), tensors(tmp_path / "crashed"))
+    straight, crashed = read_log(tmp_path / "straight"), read_log(tmp_path / "crashed")
+    assert [line["step"] for line in crashed] == list(range(1, 9))
+    assert [line["loss"] for line in crashed] == [line["loss"] for line in straight]
+
+
+def test_a_resume_that_restored_nothing_would_show(tmp_path: Path) -> None:
+    """The control of the test above: other seeds, other weights."""
+    train(tiny("diffusion"), tmp_path / "a")
+    train(tiny("diffusion", seed=1), tmp_path / "b")
+    first, second = tensors(tmp_path / "a"), tensors(tmp_path / "b")
+    assert not torch.equal(first["model/network.decoder.out.weight"], second["model/network.decoder.out.weight"])
+
+
+def test_finished_run_trains_no_further(tmp_path: Path) -> None:
+    train(tiny("diffusion"), tmp_path)
+    before = tensors(tmp_path)
+    train(tiny("diffusion"), tmp_path)
+    assert_identical(before, tensors(tmp_path))
+
+
+def test_damaged_newest_checkpoint_falls_back_and_still_ends_identically(tmp_path: Path) -> None:
+    train(tiny("diffusion"), tmp_path / "straight")
+    run = prepare_run(tiny("diffusion"), tmp_path / "damaged")
+    crash_after(run.trainer, 7)
+    with pytest.raises(CrashError):
+        run.trainer.run()
+    file = checkpoint.find(tmp_path / "damaged").path / "optimizer.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"optimizer\.safetensors"):
+        train(tiny("diffusion"), tmp_path / "damaged")
+    assert_identical(tensors(tmp_path / "straight"), tensors(tmp_path / "damaged"))
+
+
+@pytest.mark.parametrize("stage", ["diffusion", "consistency"])
+def test_micro_batches_change_nothing_but_rounding(stage: Stage, tmp_path: Path) -> None:
+    """Exact for stage 2 without the auxiliary loss; the negatives of NT-Xent are those of a micro-batch."""
+    config = {"training": {"batch_size": 32, "steps": 4}}
+    train(tiny(stage, **config), tmp_path / "whole")
+    config["training"]["micro_batch"] = 16
+    train(tiny(stage, **config), tmp_path / "cut")
+    for whole, cut in zip(read_log(tmp_path / "whole"), read_log(tmp_path / "cut"), strict=True):
+        assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+        assert cut["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+
+
+def _train_as(rank: int, processes: int, port: int, stage: Stage, folder: str, encoder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(processes),
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        GLOO_SOCKET_IFNAME="lo",
+    )
+    source = Path(encoder) if stage != "pretraining" else None
+    train(tiny(stage, training={"batch_size": 32, "steps": 4}), Path(folder), encoder=source)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_equal_one(stage: Stage, tmp_path: Path, encoder: Path, free_port: int) -> None:
+    source = encoder if stage != "pretraining" else None
+    train(tiny(stage, training={"batch_size": 32, "steps": 4}), tmp_path / "one", encoder=source)
+    mp.spawn(_train_as, args=(2, free_port, stage, str(tmp_path / "two"), str(encoder)), nprocs=2)  # type: ignore[no-untyped-call]
+    for one, two in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+def test_non_finite_gradient_stops_before_the_update(tmp_path: Path) -> None:
+    run = prepare_run(tiny("diffusion"), tmp_path)
+    original = run.trainer.objective.forward
+
+    def poisoned(batch: object, step: int) -> object:
+        losses = original(batch, step)  # type: ignore[arg-type]
+        return {**losses, "loss": losses["loss"] * math.nan} if step == 4 else losses
+
+    run.trainer.objective.forward = poisoned  # type: ignore[method-assign, assignment]
+    with pytest.raises(DivergedError, match=r"step 4.*not finite.*--optimizer\.lr"):
+        run.trainer.run()
+    assert checkpoint.find(tmp_path).step == 3
+    assert all(bool(torch.isfinite(t).all()) for t in run.trainer.objective.state_dict().values())
+    assert all(bool(torch.isfinite(t).all()) for t in tensors(tmp_path).values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_the_step_and_resumes_exactly(number: signal.Signals, tmp_path: Path) -> None:
+    train(tiny("diffusion"), tmp_path / "straight")
+    run = prepare_run(tiny("diffusion"), tmp_path / "stopped")
+    original = run.trainer.train_step
+
+    def step(*args: object) -> object:
+        if run.trainer.step == 4:
+            os.kill(os.getpid(), number)
+        return original(*args)  # type: ignore[arg-type]
+
+    run.trainer.train_step = step  # type: ignore[method-assign, assignment]
+    with pytest.raises(InterruptedRunError, match="after step 5"):
+        run.trainer.run()
+    assert checkpoint.find(tmp_path / "stopped").step == 5
+    train(tiny("diffusion"), tmp_path / "stopped")
+    assert_identical(tensors(tmp_path / "straight"), tensors(tmp_path / "stopped"))
+
+
+def test_other_images_are_refused(tmp_path: Path) -> None:
+    train(tiny("diffusion"), tmp_path)
+    file = checkpoint.find(tmp_path).path / "state.json"
+    state = json.loads(file.read_text())
+    state["data"] = "0" * 64
+    found = checkpoint.find(tmp_path)
+    checkpoint.save(
+        tmp_path / "checkpoints",
+        9,
+        {name: found.tensors(name) for name in ("model", "optimizer", "ema-0.99")},
+        {k: v for k, v in state.items() if k not in ("format", "step")},
+        keep=2,
+    )
+    with pytest.raises(ArtefactError, match="other images"):
+        train(tiny("diffusion"), tmp_path)
+
+
+def test_ema_follows_its_formula_in_the_loop(tmp_path: Path) -> None:
+    """One step from equal weights: ema = 0.99 w0 + 0.01 w1."""
+    run = prepare_run(tiny("diffusion", training={"steps": 1}), tmp_path)
+    before = {name: p.detach().clone() for name, p in run.trainer.objective.network.named_parameters()}
+    run.trainer.run()
+    found = checkpoint.find(tmp_path)
+    after, ema = found.tensors("model"), found.tensors("ema-0.99")
+    for name, w0 in before.items():
+        torch.testing.assert_close(ema[name], 0.99 * w0 + 0.01 * after[f"network.{name}"])
