@@ -223,7 +223,7 @@ def save_run(folder: Path, config: RunConfig, seed: int = 0) -> Path:
     tensors = {"model": checkpoint.clone(objective.state_dict())}
     for decay in config.training.ema:
         source = objective.network if decay == 0.9 else lively_epg(config, seed + 1)
-        tensors[f"ema-{decay}"] = checkpoint.clone(EMA(source, [decay]).state_dict(decay))
+        tensors[f"ema-{decay}"] = checkpoint.clone(EMA(source, [decay]).state_dict(f"ema-{decay}"))
     checkpoint.save(folder / "checkpoints", 10, tensors, state_of(config), keep=2)
     return folder
 

@@ -186,9 +186,22 @@ class TrainingConfig(Section):
     steps: int
     ema: list[float] = [0.9999]
     """EMA decays kept of the network; the first is the one that samples."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    power_ema: list[float] = []
+    """Relative widths (0.05, 0.1) of power-function EMAs kept for post-hoc synthesis; see `epg ema`."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast; fp16 (the paper's mode) has a dynamic loss scale. Norms and losses are always float32."""
+    tf32: bool = True
+    """TensorFloat-32 for what stays float32 on an NVIDIA GPU."""
     compile: bool = False
     """torch.compile every transformer block."""
+    activation_checkpointing: bool = False
+    """Run each block again in the backward pass instead of keeping its activations: less memory, more time."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Several processes: a copy each (ddp), or weights, averages and optimizer state in shards (FSDP2)."""
+    max_nonfinite: int = 3
+    """Steps with a non-finite gradient that end the run when they come in a row; fewer are skipped and counted."""
+    timeout: float = 600.0
+    """Seconds without a completed step after which a hanging process ends itself; 0 is never."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     log_every: int = 50
@@ -345,6 +358,8 @@ def problems(config: RunConfig) -> Iterator[str]:
         ("training.batch-size", training.batch_size, 2 if config.stage != "diffusion" else 1),
         ("training.steps", training.steps, 1),
         ("training.log-every", training.log_every, 1),
+        ("training.max-nonfinite", training.max_nonfinite, 1),
+        ("training.timeout", training.timeout, 0),
         ("training.preview-every", training.preview_every, 0),
         ("training.checkpoint-every", training.checkpoint_every, 1),
         ("training.keep", training.keep, 2),
@@ -381,6 +396,8 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield f"--optimizer.clip {config.optimizer.clip}: must be positive, or none"
     if not all(0 <= decay < 1 for decay in training.ema):
         yield f"--training.ema {training.ema}: decays must be in [0, 1)"
+    if not all(0 < width < 0.28 for width in training.power_ema):
+        yield f"--training.power-ema {training.power_ema}: relative widths must be between 0 and 0.28"
     if not all(0 <= beta < 1 for beta in config.optimizer.betas):
         yield f"--optimizer.betas {config.optimizer.betas}: must be in [0, 1)"
     if not 0 <= config.sampling.interval[0] < config.sampling.interval[1]:

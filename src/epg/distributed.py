@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def world_size() -> int:
@@ -48,3 +49,19 @@ def all_gather(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
+
+
+def local(x: Tensor) -> Tensor:
+    """This process's shard of a sharded tensor (sharing its memory); any other tensor itself."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def full(x: Tensor) -> Tensor:
+    """The whole of a sharded tensor, gathered from every process (all must call it); any other tensor itself."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def shard_like(x: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, the same on every process, sharded as `like` is."""
+    x = x.to(like.device)
+    return distribute_tensor(x, like.device_mesh, like.placements) if isinstance(like, DTensor) else x

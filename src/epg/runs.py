@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -39,6 +40,10 @@ HARMLESS = {
     "training.preview_every",
     "training.checkpoint_every",
     "training.keep",
+    "training.parallel",
+    "training.activation_checkpointing",
+    "training.timeout",
+    "training.max_nonfinite",
     "sampling",
 }
 
@@ -182,7 +187,7 @@ def flat(config: RunConfig) -> dict[str, object]:
 def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset):  # type: ignore[no-untyped-def]
     """Draws samples (stage 2) or the views the encoder learns from (stage 1) into a PNG file."""
     if isinstance(objective, Pretraining):
-        return lambda file: views_picture(objective, dataset, file)
+        return lambda file: views_picture(objective, dataset, file) if rank() == 0 else None
     network = objective.network
     assert isinstance(network, EPG)
 
@@ -190,7 +195,9 @@ def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset):
         model = generator_of(config, network, dataset.class_names)
         count = min(64, max(16, 4 * model.num_classes))
         labels = make_labels(model, count, balanced=True, seed=config.seed)
-        save_grid(sample(model, labels, count, seed=config.seed), file)
+        images = sample(model, labels, count, seed=config.seed)
+        if rank() == 0:
+            save_grid(images, file)
 
     return draw
 
@@ -230,7 +237,7 @@ def processes() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=600))
     try:
         yield
     finally:

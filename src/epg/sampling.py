@@ -16,7 +16,7 @@ from epg.config import SamplingConfig
 from epg.errors import OutputError, UserError
 from epg.generate import Generator, count_evaluations, load, make_labels, sample
 from epg.pictures import save_grid
-from epg.training.loop import pick_device
+from epg.training.parallel import pick_device
 
 LARGEST_GRID = 256
 

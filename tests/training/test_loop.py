@@ -155,18 +155,48 @@ def test_two_processes_equal_one(stage: Stage, tmp_path: Path, encoder: Path, fr
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
 
 
-def test_non_finite_gradient_stops_before_the_update(tmp_path: Path) -> None:
-    run = prepare_run(tiny("diffusion"), tmp_path)
-    original = run.trainer.objective.forward
+def poison(trainer: Trainer, steps: range) -> None:
+    """Turns the loss of these steps into NaN."""
+    original = trainer.objective.forward
 
     def poisoned(batch: object, step: int) -> object:
         losses = original(batch, step)  # type: ignore[arg-type]
-        return {**losses, "loss": losses["loss"] * math.nan} if step == 4 else losses
+        return {name: value * math.nan for name, value in losses.items()} if step in steps else losses
 
-    run.trainer.objective.forward = poisoned  # type: ignore[method-assign, assignment]
-    with pytest.raises(DivergedError, match=r"step 4.*not finite.*--optimizer\.lr"):
+    trainer.objective.forward = poisoned  # type: ignore[method-assign, assignment]
+
+
+def test_a_non_finite_step_is_skipped_and_counted(tmp_path: Path) -> None:
+    run = prepare_run(tiny("diffusion"), tmp_path)
+    poison(run.trainer, range(4, 6))
+    with pytest.warns(UserWarning, match="step 4: not finite"):
         run.trainer.run()
+    assert run.trainer.step == 8
+    assert run.trainer.skipped == 2
+    assert run.trainer.skipped_in_row == 0
+    assert [line["skipped"] for line in read_log(tmp_path)] == [0, 0, 0, 0, 1, 2, 2, 2]
+    assert all(bool(torch.isfinite(t).all()) for t in tensors(tmp_path).values())
+
+
+def test_nothing_non_finite_is_written(tmp_path: Path) -> None:
+    run = prepare_run(tiny("diffusion"), tmp_path)
+    crash_after(run.trainer, 4)
+    with pytest.raises(CrashError):
+        run.trainer.run()
+    next(iter(run.trainer.ema.shadows["ema-0.99"].values())).fill_(math.nan)
+    with pytest.raises(DivergedError, match=r"ema-0\.99 .* no checkpoint was written"):
+        run.trainer.save()
     assert checkpoint.find(tmp_path).step == 3
+
+
+def test_non_finite_gradient_stops_before_the_update(tmp_path: Path) -> None:
+    run = prepare_run(tiny("diffusion"), tmp_path)
+    poison(run.trainer, range(4, 9))
+    with pytest.warns(UserWarning, match="skipped, 2 of 3"), pytest.raises(DivergedError) as caught:
+        run.trainer.run()
+    for words in ("step 6: not finite", "3. step in a row", "denoising of samples [", "--optimizer.lr"):
+        assert words in str(caught.value)
+    assert checkpoint.find(tmp_path).step == 6  # of the steps before it, and of two skipped ones
     assert all(bool(torch.isfinite(t).all()) for t in run.trainer.objective.state_dict().values())
     assert all(bool(torch.isfinite(t).all()) for t in tensors(tmp_path).values())
 

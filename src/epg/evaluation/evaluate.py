@@ -24,7 +24,7 @@ from epg.generate import Generator, load, make_labels, sample
 from epg.randomness import generator
 from epg.runs import open_training_data
 from epg.training.checkpoint import find
-from epg.training.loop import pick_device
+from epg.training.parallel import pick_device
 
 MOST_IMAGES = 20_000  # of each real split: enough for the statistics of 64 features
 

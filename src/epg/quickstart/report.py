@@ -138,8 +138,8 @@ def draw_progress(result: StudyResult) -> bytes:
         recognised.plot(steps, accuracies, marker="o", label=part.title)
     if result.floor is not None:
         distance.axhline(result.floor, color="gray", linestyle=":", label="real held-out images")
-    distance.set(title="Frechet distance, classifier features", xlabel="fine-tuning step", yscale="log")
-    recognised.set(title="recognised as their class", xlabel="fine-tuning step", ylim=(0, 1))
+    distance.set(title="Frechet distance, classifier features", xlabel="fine-tuning step", xscale="log", yscale="log")
+    recognised.set(title="recognised as their class", xlabel="fine-tuning step", xscale="log", ylim=(0, 1))
     distance.legend(fontsize=8)
     return as_png(figure)
 

@@ -28,7 +28,7 @@ from epg.training.loop import Trainer
 from epg.training.tracking import read_log
 
 MOST_SAMPLES, FEWEST_SAMPLES = 1000, 50  # per evaluation, as the budget allows
-MOST_MILESTONES = 5  # checkpoints that are evaluated, of the diffusion model and of its baseline
+MOST_MILESTONES = 5  # evaluated at 1/16, 1/8, 1/4, 1/2 and the end: of the diffusion model and of its baseline
 EVALUATION_SHARE = 0.2  # of the budget, at most
 CLASSIFIER_SECONDS = 25.0
 OVERHEAD_SECONDS = 20.0  # imports, checkpoints, previews, the page
@@ -93,7 +93,7 @@ class Study:
         say(f"data: {data} at {first.data.image_size}x{first.data.image_size}")
         self.dataset = open_training_data(first.data)
         self.configs: dict[str, RunConfig] = {}
-        self.samples = 0
+        self.samples = self.milestones = 0
         classes = f"{self.dataset.num_classes} classes" if self.dataset.num_classes else "no labels"
         say(f"      {len(self.dataset)} images, {classes}")
 
@@ -111,8 +111,8 @@ class Study:
         else:
             plan = self._measured_plan(configs, started, budget)
             file.write_text(json.dumps(plan, indent=1))
-        steps, self.samples, milestones = plan["steps"], plan["samples"], plan["milestones"]
-        self.configs = {n: with_milestones(at_length(configs[n], steps[n]), milestones) for n in configs}
+        steps, self.samples, self.milestones = plan["steps"], plan["samples"], plan["milestones"]
+        self.configs = {n: with_milestones(at_length(configs[n], steps[n]), self.milestones) for n in configs}
         say("plan: " + ", ".join(f"{part.title} {steps[part.name]} steps" for part in PARTS))
 
     def _measured_plan(self, configs: dict[str, RunConfig], started: float, budget: float) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class Study:
             compared = result.name in SAME_STEPS or result.name in SAME_STEPS.values()
             checkpoints = listing(self.folder / result.name / "checkpoints")
             progress = []
-            for path in checkpoints if compared else checkpoints[-1:]:
+            for path in halvings(checkpoints, self.milestones if compared else 1):
                 numbers, images = evaluate(load(path), reference, count=self.samples, seed=self.seed)
                 progress.append((read(path).step, numbers.accuracy, numbers.frechet))
             result = result.with_progress(progress)
@@ -233,7 +233,7 @@ def at_length(config: RunConfig, steps: int) -> RunConfig:
     training = config.training.model_copy(
         update={
             "steps": steps,
-            "log_every": max(1, min(config.training.log_every, steps // 20)),
+            "log_every": max(1, steps // 50),
             "preview_every": scaled(config.training.preview_every) if config.training.preview_every else 0,
             "checkpoint_every": scaled(config.training.checkpoint_every),
         }
@@ -245,10 +245,17 @@ def at_length(config: RunConfig, steps: int) -> RunConfig:
 
 
 def with_milestones(config: RunConfig, milestones: int) -> RunConfig:
-    """Checkpoints at equal distances, all of them kept."""
-    every = -(-config.training.steps // milestones)
-    training = config.training.model_copy(update={"checkpoint_every": every, "keep": max(2, milestones)})
+    """Checkpoints at equal distances, all of them kept: enough for `milestones` halvings of the training."""
+    count = 2 ** (milestones - 1)
+    every = -(-config.training.steps // count)
+    training = config.training.model_copy(update={"checkpoint_every": every, "keep": max(2, count)})
     return config.model_copy(update={"training": training})
+
+
+def halvings(checkpoints: list[Path], milestones: int) -> list[Path]:
+    """The last checkpoint, the one halfway to it, and so on; earliest first."""
+    indices = {len(checkpoints) // 2**k - 1 for k in range(milestones)}
+    return [checkpoints[i] for i in sorted(indices) if i >= 0]
 
 
 def seconds_per_step(config: RunConfig, dataset: ImageDataset, timed: int = 6) -> float:
@@ -265,8 +272,8 @@ def seconds_per_step(config: RunConfig, dataset: ImageDataset, timed: int = 6) -
     times = []
     for i in range(2 + timed):
         begin = time.perf_counter()
-        _, norm, _ = trainer.train_step(next(batches))
-        float(norm)  # waits for an accelerator
+        result = trainer.train_step(next(batches))
+        float(result.losses["grad_norm"])  # waits for an accelerator
         if i >= 2:
             times.append(time.perf_counter() - begin)
     return sorted(times)[timed // 2]

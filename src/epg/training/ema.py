@@ -1,47 +1,59 @@
-"""Exponential moving averages of a network's weights, several decays at once."""
+"""Exponential moving averages of a network's weights, several at once, of fixed decay or of the power-function kind."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from epg.distributed import full, local, shard_like
 from epg.networks.layers import full_precision
 
 
 class EMA:
-    """Shadows of a network's parameters in at least float32, one set per decay.
+    """Shadows of a network's parameters in at least float32, sharded as the parameters are.
 
-    After a step, `e <- decay e + (1 - decay) w`.
+    After step t, `e <- beta e + (1 - beta) w`, with beta a fixed decay (set `ema-<decay>`), or the power function's
+    `(1 - 1/t)^(gamma + 1)` whose width relative to training is `sigma_rel` (set `power-<sigma_rel>`, EDM2).
     """
 
-    def __init__(self, network: nn.Module, decays: list[float]) -> None:
+    def __init__(self, network: nn.Module, decays: list[float], sigma_rels: list[float] | None = None) -> None:
         self.network = network
+        self.decays: dict[str, float] = {f"ema-{decay}": decay for decay in decays}
+        self.gammas: dict[str, float] = {f"power-{width}": gamma_of(width) for width in sigma_rels or []}
         self.shadows = {
-            decay: {name: full_precision(p.detach().clone()) for name, p in network.named_parameters()}
-            for decay in decays
+            name: {key: full_precision(p.detach().clone()) for key, p in network.named_parameters()}
+            for name in (*self.decays, *self.gammas)
         }
 
     @torch.no_grad()
-    def update(self) -> None:
-        parameters = [full_precision(p.detach()) for p in self.network.parameters()]
-        for decay, shadow in self.shadows.items():
-            torch._foreach_lerp_(list(shadow.values()), parameters, 1 - decay)
+    def update(self, step: int) -> None:
+        """Follows the weights after `step` completed steps (1 after the first)."""
+        parameters = [full_precision(local(p.detach())) for p in self.network.parameters()]
+        for name, shadow in self.shadows.items():
+            beta = self.decays[name] if name in self.decays else power_decay(step, self.gammas[name])
+            torch._foreach_lerp_([local(s) for s in shadow.values()], parameters, 1 - beta)
 
-    def state_dict(self, decay: float) -> dict[str, Tensor]:
-        """A complete state dict of the network: averaged parameters, and its buffers as they are."""
-        return {**self.network.state_dict(), **self.shadows[decay]}
+    def state_dict(self, name: str) -> dict[str, Tensor]:
+        """A complete state dict of the network: averaged parameters, and its buffers as they are (all processes)."""
+        return {key: full(value) for key, value in {**self.network.state_dict(), **self.shadows[name]}.items()}
 
-    def load(self, decay: float, tensors: dict[str, Tensor]) -> None:
-        """Restores one set of shadows in place."""
-        for name, shadow in self.shadows[decay].items():
-            shadow.copy_(tensors[name])
+    @torch.no_grad()
+    def load(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Restores one set of shadows in place from whole tensors."""
+        for key, shadow in self.shadows[name].items():
+            local(shadow).copy_(local(shard_like(tensors[key], shadow)))
 
     @contextmanager
-    def applied(self, decay: float) -> Iterator[None]:
-        """The network has the averaged weights inside the `with`, its own again afterwards."""
-        own = {name: p.detach().clone() for name, p in self.network.named_parameters()}
-        self._write(self.shadows[decay])
+    def applied(self, name: str | None = None) -> Iterator[None]:
+        """The network has a set of averaged weights (the first, if not named) inside the `with`, its own afterwards."""
+        if not self.shadows:
+            yield
+            return
+        own = {key: p.detach().clone() for key, p in self.network.named_parameters()}
+        self._write(self.shadows[name or next(iter(self.shadows))])
         try:
             yield
         finally:
@@ -49,5 +61,40 @@ class EMA:
 
     @torch.no_grad()
     def _write(self, values: dict[str, Tensor]) -> None:
-        for name, p in self.network.named_parameters():
-            p.copy_(values[name])
+        for key, p in self.network.named_parameters():
+            local(p).copy_(local(values[key]))
+
+
+# Power-function EMA and its post-hoc synthesis (Karras et al. 2024, "Analyzing and Improving the Training Dynamics of
+# Diffusion Models", section 3 and appendix C): after step t the average weighs step s by
+# (gamma + 1) s^gamma / t^(gamma + 1).
+
+
+def gamma_of(sigma_rel: float) -> float:
+    """The exponent whose kernel has standard deviation `sigma_rel`, relative to the training's length, in (0, 0.28)."""
+    if not 0 < sigma_rel < 0.28:
+        raise ValueError(f"sigma_rel {sigma_rel}: must be between 0 and 0.28")
+    # sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) as a polynomial in gamma
+    inverse = sigma_rel**-2
+    return float(max(np.roots([1, 7, 16 - inverse, 12 - inverse]).real))
+
+
+def power_decay(step: int, gamma: float) -> float:
+    """beta after `step` completed steps; the first step starts the average afresh."""
+    return (1 - 1 / step) ** (gamma + 1)
+
+
+def kernel_product(step_a: float, gamma_a: float, step_b: float, gamma_b: float) -> float:
+    """Integral of the product of two kernels, the inner product in which one is projected onto others."""
+    low = min(step_a, step_b)
+    exponents = (gamma_a + gamma_b + 1) * math.log(low) - (gamma_a + 1) * math.log(step_a)
+    ratio = math.exp(exponents - (gamma_b + 1) * math.log(step_b))
+    return (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1) * ratio
+
+
+def synthesis_weights(snapshots: list[tuple[float, float]], step: float, sigma_rel: float) -> list[float]:
+    """Weights of (step, gamma) snapshots whose combination is nearest to the average of width `sigma_rel` at `step`."""
+    gamma = gamma_of(sigma_rel)
+    gram = np.array([[kernel_product(*a, *b) for b in snapshots] for a in snapshots])
+    target = np.array([kernel_product(*a, step, gamma) for a in snapshots])
+    return [float(w) for w in np.linalg.lstsq(gram, target, rcond=1e-12)[0]]

@@ -3,27 +3,27 @@
 import contextlib
 import math
 import signal
-import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from epg.config import RunConfig
 from epg.data.dataset import ImageDataset
 from epg.data.loader import Batch, BatchLoader
-from epg.distributed import all_reduce_sum, rank, world_size
-from epg.errors import ArtefactError, DivergedError, InterruptedRunError, UserError
+from epg.distributed import all_reduce_sum, full, local, rank, shard_like, world_size
+from epg.errors import ArtefactError, DivergedError, InterruptedRunError
 from epg.objectives.base import Objective
 from epg.training import checkpoint
 from epg.training.ema import EMA
+from epg.training.faults import LossScale, StopSignals, Watchdog, agree, explain_non_finite
 from epg.training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
+from epg.training.parallel import gradient_sync, pick_device, refuse_uneven_processes, wrap
 from epg.training.tracking import JSONLTracker, TensorBoardTracker, TerminalTracker, Tracker
 
 Preview = Callable[[Path], None]
@@ -36,6 +36,8 @@ class Meter:
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
+    counted: int = 0
+    """Steps that were not skipped."""
     waited: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
@@ -43,13 +45,22 @@ class Meter:
         for name, value in losses.items():
             self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach().clone()
         self.steps += 1
+        self.counted += bool(losses)
         self.waited += waited
 
     def means(self, batch_size: int) -> dict[str, float]:
         elapsed = time.perf_counter() - self.started
-        terms = {name: float(all_reduce_sum(value)) / self.steps / world_size() for name, value in self.sums.items()}
+        terms = {name: float(all_reduce_sum(value)) / self.counted / world_size() for name, value in self.sums.items()}
         rates = {"images_per_second": self.steps * batch_size / elapsed, "data_wait": self.waited / elapsed}
         return {**terms, **rates}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Mean losses of this process and the gradient norm (empty for a skipped step), and the learning rate."""
+
+    losses: dict[str, Tensor]
+    lr: float
 
 
 class Trainer:
@@ -73,14 +84,17 @@ class Trainer:
         self.config, self.dataset, self.folder, self.preview = config, dataset, folder, preview
         refuse_uneven_processes(config, world_size())
         self.device = pick_device(config.training.device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.training.tf32
         self.objective = objective.to(self.device).train()
-        if config.training.compile:
-            compile_blocks(self.objective)
-        self.wrapped = wrap(self.objective)
+        self.wrapped = wrap(self.objective, config)
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.objective, config.optimizer)
-        self.ema = EMA(self.objective.network, config.training.ema)
-        self.step = 0
-        self.stop_signal: int | None = None
+        self.ema = EMA(self.objective.network, config.training.ema, config.training.power_ema)
+        self.loss_scale = LossScale(enabled=config.training.precision == "fp16")
+        self.signals = StopSignals()
+        self.watchdog = Watchdog(config.training.timeout)
+        self.stop_signal = 0.0
+        self.step = self.skipped = self.skipped_in_row = 0
 
     # The loop -------------------------------------------------------------------------------------------------------
 
@@ -101,83 +115,103 @@ class Trainer:
             workers=self.config.data.workers,
             pin_memory=self.device.type == "cuda",
         )
-        with self._signals(), self._trackers() as (trackers, terminal):
+        with self.signals.caught(), self.watchdog.watching(), self._trackers() as (trackers, terminal):
             meter = Meter()
             batches = iter(loader)
             while self.step < training.steps:
                 waiting = time.perf_counter()
                 micro_batches = next(batches)
                 waited = time.perf_counter() - waiting
-                losses, norm, lr = self.train_step(micro_batches)
-                meter.add({**losses, "grad_norm": norm}, waited)
+                result = self.train_step(micro_batches)
+                meter.add(result.losses, waited)
                 if terminal:
                     terminal.advance(self.step)
-                self._after_step(trackers, meter, lr)
+                self._after_step(trackers, meter, result.lr)
+                self.watchdog.beat(self.step)
                 if meter.steps == training.log_every or self.step % training.log_every == 0:
                     meter = Meter()
 
-    def train_step(self, micro_batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor, float]:
-        """One optimizer step: mean losses of this process, gradient norm, learning rate."""
+    def train_step(self, micro_batches: Sequence[Batch]) -> StepResult:
+        """One optimizer step; skipped, on every process together, where the gradient is not finite.
+
+        Raises DivergedError after `training.max_nonfinite` such steps in a row.
+        """
+        training = self.config.training
+        batches = [batch.to(self.device) for batch in micro_batches]
+        losses = self._forward_backward(batches)
+        self.loss_scale.unscale(self.parameters)
+        clip = self.config.optimizer.clip
+        norm = full(torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if clip is None else clip))
+        bad, self.stop_signal = agree(
+            float(not bool(torch.isfinite(norm + losses["loss"]))), self.signals.received, device=self.device
+        )
+        lr = learning_rate(self.step, training.steps, self.config.optimizer, training.batch_size)
+        if bad:
+            self._skip(batches, losses, norm)
+        else:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+            self.objective.after_step()
+            self.ema.update(self.step + 1)
+            self.loss_scale.update(finite=True)
+            self.skipped_in_row = 0
+        self.step += 1
+        return StepResult({} if bad else {**losses, "grad_norm": norm}, lr)
+
+    def _forward_backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Gradients of the mean loss of this process's micro-batches; means of the terms."""
         total: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
-        for i, batch in enumerate(micro_batches):
-            last = i == len(micro_batches) - 1
-            sync = contextlib.nullcontext() if last else no_sync(self.wrapped)
-            with sync:
+        for i, batch in enumerate(batches):
+            with gradient_sync(self.wrapped, enabled=i == len(batches) - 1):
                 with self._autocast():
-                    losses = self.wrapped(batch.to(self.device), self.step)
-                (losses["loss"] / len(micro_batches)).backward()
+                    losses = self.wrapped(batch, self.step)
+                (losses["loss"] * (self.loss_scale.factor / len(batches))).backward()
             for name, value in losses.items():
-                total[name] = total.get(name, 0) + value.detach() / len(micro_batches)
-        clip = self.config.optimizer.clip
-        parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
-        self._refuse_non_finite(total, norm)
-        lr = learning_rate(
-            self.step, self.config.training.steps, self.config.optimizer, self.config.training.batch_size
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.objective.after_step()
-        self.ema.update()
-        self.step += 1
-        return total, norm, lr
+                total[name] = total.get(name, 0) + value.detach() / len(batches)
+        return total
 
-    def _refuse_non_finite(self, losses: dict[str, Tensor], norm: Tensor) -> None:
-        """The gradients are the same on every process once reduced, so every process stops at the same step."""
-        if torch.isfinite(norm):
-            return
+    def _skip(self, batches: Sequence[Batch], losses: dict[str, Tensor], norm: Tensor) -> None:
+        """Counts a step that is left out, and ends the run after too many in a row."""
+        if self.loss_scale.update(finite=False):
+            return  # fp16 overflowed and will be scaled less
+        self.skipped += 1
+        self.skipped_in_row += 1
         values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
+        text = f"step {self.step}: not finite (gradient norm {float(norm):.4g}; {values})"
+        limit = self.config.training.max_nonfinite
+        if self.skipped_in_row < limit:
+            warnings.warn(f"{text}; skipped, {self.skipped_in_row} of {limit} in a row", stacklevel=2)
+            return
         raise DivergedError(
-            f"step {self.step}: the gradient is not finite (norm {float(norm)}; {values}). Nothing of this step was "
-            f"kept; checkpoints before it are intact in {self.folder}. Lower --optimizer.lr, set --optimizer.clip, "
-            "or use --training.precision fp32, and run again."
+            f"{text}, the {limit}. step in a row. Cause: {explain_non_finite(self.objective, batches, self.step)}. "
+            f"Checkpoints in {self.folder} are intact. Lower --optimizer.lr, set --optimizer.clip, or use "
+            "--training.precision fp32, and run again."
         )
 
     def _after_step(self, trackers: list[Tracker], meter: Meter, lr: float) -> None:
         training, last = self.config.training, self.step == self.config.training.steps
         if self.step % training.log_every == 0 or last:
-            numbers = {**meter.means(training.batch_size), "lr": lr}
+            numbers = {**meter.means(training.batch_size), "lr": lr, "skipped": self.skipped}
             for tracker in trackers:
                 tracker.log(self.step, numbers)
         if self.preview and training.preview_every and (self.step % training.preview_every == 0 or last):
             self._draw_preview(trackers)
-        if self.stop_signal is not None or self.step % training.checkpoint_every == 0 or last:
+        if self.stop_signal or self.step % training.checkpoint_every == 0 or last:
             self.save()
-        if self.stop_signal is not None and not last:
+        if self.stop_signal and not last:
             raise InterruptedRunError(
-                f"stopped by {signal.Signals(self.stop_signal).name} after step {self.step}, which is saved in "
+                f"stopped by {signal.Signals(int(self.stop_signal)).name} after step {self.step}, which is saved in "
                 f"{self.folder}. Run the same command again to continue."
             )
 
     def _draw_preview(self, trackers: list[Tracker]) -> None:
-        if rank() != 0 or self.preview is None:
-            return
+        """Every process draws, as sharded weights need them all; the first one writes."""
+        assert self.preview is not None
         file = self.folder / "previews" / f"step-{self.step:08d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
         self.objective.eval()
-        with self.ema.applied(self.config.training.ema[0]) if self.config.training.ema else contextlib.nullcontext():
+        with self.ema.applied():
             self.preview(file)
         self.objective.train()
         for tracker in trackers:
@@ -186,22 +220,36 @@ class Trainer:
     # State ----------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Writes a checkpoint of the completed step (process 0 only)."""
+        """Writes a checkpoint of the completed step; every process gathers, the first one writes.
+
+        Raises DivergedError rather than write anything that is not finite.
+        """
+        tensors = {
+            "model": {name: full(value) for name, value in self.objective.state_dict().items()},
+            "optimizer": optimizer_tensors(self.objective, self.optimizer),
+            **{name: self.ema.state_dict(name) for name in self.ema.shadows},
+        }
         if rank() != 0:
             return
-        tensors = {
-            "model": checkpoint.clone(self.objective.state_dict()),
-            "optimizer": checkpoint.clone(optimizer_tensors(self.objective, self.optimizer)),
-            **{f"ema-{d}": checkpoint.clone(self.ema.state_dict(d)) for d in self.ema.shadows},
-        }
+        broken = [f"{group} {name}" for group, named in tensors.items() for name, t in named.items() if not finite(t)]
+        if broken:
+            raise DivergedError(
+                f"step {self.step}: {', '.join(broken[:3])} is not finite, so no checkpoint was written. Those before "
+                f"it are intact in {self.folder}; run again from them, with a lower --optimizer.lr if it recurs."
+            )
         state = {
             "config": self.config.model_dump(mode="json"),
             "class_names": list(self.dataset.class_names),
             "data": self.dataset.fingerprint(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
+            "skipped": self.skipped,
+            "skipped_in_row": self.skipped_in_row,
+            "loss_scale": self.loss_scale.scale,
+            "loss_scale_good_steps": self.loss_scale.good_steps,
         }
-        checkpoint.save(self.folder / "checkpoints", self.step, tensors, state, self.config.training.keep)
+        cloned = {name: checkpoint.clone(group) for name, group in tensors.items()}
+        checkpoint.save(self.folder / "checkpoints", self.step, cloned, state, self.config.training.keep)
 
     def restore(self) -> None:
         """Continues from the newest valid checkpoint of the run folder, if there is one."""
@@ -214,19 +262,22 @@ class Trainer:
                 "Choose another --out, or the data it began with."
             )
         load_strictly(self.objective, found.tensors("model"), found.path)
-        for decay in self.ema.shadows:
-            self.ema.load(decay, {k: v.to(self.device) for k, v in found.tensors(f"ema-{decay}").items()})
+        for name in self.ema.shadows:
+            self.ema.load(name, found.tensors(name))
         try:
             restore_optimizer(self.objective, self.optimizer, found.tensors("optimizer"))
         except KeyError as error:
             raise ArtefactError(f"{found.path}: the optimizer state lacks {error}") from None
+        self.skipped, self.skipped_in_row = int(found.state["skipped"]), int(found.state["skipped_in_row"])
+        self.loss_scale.scale = float(found.state["loss_scale"])
+        self.loss_scale.good_steps = int(found.state["loss_scale_good_steps"])
         self.step = found.step
 
     # Surroundings ---------------------------------------------------------------------------------------------------
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        enabled = self.config.training.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16) if enabled else contextlib.nullcontext()
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.training.precision)
+        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     @contextlib.contextmanager
     def _trackers(self) -> Iterator[tuple[list[Tracker], TerminalTracker | None]]:
@@ -245,65 +296,23 @@ class Trainer:
             for tracker in trackers:
                 tracker.close()
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask the loop to save and stop after the step; a second one acts at once."""
-        previous: dict[int, Any] = {}
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            self.stop_signal = number
-            signal.signal(number, previous[number])
-
-        try:
-            if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-                previous |= {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
-            yield
-        finally:
-            for n, handler in previous.items():
-                signal.signal(n, handler)
-
-
-def refuse_uneven_processes(config: RunConfig, processes: int) -> None:
-    """Random numbers are drawn in blocks of the global batch, which no process may cut."""
-    batch_size, block = config.training.batch_size, config.random_block
-    if batch_size % (processes * block):
-        raise UserError(
-            f"--training.batch-size {batch_size}: on {processes} processes each must get a multiple of {block} images, "
-            "the block in which random numbers are drawn. Choose another batch size or number of processes."
-        )
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA, then Apple's GPU, then the CPU; with several processes each takes the GPU of its local rank."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda", rank() % torch.cuda.device_count())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def wrap(objective: Objective) -> torch.nn.Module:
-    """The objective itself, or DDP around it when several processes train."""
-    if world_size() == 1:
-        return objective
-    return DistributedDataParallel(objective, broadcast_buffers=False)
-
-
-def no_sync(module: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """Leaves out the gradient exchange of a micro-batch that is not the last."""
-    return module.no_sync() if isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
-
-
-def compile_blocks(module: torch.nn.Module) -> None:
-    """Compiles each transformer block: short compile times, and the rest stays plain Python."""
-    for child in module.modules():
-        if type(child).__name__ in ("EncoderBlock", "DecoderBlock"):
-            child.compile()
-
 
 def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Loads a complete state dict; anything missing, unexpected or of another shape is an error that names it."""
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ArtefactError(f"{where}: not a checkpoint of this configuration. {error}") from None
+    """Fills a (possibly sharded) module; anything missing, unexpected or of another shape is an error naming it."""
+    own = module.state_dict()
+    problems = [f"missing {name}" for name in own.keys() - tensors.keys()]
+    problems += [f"unexpected {name}" for name in tensors.keys() - own.keys()]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own.keys() & tensors.keys()
+        if tensors[name].shape != own[name].shape
+    ]
+    if problems:
+        raise ArtefactError(f"{where}: not a checkpoint of this configuration: {'; '.join(sorted(problems)[:5])}")
+    with torch.no_grad():
+        for name, value in own.items():
+            local(value).copy_(local(shard_like(tensors[name], value)))
+
+
+def finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

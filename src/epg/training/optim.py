@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from epg.config import OptimizerConfig
+from epg.distributed import full, shard_like
 
 NO_DECAY = ("position_embedding", "cls_token")
 
@@ -27,7 +28,7 @@ def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.A
 def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Moments and step counts by parameter name: `<parameter>.exp_avg` and so on."""
     return {
-        f"{name}.{key}": value
+        f"{name}.{key}": full(value)
         for name, parameter in network.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
@@ -39,8 +40,13 @@ def restore_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, tens
     state = optimizer.state_dict()
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
     keys = ("step", "exp_avg", "exp_avg_sq")
-    state["state"] = {i: {key: tensors[f"{names[p]}.{key}"] for key in keys} for i, p in enumerate(ordered)}
+    state["state"] = {i: {key: _like(p, tensors[f"{names[p]}.{key}"]) for key in keys} for i, p in enumerate(ordered)}
     optimizer.load_state_dict(state)
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A moment sharded as its parameter is; the step count is a number and stays whole."""
+    return shard_like(value, parameter) if value.ndim else value
 
 
 def learning_rate(step: int, total_steps: int, config: OptimizerConfig, batch_size: int) -> float:

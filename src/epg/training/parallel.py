@@ -1,0 +1,86 @@
+"""One process or many: how the objective is wrapped, compiled and recomputed."""
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from epg.config import RunConfig
+from epg.distributed import rank, world_size
+from epg.errors import UserError
+from epg.networks import EPG
+from epg.networks.layers import DecoderBlock, EncoderBlock
+from epg.objectives.base import Objective
+
+
+def wrap(objective: Objective, config: RunConfig) -> nn.Module:
+    """The module to call: the objective itself in one process, in DDP or sharded (FSDP2) in several."""
+    training = config.training
+    for block in transformer_blocks(objective):
+        if training.activation_checkpointing:
+            recompute(block)
+        if training.compile:
+            block.compile()
+    if world_size() == 1:
+        return objective
+    if training.parallel == "ddp":
+        return DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+    for block in transformer_blocks(objective):
+        fully_shard(block)
+    if isinstance(objective.network, EPG):
+        fully_shard(objective.network)  # so that it can be called alone, to sample
+    fully_shard(objective)
+    return objective
+
+
+def transformer_blocks(module: nn.Module) -> list[nn.Module]:
+    """The repeated blocks: the unit of compiling, recomputing and sharding."""
+    return [child for child in module.modules() if isinstance(child, EncoderBlock | DecoderBlock)]
+
+
+def recompute(block: nn.Module) -> None:
+    """Activation checkpointing: the backward pass runs the block again instead of keeping what is inside it."""
+    forward = block.forward
+
+    def checkpointed(*inputs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*inputs)
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    block.forward = checkpointed
+
+
+@contextlib.contextmanager
+def gradient_sync(module: nn.Module, enabled: bool) -> Any:
+    """Leaves the exchange of gradients out of every micro-batch but the last."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(enabled)
+        yield
+    elif isinstance(module, DistributedDataParallel) and not enabled:
+        with module.no_sync():
+            yield
+    else:
+        yield
+
+
+def refuse_uneven_processes(config: RunConfig, processes: int) -> None:
+    """Random numbers are drawn in blocks of the global batch, which no process may cut."""
+    batch_size, block = config.training.batch_size, config.random_block
+    if batch_size % (processes * block):
+        raise UserError(
+            f"--training.batch-size {batch_size}: on {processes} processes each must get a multiple of {block} images, "
+            "the block in which random numbers are drawn. Choose another batch size or number of processes."
+        )
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA, then Apple's GPU, then the CPU; with several processes each takes the GPU of its local rank."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda", rank() % torch.cuda.device_count())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
