@@ -40,7 +40,7 @@ def run_prepare(
     parquet: Path | None = None,
 ) -> Prepared:
     """`prepare` with a progress bar and a summary, then parquet files if asked for."""
-    console = Console()
+    console = Console(highlight=False)
     if on_error not in ("skip", "fail"):
         raise UserError(f"--on-error {on_error}: choose skip or fail")
     with progress_bar(console, "preparing") as progress:
@@ -55,18 +55,18 @@ def run_prepare(
             progress=progress,
         )
     if done.manifest is None:
-        console.print(f"Part {shard} of {out} is done; the set is finished when the other parts are.", highlight=False)
+        console.print(f"Part {shard} of {out} is done; the set is finished when the other parts are.", soft_wrap=True)
         return done
     manifest = done.manifest
     console.print(
         f"{'Already prepared' if done.already else 'Prepared'}: {out}, {manifest['images']} images of "
         f"{len(manifest['classes'])} classes, mean {_numbers(manifest['mean'])}, std {_numbers(manifest['std'])}",
-        highlight=False,
+        soft_wrap=True,
     )
     if manifest["rejected"]:
         console.print(f"{manifest['rejected']} could not be used and were left out; why is in {out / REPORT_FILE}:")
         for item in read_report(out / REPORT_FILE)[:SHOWN]:
-            console.print(f"  {item.name}: {item.reason}", highlight=False, markup=False)
+            console.print(f"  {item.name}: {item.reason}", markup=False, soft_wrap=True)
     if parquet is not None:
         from epg.data.export import write_parquet
 
@@ -74,7 +74,7 @@ def run_prepare(
             files = write_parquet(out, parquet, progress)
         console.print(
             f"{len(files)} parquet files in {parquet}; upload with: hf upload USER/NAME {parquet} --repo-type dataset",
-            highlight=False,
+            soft_wrap=True,
         )
     return done
 
@@ -93,7 +93,7 @@ def run_inspect(
 
     Raises DataError (after showing them) where `verify` finds differences.
     """
-    console = Console()
+    console = Console(highlight=False)
     count = default_workers() if workers is None else workers
     if verify:
         if not is_store(Path(dataset)):
@@ -101,7 +101,7 @@ def run_inspect(
         with progress_bar(console, "verifying") as progress:
             problems = verify_store(Path(dataset), count, progress)
         for line in problems:
-            console.print(line, highlight=False, markup=False)
+            console.print(line, markup=False, soft_wrap=True)
         if problems:
             raise DataError(f"{dataset}: {len(problems)} differences from what was prepared (listed above)")
         console.print("Every image and file is as it was prepared.")
@@ -115,7 +115,7 @@ def run_inspect(
             report.write_text(json.dumps(_as_json(found), indent=1))
     except OSError as error:
         raise OutputError(f"{error.filename or sheet}: cannot be written ({error.strerror})") from error
-    console.print(f"Contact sheet: {sheet}", highlight=False)
+    console.print(f"Contact sheet: {sheet}", soft_wrap=True)
     return found
 
 
@@ -193,7 +193,7 @@ def _show(console: Console, found: Inspection, dataset: str) -> None:
                 f"  {title}: {', '.join(found.name(int(i)) for i in group[:6])}", highlight=False, markup=False
             )
     for item in found.rejected[:SHOWN]:
-        console.print(f"  rejected: {item.name}: {item.reason}", highlight=False, markup=False)
+        console.print(f"  rejected: {item.name}: {item.reason}", markup=False, soft_wrap=True)
 
 
 def _as_json(found: Inspection) -> dict[str, object]:
