@@ -1,5 +1,6 @@
 """Tiny configurations and networks: real components, small enough for a second."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,19 @@ def tiny_config(stage: str = "diffusion", **changes: Any) -> RunConfig:
         "sampling": {"sampler": "one_step" if stage == "consistency" else "heun", "steps": 4},
     }
     return parse(merge(base, changes), "tiny")
+
+
+def run_state(config: RunConfig, class_names: Sequence[str] = (), data: str = "0" * 64) -> dict[str, Any]:
+    """What a checkpoint records besides tensors."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "class_names": list(class_names),
+        "data": data,
+        "skipped": 0,
+        "skipped_in_row": 0,
+        "loss_scale": 65536.0,
+        "loss_scale_good_steps": 0,
+    }
 
 
 def randomize(module: nn.Module, seed: int = 0, std: float = 0.2) -> None:

@@ -19,7 +19,7 @@ from epg.pictures import grid, save_grid
 from epg.sampling import write_samples
 from epg.training import checkpoint
 from epg.training.ema import EMA
-from tests.helpers import tiny_config, tiny_denoiser, tiny_epg
+from tests.helpers import run_state, tiny_config, tiny_denoiser, tiny_epg
 
 NAMES = ("cat", "dog", "goldfish")
 SAMPLERS = ["heun", "euler", "edm_stochastic", "euler_ancestral", "one_step", "multistep"]
@@ -214,16 +214,16 @@ def test_labels_of_an_unconditional_model():
 
 def state_of(config: RunConfig) -> dict[str, Any]:
     names = list(NAMES) if config.model.num_classes else []
-    return {"config": config.model_dump(mode="json"), "class_names": names, "data": "0" * 64}
+    return run_state(config, names)
 
 
 def save_run(folder: Path, config: RunConfig, seed: int = 0) -> Path:
     """What a run of a tiny diffusion model leaves behind; the EMA of decay 0.5 is of another network."""
     objective = Diffusion(lively_epg(config, seed), config)
-    tensors = {"model": checkpoint.clone(objective.state_dict())}
+    tensors = {"model": objective.state_dict()}
     for decay in config.training.ema:
         source = objective.network if decay == 0.9 else lively_epg(config, seed + 1)
-        tensors[f"ema-{decay}"] = checkpoint.clone(EMA(source, [decay]).state_dict(f"ema-{decay}"))
+        tensors[f"ema-{decay}"] = EMA(source, [decay]).state_dict(f"ema-{decay}")
     checkpoint.save(folder / "checkpoints", 10, tensors, state_of(config), keep=2)
     return folder
 
@@ -255,7 +255,7 @@ def test_load_without_ema_takes_the_trained_weights(tmp_path):
 def test_an_encoder_cannot_sample(tmp_path):
     config = tiny_config("pretraining")
     objective = Pretraining(build_rcm(config.model, config.data), config)
-    tensors = {"model": checkpoint.clone(objective.state_dict())}
+    tensors = {"model": objective.state_dict()}
     checkpoint.save(tmp_path / "checkpoints", 1, tensors, state_of(config), keep=2)
     with pytest.raises(ArtefactError, match="a pre-trained encoder cannot sample") as error:
         load(tmp_path)

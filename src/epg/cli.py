@@ -159,6 +159,14 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Verify:
+    """Read every checkpoint and the export of a run to the last byte; exit code 77 if anything is damaged."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, or one checkpoint or export."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Size and cost of a recipe: parameters, GFLOPs, tokens, NFE. Without a recipe, list them."""
 
@@ -276,6 +284,12 @@ def evaluate(options: Evaluate, overrides: list[str]) -> None:
     )
 
 
+def verify(options: Verify, overrides: list[str]) -> None:
+    from epg.training.verify import verify as verify_run
+
+    verify_run(options.run)
+
+
 def info(options: Info, overrides: list[str]) -> None:
     from epg.info import list_recipes, print_info
 
@@ -305,6 +319,7 @@ VERBS: dict[str, tuple[type, Callable[[Any, list[str]], None]]] = {
     "finetune": (Finetune, finetune),
     "sample": (Sample, sample),
     "evaluate": (Evaluate, evaluate),
+    "verify": (Verify, verify),
     "info": (Info, info),
 }
 TAKES_OVERRIDES = ("pretrain", "finetune")

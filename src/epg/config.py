@@ -209,7 +209,9 @@ class TrainingConfig(Section):
     """Steps between sample grids; 0 is never."""
     checkpoint_every: int = 5_000
     keep: int = 2
-    """Checkpoints kept, at least 2."""
+    """Newest checkpoints kept, at least 2; only those that verify count."""
+    keep_every: int = 0
+    """Also keep every checkpoint whose step is a multiple of this; 0 is none."""
 
 
 class SamplingConfig(Section):
@@ -363,6 +365,7 @@ def problems(config: RunConfig) -> Iterator[str]:
         ("training.preview-every", training.preview_every, 0),
         ("training.checkpoint-every", training.checkpoint_every, 1),
         ("training.keep", training.keep, 2),
+        ("training.keep-every", training.keep_every, 0),
         ("optimizer.warmup-steps", config.optimizer.warmup_steps, 0),
         ("sampling.steps", config.sampling.steps, 2),
     ]:

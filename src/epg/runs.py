@@ -40,6 +40,7 @@ HARMLESS = {
     "training.preview_every",
     "training.checkpoint_every",
     "training.keep",
+    "training.keep_every",
     "training.parallel",
     "training.activation_checkpointing",
     "training.timeout",

@@ -14,13 +14,11 @@ from epg.objectives.diffusion import Diffusion
 from epg.objectives.pretraining import Pretraining
 from epg.training import checkpoint
 from epg.training.handover import EncoderWeights, hand_over, read_encoder, report
-from tests.helpers import GOLDEN, randomize, tiny_config, tiny_epg
+from tests.helpers import GOLDEN, randomize, run_state, tiny_config, tiny_epg
 
 
 def save_run(folder: Path, objective: Objective, config: RunConfig) -> Path:
-    state = {"config": config.model_dump(mode="json"), "class_names": [], "data": "0" * 64}
-    tensors = {"model": checkpoint.clone(objective.state_dict())}
-    checkpoint.save(folder / "checkpoints", 7, tensors, state, keep=2)
+    checkpoint.save(folder / "checkpoints", 7, {"model": objective.state_dict()}, run_state(config), keep=2)
     return folder
 
 

@@ -1,13 +1,13 @@
 """Checkpoint = a directory: safetensors, `state.json` and, written last, `manifest.json` with sha256 and size of each.
 
-Written under a temporary name, synced, renamed, parent synced, and only then are older ones pruned: whenever the
-process dies, the newest complete checkpoint is intact. Loading verifies the manifest; a damaged checkpoint is named
-and the one before it used. Nothing is pickled.
+Written and synced under a temporary name, read back, renamed, parent synced, and only then are older ones removed:
+whenever the process or the machine dies, the newest complete checkpoint is intact. Loading verifies the manifest; a
+damaged checkpoint is named and the one before it used. Nothing is pickled.
 """
 
-import hashlib
-import json
+import contextlib
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -15,15 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from epg.errors import ArtefactError, OutputError
+from epg.training import fsops
+from epg.training.artefact import fingerprint, read_json, read_tensors, size_of, write_json, write_tensors
+from epg.training.manifest import (
+    FORMAT,
+    IncompatibleError,
+    Manifest,
+    check_manifest,
+    check_state,
+    digest,
+    make_manifest,
+)
 
-FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.json"
+REPLACED = ".replaced"  # ending of the checkpoint that another one of the same step takes the place of
+KEEP_AT_LEAST = 2
 
 
 @dataclass(frozen=True)
@@ -32,139 +41,225 @@ class Checkpoint:
 
     path: Path
     state: dict[str, Any]
+    manifest: Manifest
 
     @property
     def step(self) -> int:
         return int(self.state["step"])
 
+    @property
+    def groups(self) -> set[str]:
+        """Names that `tensors` takes."""
+        return {name.removesuffix(".safetensors") for name in self.manifest.files if name.endswith(".safetensors")}
+
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors saved as `name` (model, optimizer, ema-0.9999...), on the CPU."""
-        file = self.path / f"{name}.safetensors"
-        try:
-            return load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise ArtefactError(f"{file}: cannot be read ({error})") from error
+        """The tensors saved as `name` (model, optimizer, ema-0.9999...), on the CPU. Raises ArtefactError."""
+        return read_tensors(self.path / f"{name}.safetensors")
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
 
 
 def save(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int,
+    keep_every: int = 0,
 ) -> Path:
-    """Writes `folder/step-...` with one safetensors file per name in `tensors`; keeps the newest `keep` of them."""
+    """Writes `folder/step-...` with one safetensors file per name in `tensors`, then removes old ones (see `prune`).
+
+    Raises OutputError naming path, cause, bytes needed and free; earlier checkpoints are then as they were.
+    """
+    if keep < KEEP_AT_LEAST:
+        raise ValueError(f"keep {keep}: must be at least {KEEP_AT_LEAST}")
     final = folder / f"step-{step:08d}"
-    temporary = folder / f".{final.name}.tmp"
-    needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+    content = {"format": FORMAT, "step": step, **state}
+    check_state(content, str(final))
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, group in tensors.items():
-            contiguous = {k: t.detach().cpu().contiguous() for k, t in group.items()}
-            save_file(contiguous, temporary / f"{name}.safetensors")
-        _write_json(temporary / STATE, {"format": FORMAT, "step": step, **state})
-        files = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
-        _write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})
-        for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        _sync(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(
-            f"{final}: cannot write the checkpoint ({error}); it needs {needed / 2**20:.0f} MiB, "
-            f"{_free(folder)} are free. Earlier checkpoints are untouched."
-        ) from error
-    # Anything newer than what was just written did not verify when this run resumed; it must not count.
-    for old in [path for path in listing(folder) if path.name <= final.name][:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        make_folder(folder)
+        clear_rests(folder)
+        temporary = folder / f".{final.name}.tmp"
+        fsops.mkdir(temporary)
+        files = {
+            f"{name}.safetensors": write_tensors(temporary / f"{name}.safetensors", tensors[name]) for name in tensors
+        }
+        files[STATE] = write_json(temporary / STATE, content)
+        write_json(temporary / MANIFEST, make_manifest(files, content))
+        fsops.sync_folder(temporary)
+        read(temporary)
+        publish(temporary, final)
+    except (OSError, ArtefactError) as error:
+        with contextlib.suppress(OSError):
+            clear_rests(folder)
+        raise write_error(final, error, size_of(tensors)) from error
+    _intact[final] = _signature(final)
+    prune(folder, final, keep, keep_every)
     return final
+
+
+def make_folder(path: Path) -> None:
+    """Creates a folder and those above it, for good."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        fsops.mkdir(path)
+        fsops.sync_folder(path.parent)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Gives a complete, synced folder its name, for good; one that has the name already stays until that is done."""
+    replaced = final.with_name(final.name + REPLACED)
+    if final.exists():
+        fsops.remove(replaced)
+        fsops.rename(final, replaced)
+    fsops.rename(temporary, final)
+    fsops.sync_folder(final.parent)
+    if replaced.exists():
+        discard(replaced)
+
+
+def prune(folder: Path, newest: Path, keep: int, keep_every: int = 0) -> None:
+    """Removes checkpoints older than the last `keep` that verify, except every `keep_every`-th step (0: none).
+
+    Those later than `newest` stay and do not count: they did not verify when this run resumed.
+    """
+    kept: set[int] = set()
+    for path in reversed(listing(folder)):
+        step = step_of(path)
+        if step > step_of(newest):
+            continue
+        if len(kept) < keep and step not in kept:
+            kept |= {step} if _is_intact(path) else set()
+        elif step in kept or not (keep_every and step > 0 and step % keep_every == 0):
+            try:
+                discard(path)
+            except OSError as error:
+                warnings.warn(f"{path}: an old checkpoint could not be removed ({error.strerror})", stacklevel=2)
+
+
+def discard(path: Path) -> None:
+    """Removes a folder; it loses its name first, so that no half of it is ever taken for a checkpoint."""
+    rest = path.with_name(f".{path.name}.rest")
+    fsops.rename(path, rest)
+    fsops.remove(rest)
+
+
+def clear_rests(folder: Path) -> None:
+    """Removes what killed processes left unfinished. Raises OSError."""
+    for rest in [*folder.glob(".*.tmp"), *folder.glob(".*.rest")]:
+        fsops.remove(rest)
+
+
+def write_error(path: Path, error: Exception, needed: int) -> OutputError:
+    """What to tell the user: path, cause, bytes needed and free."""
+    cause = f"[errno {error.errno}] {os.strerror(error.errno)}" if isinstance(error, OSError) and error.errno else error
+    folder = next(p for p in path.absolute().parents if p.is_dir())
+    try:
+        free = f"{shutil.disk_usage(folder).free:,}"
+    except OSError:
+        free = "an unknown number"
+    return OutputError(
+        f"{path}: cannot be written: {cause}. It needs {needed:,} bytes; {free} are free. "
+        "Earlier checkpoints are untouched."
+    )
+
+
+_intact: dict[Path, tuple[Any, ...]] = {}
+"""Checkpoints that this process has verified, as their files were then."""
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a checkpoint verifies; read again only if its files have changed."""
+    try:
+        if path not in _intact or _intact[path] != _signature(path):
+            read(path)
+            _intact[path] = _signature(path)
+    except (ArtefactError, OSError):
+        return False
+    return True
+
+
+def _signature(path: Path) -> tuple[Any, ...]:
+    found = [(entry.name, entry.stat()) for entry in sorted(os.scandir(path), key=lambda e: e.name)]
+    return tuple((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in found)
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
 
 
 def listing(folder: Path) -> list[Path]:
     """Checkpoints in a folder, oldest first, verified or not."""
-    return sorted(folder.glob("step-*"))
+    return sorted(folder.glob("step-*"), key=lambda path: (step_of(path), not path.name.endswith(REPLACED), path.name))
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name; -1 where there is none."""
+    found = re.fullmatch(rf"step-(\d+)(?:{re.escape(REPLACED)})?", path.name)
+    return int(found[1]) if found else -1
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies, with a warning for each damaged one; None where there are none at all."""
+    """The newest checkpoint that verifies, with a warning for each damaged one; None where there are none at all.
+
+    Raises ArtefactError where none verifies, or the newest intact one cannot be continued by this version.
+    """
     candidates = listing(folder)
     for path in reversed(candidates):
         try:
-            return read(path)
+            found = read(path)
+        except IncompatibleError:
+            raise
         except ArtefactError as error:
             warnings.warn(f"skipping a damaged checkpoint: {error}", stacklevel=2)
+        else:
+            _intact[path] = _signature(path)
+            return found
     if candidates:
         raise ArtefactError(f"{folder}: no checkpoint verifies. Restore one, or choose another --out to start afresh.")
     return None
 
 
 def read(path: Path) -> Checkpoint:
-    """A checkpoint directory, after comparing every file with its manifest."""
-    manifest = _read_json(path / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise ArtefactError(f"{path}: format {manifest.get('format')!r}; this version reads {FORMAT}")
-    files = manifest.get("files")
-    if not isinstance(files, dict) or STATE not in files:
-        raise ArtefactError(f"{path / MANIFEST}: damaged")
-    for name, expected in files.items():
+    """A checkpoint directory, after comparing every file with its manifest.
+
+    Raises ArtefactError naming the damaged file; IncompatibleError where an intact one lacks a field.
+    """
+    manifest = check_manifest(*read_json(path / MANIFEST), str(path / MANIFEST))
+    try:
+        present = {entry.name for entry in os.scandir(path)} - {MANIFEST}
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot be read ({error.strerror})") from error
+    for name in sorted(present - manifest.files.keys()):
+        raise ArtefactError(f"{path / name}: not in the manifest; does not belong here")
+    if STATE not in manifest.files:
+        raise IncompatibleError(f"{path / MANIFEST}: files.{STATE}: missing")
+    for name, expected in manifest.files.items():
         file = path / name
-        if not file.is_file():
+        if name not in present:
             raise ArtefactError(f"{file}: missing")
-        try:
-            found = _fingerprint(file)
-        except OSError as error:
-            raise ArtefactError(f"{file}: cannot be read ({error})") from error
-        if found != expected:
+        if (size := file.lstat().st_size) != expected.size:
+            raise ArtefactError(f"{file}: {size} bytes instead of {expected.size}; does not match the manifest")
+        if fingerprint(file) != expected.model_dump():
             raise ArtefactError(f"{file}: does not match the manifest; the file is damaged")
-    return Checkpoint(path, _read_json(path / STATE))
+    content, _ = read_json(path / STATE)
+    check_state(content, str(path / STATE))
+    for name, recorded, found in [
+        ("config", manifest.config, digest(content["config"])),
+        ("data", manifest.data, content["data"]),
+        ("step", step_of(path) if step_of(path) >= 0 else content["step"], content["step"]),
+    ]:
+        if recorded != found:
+            raise ArtefactError(f"{path}: {name} is not that of {STATE}; files of different checkpoints are mixed")
+    return Checkpoint(path, content, manifest)
 
 
 def find(path: str | Path) -> Checkpoint:
     """The checkpoint that a user means: a checkpoint directory, or a run folder (its newest one)."""
     path = Path(path)
-    if (path / MANIFEST).is_file():
+    if (path / MANIFEST).is_file() or (path.is_dir() and step_of(path) >= 0):
         return read(path)
     found = newest(path / "checkpoints") if (path / "checkpoints").is_dir() else None
     if found is None:
         raise ArtefactError(f"{path}: no checkpoint here. Pass a run folder or a folder checkpoints/step-... in one.")
     return found
-
-
-def clone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that own their memory: safetensors refuses tensors that share it."""
-    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-
-
-def _fingerprint(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256")
-    return {"sha256": digest.hexdigest(), "size": file.stat().st_size}
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=1))
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"{file}: cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise ArtefactError(f"{file}: damaged")
-    return content
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _free(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB"
-    except OSError:
-        return "unknown"

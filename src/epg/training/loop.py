@@ -19,12 +19,13 @@ from epg.data.loader import Batch, BatchLoader
 from epg.distributed import all_reduce_sum, full, local, rank, shard_like, world_size
 from epg.errors import ArtefactError, DivergedError, InterruptedRunError
 from epg.objectives.base import Objective
-from epg.training import checkpoint
+from epg.training import artefact, checkpoint
 from epg.training.ema import EMA
 from epg.training.faults import LossScale, StopSignals, Watchdog, agree, explain_non_finite
-from epg.training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
+from epg.training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, zero_moments
 from epg.training.parallel import gradient_sync, pick_device, refuse_uneven_processes, wrap
 from epg.training.tracking import JSONLTracker, TensorBoardTracker, TerminalTracker, Tracker
+from epg.training.writer import CheckpointWriter
 
 Preview = Callable[[Path], None]
 """Draws a sample grid with the network's present weights into a PNG file."""
@@ -90,6 +91,7 @@ class Trainer:
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.objective, config.optimizer)
         self.ema = EMA(self.objective.network, config.training.ema, config.training.power_ema)
+        self.writer = CheckpointWriter(folder, config.training.keep, config.training.keep_every)
         self.loss_scale = LossScale(enabled=config.training.precision == "fp16")
         self.signals = StopSignals()
         self.watchdog = Watchdog(config.training.timeout)
@@ -115,7 +117,7 @@ class Trainer:
             workers=self.config.data.workers,
             pin_memory=self.device.type == "cuda",
         )
-        with self.signals.caught(), self.watchdog.watching(), self._trackers() as (trackers, terminal):
+        with self.signals.caught(), self.writer, self.watchdog.watching(), self._trackers() as (trackers, terminal):
             meter = Meter()
             batches = iter(loader)
             while self.step < training.steps:
@@ -200,6 +202,7 @@ class Trainer:
             self._draw_preview(trackers)
         if self.stop_signal or self.step % training.checkpoint_every == 0 or last:
             self.save()
+        self.writer.poll()
         if self.stop_signal and not last:
             raise InterruptedRunError(
                 f"stopped by {signal.Signals(int(self.stop_signal)).name} after step {self.step}, which is saved in "
@@ -220,7 +223,7 @@ class Trainer:
     # State ----------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Writes a checkpoint of the completed step; every process gathers, the first one writes.
+        """Hands the completed step to the checkpoint writer; every process gathers, the first one writes.
 
         Raises DivergedError rather than write anything that is not finite.
         """
@@ -241,15 +244,12 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
             "class_names": list(self.dataset.class_names),
             "data": self.dataset.fingerprint(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
             "skipped": self.skipped,
             "skipped_in_row": self.skipped_in_row,
             "loss_scale": self.loss_scale.scale,
             "loss_scale_good_steps": self.loss_scale.good_steps,
         }
-        cloned = {name: checkpoint.clone(group) for name, group in tensors.items()}
-        checkpoint.save(self.folder / "checkpoints", self.step, cloned, state, self.config.training.keep)
+        self.writer.submit(self.step, tensors, state)
 
     def restore(self) -> None:
         """Continues from the newest valid checkpoint of the run folder, if there is one."""
@@ -261,17 +261,38 @@ class Trainer:
                 f"{self.folder}: was trained on other images than --data.source {self.config.data.source}. "
                 "Choose another --out, or the data it began with."
             )
-        load_strictly(self.objective, found.tensors("model"), found.path)
+        if found.manifest.threads != torch.get_num_threads():
+            warnings.warn(
+                f"{found.path}: written with {found.manifest.threads} CPU threads, continued with "
+                f"{torch.get_num_threads()}: equal up to rounding, not to the last bit (OMP_NUM_THREADS sets it)",
+                stacklevel=2,
+            )
+        tensors = self._read_tensors(found)
+        load_strictly(self.objective, tensors["model"], found.path)
         for name in self.ema.shadows:
-            self.ema.load(name, found.tensors(name))
-        try:
-            restore_optimizer(self.objective, self.optimizer, found.tensors("optimizer"))
-        except KeyError as error:
-            raise ArtefactError(f"{found.path}: the optimizer state lacks {error}") from None
+            self.ema.load(name, tensors[name])
+        restore_optimizer(self.objective, self.optimizer, tensors["optimizer"])
         self.skipped, self.skipped_in_row = int(found.state["skipped"]), int(found.state["skipped_in_row"])
         self.loss_scale.scale = float(found.state["loss_scale"])
         self.loss_scale.good_steps = int(found.state["loss_scale_good_steps"])
         self.step = found.step
+
+    def _read_tensors(self, found: checkpoint.Checkpoint) -> dict[str, dict[str, Tensor]]:
+        """Every tensor of a checkpoint; raises ArtefactError, before anything is restored, if one does not fit."""
+        network = self.objective.network.state_dict()
+        expected = {
+            "model": self.objective.state_dict(),
+            "optimizer": zero_moments(self.objective),
+            **{name: {**network, **shadow} for name, shadow in self.ema.shadows.items()},
+        }
+        if found.groups != expected.keys():
+            raise ArtefactError(
+                f"{found.path}: holds {', '.join(sorted(found.groups))}; this run needs {', '.join(sorted(expected))}"
+            )
+        tensors = {name: found.tensors(name) for name in expected}
+        for name, group in expected.items():
+            artefact.match(tensors[name], group, f"{found.path / name}.safetensors")
+        return tensors
 
     # Surroundings ---------------------------------------------------------------------------------------------------
 

@@ -26,12 +26,24 @@ def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.A
 
 
 def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Moments and step counts by parameter name: `<parameter>.exp_avg` and so on."""
-    return {
-        f"{name}.{key}": full(value)
+    """Moments and step counts by parameter name: `<parameter>.exp_avg` and so on; zeros before the first update."""
+    made = {
+        f"{name}.{key}": value
         for name, parameter in network.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+    return {name: full(value) for name, value in (made or zero_moments(network)).items()}
+
+
+def zero_moments(network: nn.Module) -> dict[str, Tensor]:
+    """What `optimizer_tensors` has before the first update, sharded as the parameters are."""
+    moments: dict[str, Tensor] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            moments[f"{name}.step"] = torch.zeros(())
+            moments[f"{name}.exp_avg"] = torch.zeros_like(parameter)
+            moments[f"{name}.exp_avg_sq"] = torch.zeros_like(parameter)
+    return moments
 
 
 def restore_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -1,0 +1,79 @@
+"""`epg verify`: is everything in a run folder, or in one checkpoint, intact?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from epg.errors import ArtefactError
+from epg.training import checkpoint, export
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One checkpoint or export; `problem` is empty where it is intact."""
+
+    path: Path
+    step: int
+    size: int
+    """Bytes."""
+    problem: str
+
+
+def check(path: Path) -> list[Finding]:
+    """Everything in a run folder, or the checkpoint or export itself, each read to the last byte.
+
+    Raises ArtefactError where there is nothing to check.
+    """
+    if checkpoint.step_of(path) >= 0 or (path / checkpoint.MANIFEST).is_file():
+        return [_check_checkpoint(path)]
+    if export.is_export(path):
+        return [_check_export(path)]
+    findings = [_check_checkpoint(p) for p in checkpoint.listing(path / "checkpoints")]
+    if (path / export.FOLDER).exists():
+        findings.append(_check_export(path / export.FOLDER))
+    if not findings:
+        raise ArtefactError(f"{path}: neither checkpoints nor an export here. Pass a run folder.")
+    return findings
+
+
+def verify(path: Path) -> None:
+    """Prints a table. Raises ArtefactError if anything is damaged."""
+    findings = check(path)
+    table = Table("what", "step", "MB", "state", box=None)
+    for finding in findings:
+        state = "[red]damaged[/red]" if finding.problem else "intact"
+        table.add_row(finding.path.name, str(finding.step), f"{finding.size / 1e6:.1f}", state)
+    Console().print(table)
+    damaged = [finding for finding in findings if finding.problem]
+    if damaged:
+        problems = "\n".join(f"  {finding.problem}" for finding in damaged)
+        raise ArtefactError(f"{path}: {len(damaged)} of {len(findings)} damaged\n{problems}")
+
+
+def _check_checkpoint(path: Path) -> Finding:
+    problem, step = "", checkpoint.step_of(path)
+    try:
+        found = checkpoint.read(path)
+        step = found.step
+        for name in sorted(found.groups):
+            found.tensors(name)
+    except ArtefactError as error:
+        problem = str(error)
+    return Finding(path, step, _size(path), problem)
+
+
+def _check_export(path: Path) -> Finding:
+    problem, step = "", -1
+    try:
+        found = export.read(path)
+        step = found.step
+        found.tensors()
+    except ArtefactError as error:
+        problem = str(error)
+    return Finding(path, step, _size(path), problem)
+
+
+def _size(path: Path) -> int:
+    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,0 +1,124 @@
+"""Checkpoints while training goes on: a snapshot in memory, written by a thread of its own."""
+
+import threading
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from epg.errors import InterruptedRunError, OutputError
+from epg.training import checkpoint, export
+
+Groups = Mapping[str, Mapping[str, Tensor]]
+RETRIES = 3
+FIRST_DELAY = 1.0  # seconds before the first retry; each further one waits four times as long
+
+
+class Snapshot:
+    """Copies of tensors in CPU memory, which is kept from one snapshot to the next (pinned for tensors on a GPU)."""
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[str, str], Tensor] = {}
+
+    def take(self, groups: Groups) -> dict[str, dict[str, Tensor]]:
+        """Copies of all tensors, complete on return; the ones of the snapshot before are overwritten."""
+        taken = {name: {key: self._copy((name, key), t) for key, t in group.items()} for name, group in groups.items()}
+        for device in {t.device for group in groups.values() for t in group.values() if t.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()
+        return taken
+
+    def _copy(self, key: tuple[str, str], tensor: Tensor) -> Tensor:
+        memory = self._memory.get(key)
+        if memory is None or (memory.shape, memory.dtype) != (tensor.shape, tensor.dtype):
+            memory = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._memory[key] = memory
+        return memory.copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+
+
+class CheckpointWriter:
+    """Writes checkpoints into `run/checkpoints`, and `run/export`, while training goes on.
+
+    A write that fails (disk full, read-only, I/O error) is tried again `RETRIES` times and then given up with a
+    warning; training continues, earlier checkpoints stay, and the next one tries afresh. Only `finish`, at the end of
+    the run, turns a failed last checkpoint into an error. At most one write is under way.
+
+    As a context manager around the training it waits at the end for the write under way, and raises OutputError if the
+    run ends, or stops as asked, without its last checkpoint. On a second Ctrl-C it does not wait.
+    """
+
+    def __init__(self, run: Path, keep: int, keep_every: int = 0, *, first_delay: float = FIRST_DELAY) -> None:
+        self.run, self.keep, self.keep_every, self.first_delay = run, keep, keep_every, first_delay
+        self._snapshot = Snapshot()
+        self._thread: threading.Thread | None = None
+        self._superseded = threading.Event()
+        self._failure: BaseException | None = None  # of the newest checkpoint
+        self._reported = False
+
+    def submit(self, step: int, tensors: Groups, state: Mapping[str, Any]) -> None:
+        """Copies the tensors, then writes the copies in the background. Waits for the write under way first."""
+        self._superseded.set()  # whatever is waiting to be tried again is out of date
+        self._join()
+        self.poll()
+        self._superseded.clear()
+        self._failure, self._reported = None, False
+        taken = self._snapshot.take(tensors)
+        # A daemon, so that a second Ctrl-C ends the process at once; half a checkpoint does no harm.
+        self._thread = threading.Thread(
+            target=self._write, args=(step, taken, state), name=f"checkpoint-{step}", daemon=True
+        )
+        self._thread.start()
+
+    def poll(self) -> None:
+        """Says once, as a warning, that the newest checkpoint could not be written; raises whatever else went wrong."""
+        if self._failure is None or self._reported:
+            return
+        self._reported = True
+        if not isinstance(self._failure, OutputError):
+            raise self._failure
+        warnings.warn(f"{self._failure} Training goes on; the next checkpoint tries again.", stacklevel=2)
+
+    def finish(self) -> None:
+        """Waits until the newest checkpoint is written and verified. Raises OutputError if that failed."""
+        self._join()
+        if self._failure is not None:
+            raise self._failure
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None) -> None:
+        if kind is None:
+            self.finish()
+        elif not issubclass(kind, KeyboardInterrupt):
+            self._superseded.set()  # somebody waits for the end of this process
+            self._join()
+            if issubclass(kind, InterruptedRunError):
+                self.finish()
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, step: int, tensors: Groups, state: Mapping[str, Any]) -> None:
+        saved, delay = False, self.first_delay
+        for attempt in range(1 + RETRIES):
+            try:
+                if not saved:
+                    checkpoint.save(self.run / "checkpoints", step, tensors, state, self.keep, self.keep_every)
+                    saved = True
+                export.write(self.run / export.FOLDER, step, tensors, state)
+                self._failure = None
+                return
+            except OutputError as error:
+                self._failure = error
+            except BaseException as error:  # raised again by the training thread
+                self._failure = error
+                return
+            if attempt < RETRIES and self._superseded.wait(delay):
+                return
+            delay *= 4
