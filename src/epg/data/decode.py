@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from epg.errors import DataError
 
@@ -18,7 +18,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif",
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MAX_PIXELS = 2**26  # decoding and scaling take 7 bytes per pixel
 # Beyond this, an image must hold real detail: a file of a few kilobytes that declares a huge size is a bomb.
-FREE_PIXELS = 27_000_000
+FREE_PIXELS = 24_000_000  # at most 8 bytes each
 MIN_BYTES_PER_PIXEL = 1 / 32
 ORIENTATION = 0x0112
 ROWS = 256  # of a strip, where an image is converted piece by piece to save memory
@@ -83,7 +83,11 @@ def open_flat(source: bytes | str | Path, channels: int, background: str = "whit
     Raises DataError for a file that is empty, not regular or of too many pixels, and whatever decoders raise.
     """
     size, stream = _readable(source)
-    with Image.open(stream, formats=FORMATS) as image:
+    try:
+        opened = Image.open(stream, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise DataError(f"it is no image of a known kind ({', '.join(FORMATS)})") from None
+    with opened as image:
         pixels = image.width * image.height
         if pixels > MAX_PIXELS:
             raise DataError(f"{image.width}x{image.height} pixels are more than the limit of {MAX_PIXELS}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,7 +47,9 @@ class Record:
 def make_record(data: bytes, options: PixelOptions) -> Record:
     """Decode, crop and encode one image. Raises DataError with the reason where that is impossible."""
     try:
-        flat, origin = open_flat(data, options.channels, options.background)
+        with warnings.catch_warnings():  # what matters becomes an error; the rest would fill the terminal
+            warnings.simplefilter("ignore")
+            flat, origin = open_flat(data, options.channels, options.background)
         scale = resize_short_side if options.resize_only else center_crop_adm
         image = scale(flat, options.image_size)
         kept = origin.plain and origin.format == "JPEG" and options.format != "raw" and flat.size == image.size

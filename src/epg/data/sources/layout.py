@@ -24,7 +24,7 @@ def is_image(name: bytes) -> bool:
 
 
 def is_hidden(name: bytes) -> bool:
-    parts = name.split(b"/")
+    parts = name.replace(b"\\", b"/").split(b"/")
     return any(part.startswith(b".") and part not in (b".", b"..") for part in parts) or b"__MACOSX" in parts
 
 
