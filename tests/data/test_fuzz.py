@@ -24,7 +24,8 @@ from epg.data.prepare import prepare
 
 if __name__ == "__main__":
     prepare(sys.argv[1] + "/in", Path(sys.argv[1]) / "out", PixelOptions(64), workers=1)
-    print(max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    own = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(max(int(own.split()[1]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
 """
 
 

@@ -108,7 +108,7 @@ def _read_part(folder: Path, number: int) -> dict[str, Any]:
         part: dict[str, Any] = json.loads(summary.read_bytes())
         damaged = file_sha256(rows) != part["index_sha256"]
         stored = folder / SHARDS / shard_file(number)
-        damaged = damaged or (part["rows"] > 0 and stored.stat().st_size != part["bytes"])
+        damaged = damaged or (part["sha256"] is not None and stored.stat().st_size != part["bytes"])
     except (OSError, ValueError, KeyError, TypeError):
         damaged = True
     if damaged:

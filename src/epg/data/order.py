@@ -81,7 +81,8 @@ class BalancedOrder:
         _, starts, counts = np.unique(labels[self.by_class], return_index=True, return_counts=True)
         self.starts = starts
         self.classes = EpochOrder(len(starts), seed)
-        keys = mix64(np.arange(len(starts), dtype=np.uint64) + GOLDEN * np.uint64((seed + 1) % 2**64))
+        first = np.uint64(int(GOLDEN) * (seed + 1) % 2**64)
+        keys = mix64(np.arange(len(starts), dtype=np.uint64) + first)
         self.members = [EpochOrder(int(n), int(key)) for n, key in zip(counts, keys, strict=True)]
 
     def indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
