@@ -131,7 +131,9 @@ def test_micro_batches_change_nothing_but_rounding(stage: Stage, tmp_path: Path)
         assert cut["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
 
 
-def _train_as(rank: int, processes: int, port: int, stage: Stage, folder: str, encoder: str) -> None:
+def _train_as(
+    rank: int, processes: int, port: int, stage: Stage, folder: str, encoder: str, training: dict[str, object]
+) -> None:
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
@@ -142,14 +144,22 @@ def _train_as(rank: int, processes: int, port: int, stage: Stage, folder: str, e
         GLOO_SOCKET_IFNAME="lo",
     )
     source = Path(encoder) if stage != "pretraining" else None
-    train(tiny(stage, training={"batch_size": 32, "steps": 4}), Path(folder), encoder=source)
+    train(tiny(stage, training=training), Path(folder), encoder=source)
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_equal_one(stage: Stage, tmp_path: Path, encoder: Path, free_port: int) -> None:
+def test_two_processes_equal_one(stage: Stage, parallel: str, tmp_path: Path, encoder: Path, free_port: int) -> None:
+    """Losses, gradients and, with a preview and a checkpoint on the way, what is written."""
     source = encoder if stage != "pretraining" else None
-    train(tiny(stage, training={"batch_size": 32, "steps": 4}), tmp_path / "one", encoder=source)
-    mp.spawn(_train_as, args=(2, free_port, stage, str(tmp_path / "two"), str(encoder)), nprocs=2)  # type: ignore[no-untyped-call]
+    training = {"batch_size": 32, "steps": 4, "power_ema": [0.1], "preview_every": 2, "parallel": parallel}
+    train(tiny(stage, training=training), tmp_path / "one", encoder=source)
+    arguments = (2, free_port, stage, str(tmp_path / "two"), str(encoder), training)
+    mp.spawn(_train_as, args=arguments, nprocs=2)  # type: ignore[no-untyped-call]
+    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert all(one[name].shape == two[name].shape for name in one)
+    assert (tmp_path / "two" / "previews" / "step-00000002.png").is_file()
     for one, two in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
