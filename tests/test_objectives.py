@@ -62,7 +62,7 @@ def test_forward(stage):
     objective, config = make(stage)
     batch = random_batch(config)
     losses = objective(batch, 3)
-    assert losses.keys() == {"loss", *TERMS[stage]}
+    assert {name for name in losses if "/" not in name} == {"loss", *TERMS[stage]}
     assert losses["loss"].shape == ()
     assert losses["loss"].item() == pytest.approx(sum(float(losses[t]) for t in TERMS[stage]), rel=1e-5)
     assert not any(losses[t].requires_grad for t in TERMS[stage])
@@ -332,7 +332,7 @@ def test_auxiliary_weight():
 
 def test_without_an_encoder_there_is_no_auxiliary_loss():
     objective, config = make("consistency", auxiliary=False)
-    assert objective(random_batch(config), 0).keys() == {"loss", "consistency"}
+    assert {name for name in objective(random_batch(config), 0) if "/" not in name} == {"loss", "consistency"}
 
 
 def test_consistency_trains_conditionally_without_label_dropping():

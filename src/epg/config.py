@@ -205,6 +205,8 @@ class TrainingConfig(Section):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     log_every: int = 50
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
+    """Where numbers and sample grids go besides log.jsonl; wandb and trackio are extras to install."""
     preview_every: int = 5_000
     """Steps between sample grids; 0 is never."""
     checkpoint_every: int = 5_000

@@ -40,7 +40,7 @@ def epg_cost(model: ModelConfig, data: DataConfig) -> Cost:
         return Cost(parameters(network), *forward_macs(network, image, torch.zeros(1), labels))
 
 
-def forward_macs(network: EPG, *inputs: Tensor | None) -> tuple[int, int]:
+def forward_macs(network: nn.Module, *inputs: Tensor | None) -> tuple[int, int]:
     """Multiply-adds of one forward pass, without and with the attention's products."""
     linear, attention = 0, 0
 

@@ -37,6 +37,7 @@ HARMLESS = {
     "training.micro_batch",
     "training.device",
     "training.log_every",
+    "training.trackers",
     "training.preview_every",
     "training.checkpoint_every",
     "training.keep",

@@ -12,7 +12,7 @@ from epg.data.normalize import Normalizer
 from epg.randomness import Draws
 
 Losses = dict[str, Tensor]
-"""Scalars: `loss` is what is minimised, the rest are its terms."""
+"""Scalars: `loss` is what is minimised, the rest are its terms, and terms by noise level (`by_quarter`)."""
 
 
 class Objective(nn.Module):
@@ -37,6 +37,14 @@ class Objective(nn.Module):
 
     def after_step(self) -> None:
         """Called after every optimizer step: target networks follow here."""
+
+    def schedule_numbers(self, step: int) -> dict[str, float]:
+        """What the stage's schedules say at a step, for the log."""
+        return {}
+
+    def diagnostics(self, batch: Batch, step: int) -> Losses:
+        """Scalars for the log that cost forward passes, the same on every process; all must call it together."""
+        return {}
 
     def draws(self, batch: Batch, step: int) -> Draws:
         """The random numbers of this batch at this step."""

@@ -12,6 +12,7 @@ from epg.denoiser import Denoiser
 from epg.networks import EPG, Encoder
 from epg.networks.encoder import CLS
 from epg.objectives.base import Losses, Objective, at_levels, keep_masks, mean_losses
+from epg.objectives.diagnostics import by_quarter, quarter
 
 
 class Consistency(Objective):
@@ -42,17 +43,22 @@ class Consistency(Objective):
         if self.config.dropout:
             shape = (self.network.encoder.num_tokens, decoder.width)
             dropout = keep_masks(draws, len(decoder.blocks), shape, self.config.dropout)
+        unit = draws.normal("level")
         consistency, auxiliary = self.losses(
             images,
             batch.labels if self.network.num_classes else None,
-            sigma=schedule.lognormal(draws.normal("level"), self.config.mean, self.config.std),
+            sigma=schedule.lognormal(unit, self.config.mean, self.config.std),
             noise=draws.normal("noise", images.shape[1:]),
             step=step,
             dropout=dropout,
         )
+        by_level = by_quarter("consistency", consistency, quarter(unit))
         if auxiliary is None:
-            return mean_losses(consistency=consistency)
-        return mean_losses(consistency=consistency, auxiliary=self.config.auxiliary_weight * auxiliary)
+            return mean_losses(consistency=consistency) | by_level
+        return mean_losses(consistency=consistency, auxiliary=self.config.auxiliary_weight * auxiliary) | by_level
+
+    def schedule_numbers(self, step: int) -> dict[str, float]:
+        return {"stage": schedule.consistency_stage(step, self.config.delta, self.config.d)}
 
     def losses(
         self,

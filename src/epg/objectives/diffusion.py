@@ -9,6 +9,7 @@ from epg.denoiser import Denoiser
 from epg.losses import x_prediction
 from epg.networks import EPG
 from epg.objectives.base import Losses, Objective, at_levels, mean_losses
+from epg.objectives.diagnostics import by_quarter, quarter
 
 
 class Diffusion(Objective):
@@ -38,9 +39,11 @@ class Diffusion(Objective):
         labels = None
         if self.network.num_classes:
             labels = self.dropped_labels(batch.labels, draws, self.network.null_class, self.config.label_dropout)
-        sigma = schedule.lognormal(draws.normal("level"), self.config.mean, self.config.std)
+        unit = draws.normal("level")
+        sigma = schedule.lognormal(unit, self.config.mean, self.config.std)
         noise = draws.normal("noise", images.shape[1:])
-        return mean_losses(denoising=self.losses(images, labels, sigma=sigma, noise=noise))
+        denoising = self.losses(images, labels, sigma=sigma, noise=noise)
+        return mean_losses(denoising=denoising) | by_quarter("denoising", denoising, quarter(unit))
 
     def losses(self, images: Tensor, labels: Tensor | None, *, sigma: Tensor, noise: Tensor) -> Tensor:
         """Per-sample loss (N,) at the grid levels nearest to `sigma` (N,), unshifted."""

@@ -12,6 +12,9 @@ from epg.data.loader import Batch
 from epg.losses import nt_xent
 from epg.networks import RCM
 from epg.objectives.base import Losses, Objective, at_levels, mean_losses
+from epg.objectives.diagnostics import by_quarter, feature_std
+
+GAUGE_LEVELS = (0.002, 0.5, 5.0)  # unshifted: clean, as noisy as the data varies, mostly noise
 
 
 class Pretraining(Objective):
@@ -35,16 +38,39 @@ class Pretraining(Objective):
             self.normalizer.encode_unit(self.views(batch.images, draws.generators(f"view {v}"), v)) for v in (0, 1)
         )
         levels = schedule.num_levels(step, self.total_steps, self.config.s0, self.config.s1)
+        index = draws.shared_integer("level", levels - 1)
         contrastive, consistency = self.losses(
             view1,
             view2,
             images,
             noise=draws.normal("noise", images.shape[1:]),
             num_levels=levels,
-            index=draws.shared_integer("level", levels - 1),
+            index=index,
             tau2=schedule.tau2(step, self.total_steps, self.config.tau1, self.config.tau2),
         )
-        return mean_losses(contrastive=contrastive, consistency=consistency)
+        quarters = torch.full_like(batch.labels, 3 - 4 * index // (levels - 1))  # index 0 is the noisiest
+        return mean_losses(contrastive=contrastive, consistency=consistency) | by_quarter(
+            "consistency", consistency, quarters
+        )
+
+    def schedule_numbers(self, step: int) -> dict[str, float]:
+        return {
+            "tau2": schedule.tau2(step, self.total_steps, self.config.tau1, self.config.tau2),
+            "num_levels": schedule.num_levels(step, self.total_steps, self.config.s0, self.config.s1),
+        }
+
+    @torch.no_grad()
+    def diagnostics(self, batch: Batch, step: int) -> Losses:
+        """The collapse gauge of the trained encoder at the unshifted levels `GAUGE_LEVELS`: `feature_std/<level>`."""
+        draws = self.draws(batch, step)
+        images = self.plain_images(batch, draws, flip=False)
+        noise = draws.normal("gauge", images.shape[1:])
+        numbers = {}
+        for level in GAUGE_LEVELS:
+            sigma = self.shift * max(level, self.noise.sigma_min)
+            (features,) = self._encode(self.network, [at_levels(images, sigma, noise)], [sigma])
+            numbers[f"feature_std/{level:g}"] = feature_std(features)
+        return numbers
 
     def losses(
         self,

@@ -114,7 +114,8 @@ def explain_non_finite(objective: Objective, batches: Sequence[Batch], step: int
                 batch.first + start,
             )
             losses = objective(part, step)
-            terms = [name for name, value in losses.items() if name != "loss" and not bool(torch.isfinite(value))]
+            broken_terms = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
+            terms = [name for name in broken_terms if name != "loss" and "/" not in name]
             if terms and not broken:
                 findings.append(f"{', '.join(terms)} of samples {part.indices.tolist()}")
     found = "; ".join(findings[:3]) or "the gradient alone; every loss term is finite"

@@ -5,8 +5,8 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +16,22 @@ from torch import Tensor
 from epg.config import RunConfig
 from epg.data.dataset import ImageDataset
 from epg.data.loader import Batch, BatchLoader
-from epg.distributed import all_reduce_sum, full, local, rank, shard_like, world_size
+from epg.distributed import full, local, rank, shard_like, world_size
 from epg.errors import ArtefactError, DivergedError, InterruptedRunError
 from epg.objectives.base import Objective
 from epg.training import artefact, checkpoint
 from epg.training.ema import EMA
 from epg.training.faults import LossScale, StopSignals, Watchdog, agree, explain_non_finite
+from epg.training.meter import Meter, Speed, means
 from epg.training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, zero_moments
 from epg.training.parallel import gradient_sync, pick_device, refuse_uneven_processes, wrap
-from epg.training.tracking import JSONLTracker, TensorBoardTracker, TerminalTracker, Tracker
+from epg.training.spikes import LossSpikeWarning, SpikeDetector
+from epg.training.throughput import peak_memory
+from epg.training.tracking import Trackers, open_trackers, require_trackers
 from epg.training.writer import CheckpointWriter
 
 Preview = Callable[[Path], None]
 """Draws a sample grid with the network's present weights into a PNG file."""
-
-
-@dataclass
-class Meter:
-    """Means of the loss terms, and rates, since the last log line."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    counted: int = 0
-    """Steps that were not skipped."""
-    waited: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
-
-    def add(self, losses: dict[str, Tensor], waited: float) -> None:
-        for name, value in losses.items():
-            self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach().clone()
-        self.steps += 1
-        self.counted += bool(losses)
-        self.waited += waited
-
-    def means(self, batch_size: int) -> dict[str, float]:
-        elapsed = time.perf_counter() - self.started
-        terms = {name: float(all_reduce_sum(value)) / self.counted / world_size() for name, value in self.sums.items()}
-        rates = {"images_per_second": self.steps * batch_size / elapsed, "data_wait": self.waited / elapsed}
-        return {**terms, **rates}
 
 
 @dataclass(frozen=True)
@@ -84,6 +62,7 @@ class Trainer:
     ) -> None:
         self.config, self.dataset, self.folder, self.preview = config, dataset, folder, preview
         refuse_uneven_processes(config, world_size())
+        require_trackers(config)
         self.device = pick_device(config.training.device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.training.tf32
         self.objective = objective.to(self.device).train()
@@ -95,6 +74,7 @@ class Trainer:
         self.loss_scale = LossScale(enabled=config.training.precision == "fp16")
         self.signals = StopSignals()
         self.watchdog = Watchdog(config.training.timeout)
+        self.spikes = SpikeDetector()
         self.stop_signal = 0.0
         self.step = self.skipped = self.skipped_in_row = 0
 
@@ -117,7 +97,13 @@ class Trainer:
             workers=self.config.data.workers,
             pin_memory=self.device.type == "cuda",
         )
-        with self.signals.caught(), self.writer, self.watchdog.watching(), self._trackers() as (trackers, terminal):
+        speed = Speed(self.config, self.device, self.step)
+        with (
+            self.signals.caught(),
+            self.writer,
+            self.watchdog.watching(),
+            open_trackers(self.config, self.folder, self.step) as trackers,
+        ):
             meter = Meter()
             batches = iter(loader)
             while self.step < training.steps:
@@ -125,12 +111,13 @@ class Trainer:
                 micro_batches = next(batches)
                 waited = time.perf_counter() - waiting
                 result = self.train_step(micro_batches)
-                meter.add(result.losses, waited)
-                if terminal:
-                    terminal.advance(self.step)
-                self._after_step(trackers, meter, result.lr)
+                meter.add(self.step - 1, result.losses, waited)
+                trackers.advance(self.step)
+                if self.step % training.log_every == 0 or self.step == training.steps:
+                    self._log(trackers, meter, speed, result.lr, micro_batches[0])
+                self._after_step(trackers)
                 self.watchdog.beat(self.step)
-                if meter.steps == training.log_every or self.step % training.log_every == 0:
+                if self.step % training.log_every == 0:
                     meter = Meter()
 
     def train_step(self, micro_batches: Sequence[Batch]) -> StepResult:
@@ -180,7 +167,7 @@ class Trainer:
             return  # fp16 overflowed and will be scaled less
         self.skipped += 1
         self.skipped_in_row += 1
-        values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
+        values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items() if "/" not in name)
         text = f"step {self.step}: not finite (gradient norm {float(norm):.4g}; {values})"
         limit = self.config.training.max_nonfinite
         if self.skipped_in_row < limit:
@@ -192,12 +179,40 @@ class Trainer:
             "--training.precision fp32, and run again."
         )
 
-    def _after_step(self, trackers: list[Tracker], meter: Meter, lr: float) -> None:
+    def _log(self, trackers: Trackers, meter: Meter, speed: Speed, lr: float, batch: Batch) -> None:
+        """One log line, and a warning for every loss spike since the last one. All processes call it."""
+        history = meter.history()
+        rates = speed.numbers(meter, self.step)
+        wait, memory = agree(meter.waited / meter.elapsed, peak_memory(self.device), device=self.device)
+        with self._autocast():
+            diagnostics = self.objective.diagnostics(batch.to(self.device), self.step - 1)
+        numbers = {
+            **means(history),
+            "lr": lr,
+            "skipped": self.skipped,
+            **self.objective.schedule_numbers(self.step - 1),
+            **rates,
+            "data_wait": wait,
+            "peak_memory_gib": memory,
+            **self._report_spikes(meter.steps, history),
+            **{name: float(value) for name, value in diagnostics.items()},
+        }
+        trackers.log(self.step, numbers)
+
+    def _report_spikes(self, steps: Sequence[int], history: dict[str, list[float]]) -> dict[str, float]:
+        """Warns of every spike; the number so far, and where the last one was."""
+        terms = {name: values for name, values in history.items() if "/" not in name and name != "grad_norm"}
+        numbers: dict[str, float] = {}
+        for i, step in enumerate(steps):
+            spikes = self.spikes.check(step, {name: values[i] for name, values in terms.items()})
+            if spikes:
+                numbers = {"spike_step": step, "spike_ratio": spikes[0].ratio}
+                if rank() == 0:
+                    warnings.warn("; ".join(map(str, spikes)), LossSpikeWarning, stacklevel=2)
+        return {"spikes": self.spikes.count, **numbers}
+
+    def _after_step(self, trackers: Trackers) -> None:
         training, last = self.config.training, self.step == self.config.training.steps
-        if self.step % training.log_every == 0 or last:
-            numbers = {**meter.means(training.batch_size), "lr": lr, "skipped": self.skipped}
-            for tracker in trackers:
-                tracker.log(self.step, numbers)
         if self.preview and training.preview_every and (self.step % training.preview_every == 0 or last):
             self._draw_preview(trackers)
         if self.stop_signal or self.step % training.checkpoint_every == 0 or last:
@@ -209,7 +224,7 @@ class Trainer:
                 f"{self.folder}. Run the same command again to continue."
             )
 
-    def _draw_preview(self, trackers: list[Tracker]) -> None:
+    def _draw_preview(self, trackers: Trackers) -> None:
         """Every process draws, as sharded weights need them all; the first one writes."""
         assert self.preview is not None
         file = self.folder / "previews" / f"step-{self.step:08d}.png"
@@ -217,8 +232,7 @@ class Trainer:
         with self.ema.applied():
             self.preview(file)
         self.objective.train()
-        for tracker in trackers:
-            tracker.picture(self.step, file)
+        trackers.picture(self.step, file)
 
     # State ----------------------------------------------------------------------------------------------------------
 
@@ -299,23 +313,6 @@ class Trainer:
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.training.precision)
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
-
-    @contextlib.contextmanager
-    def _trackers(self) -> Iterator[tuple[list[Tracker], TerminalTracker | None]]:
-        if rank() != 0:
-            yield [], None
-            return
-        terminal = TerminalTracker(self.config.stage, self.config.training.steps, self.step)
-        trackers: list[Tracker] = [
-            JSONLTracker(self.folder, self.step),
-            TensorBoardTracker(self.folder, self.step),
-            terminal,
-        ]
-        try:
-            yield trackers, terminal
-        finally:
-            for tracker in trackers:
-                tracker.close()
 
 
 def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], where: Path) -> None:

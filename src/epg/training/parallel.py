@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -33,7 +33,9 @@ def wrap(objective: Objective, config: RunConfig) -> nn.Module:
         fully_shard(block)
     if isinstance(objective.network, EPG):
         fully_shard(objective.network)  # so that it can be called alone, to sample
-    fully_shard(objective)
+    # After diagnostics no backward pass would shard the outermost weights again.
+    fully_shard(objective, reshard_after_forward=True)
+    register_fsdp_forward_method(objective, "diagnostics")
     return objective
 
 

@@ -1,13 +1,23 @@
-"""Where numbers and pictures of a run go: JSONL and TensorBoard files, and the terminal."""
+"""Where numbers and pictures of a run go: JSONL always, TensorBoard, W&B and Trackio as chosen, and the terminal."""
 
+import contextlib
+import importlib.util
 import json
+import os
 import sys
-import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from epg.config import RunConfig
+from epg.distributed import rank
+from epg.errors import UserError
 
 Numbers = dict[str, float]
 
@@ -79,11 +89,80 @@ class TensorBoardTracker:
         self.writer.close()
 
 
+class WandbTracker:
+    """A run on Weights & Biases; WANDB_MODE=offline keeps it in `wandb/` of the run folder. Resuming continues it."""
+
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        import wandb
+
+        self.image = wandb.Image
+        try:
+            self.run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "epg"),
+                name=f"{config.recipe} {config.stage}",
+                id=tracker_id(folder),
+                resume="allow",
+                dir=folder,
+                config=config.model_dump(mode="json"),
+            )
+        except wandb.Error as error:
+            raise UserError(
+                f"--training.trackers wandb: could not start ({error}). Log in with `wandb login`, set "
+                "WANDB_MODE=offline, or leave it out."
+            ) from error
+        # With a step of our own, a resumed run may log steps again that the killed one had logged already.
+        self.run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, numbers: Numbers) -> None:
+        self.run.log({"step": step, **numbers})
+
+    def picture(self, step: int, file: Path) -> None:
+        self.run.log({"step": step, "samples": self.image(str(file))})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class TrackioTracker:
+    """A run in Trackio's local database (`trackio show`); TRACKIO_SPACE_ID or TRACKIO_SERVER_URL send it elsewhere."""
+
+    def __init__(self, folder: Path, config: RunConfig) -> None:
+        import trackio
+
+        self.trackio = trackio
+        self.run = trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT", "epg"),
+            name=f"{config.recipe} {config.stage} {tracker_id(folder)}",
+            config=config.model_dump(mode="json"),
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def log(self, step: int, numbers: Numbers) -> None:
+        self.run.log(dict(numbers), step=step)
+
+    def picture(self, step: int, file: Path) -> None:
+        self.run.log({"samples": self.trackio.Image(str(file))}, step=step)
+
+    def close(self) -> None:
+        self.trackio.finish()
+
+
+def tracker_id(folder: Path) -> str:
+    """What a tracking service knows this run by: drawn once, kept in the run folder."""
+    file = folder / "tracker-id"
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex[:12])
+    return file.read_text()
+
+
 class TerminalTracker:
     """A progress bar with the newest numbers on a terminal, plain lines elsewhere."""
 
     def __init__(self, title: str, total: int, resumed_at: int) -> None:
-        self.title, self.total, self.started, self.start_step = title, total, time.monotonic(), resumed_at
+        self.title, self.total = title, total
         self.console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -101,15 +180,78 @@ class TerminalTracker:
         self.bar.update(self.task, completed=step)
 
     def log(self, step: int, numbers: Numbers) -> None:
-        text = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        shown = {name: value for name, value in numbers.items() if "/" not in name and name != "eta_seconds"}
+        text = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
         self.bar.update(self.task, completed=step, numbers=text)
         if not self.console.is_terminal:
-            rate = (step - self.start_step) / max(1e-9, time.monotonic() - self.started)
-            eta = (self.total - step) / max(1e-9, rate)
-            print(f"{self.title} {step}/{self.total} {text} eta {eta:.0f}s", file=sys.stderr, flush=True)
+            eta = timedelta(seconds=round(numbers.get("eta_seconds", 0)))
+            print(f"{self.title} {step}/{self.total} {text} eta {eta}", file=sys.stderr, flush=True)
 
     def picture(self, step: int, file: Path) -> None:
         pass
 
     def close(self) -> None:
         self.bar.stop()
+
+
+class Trackers:
+    """All trackers of a process (the first one has some, the others none).
+
+    A file that cannot be written costs numbers, not the run: the first failure of each tracker is a warning.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker], terminal: TerminalTracker | None = None) -> None:
+        self.trackers, self.terminal = trackers, terminal
+        self.failed: set[str] = set()
+
+    def advance(self, step: int) -> None:
+        """Moves the progress bar."""
+        if self.terminal is not None:
+            self.terminal.advance(step)
+
+    def log(self, step: int, numbers: Numbers) -> None:
+        self._each(lambda tracker: tracker.log(step, numbers))
+
+    def picture(self, step: int, file: Path) -> None:
+        self._each(lambda tracker: tracker.picture(step, file))
+
+    def close(self) -> None:
+        self._each(lambda tracker: tracker.close())
+
+    def _each(self, action: Callable[[Tracker], None]) -> None:
+        for tracker in self.trackers:
+            name = type(tracker).__name__
+            try:
+                action(tracker)
+            except OSError as error:
+                if name not in self.failed:
+                    warnings.warn(f"{name}: {error}; training goes on, numbers may be missing", stacklevel=3)
+                self.failed.add(name)
+
+
+def require_trackers(config: RunConfig) -> None:
+    """Raises UserError if a chosen tracker's library is not installed."""
+    for name in config.training.trackers:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # without origin it is only a folder of that name, as W&B leaves
+            raise UserError(f'--training.trackers {name}: not installed. pip install "epg[{name}]", or leave it out.')
+
+
+@contextlib.contextmanager
+def open_trackers(config: RunConfig, folder: Path, resumed_at: int) -> Iterator[Trackers]:
+    """The trackers of a configuration, on the first process; closed at the end of the `with`."""
+    if rank() != 0:
+        yield Trackers([])
+        return
+    terminal = TerminalTracker(config.stage, config.training.steps, resumed_at)
+    chosen: list[Tracker] = [JSONLTracker(folder, resumed_at), terminal]
+    trackers = Trackers(chosen, terminal)
+    try:
+        for name in dict.fromkeys(config.training.trackers):
+            if name == "tensorboard":
+                chosen.append(TensorBoardTracker(folder, resumed_at))
+            else:
+                chosen.append(WandbTracker(folder, config) if name == "wandb" else TrackioTracker(folder, config))
+        yield trackers
+    finally:
+        trackers.close()

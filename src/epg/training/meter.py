@@ -1,0 +1,75 @@
+"""The numbers of a log line."""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from epg.config import RunConfig
+from epg.distributed import all_reduce_sum, world_size
+from epg.objectives.diagnostics import SHARE
+from epg.training.throughput import peak_flops, training_flops
+
+
+@dataclass
+class Meter:
+    """Collects what every step gives, without waiting for the device, and reads it once per log line."""
+
+    names: tuple[str, ...] = ()
+    steps: list[int] = field(default_factory=list)
+    """The steps that gave numbers: skipped ones do not."""
+    rows: list[Tensor] = field(default_factory=list)
+    count: int = 0
+    waited: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, step: int, losses: dict[str, Tensor], waited: float) -> None:
+        """Adds the losses of a step (none if it was skipped) and the seconds waited for its data."""
+        self.count += 1
+        self.waited += waited
+        if losses:
+            self.names = tuple(losses)
+            self.steps.append(step)
+            self.rows.append(torch.stack([value.detach().float() for value in losses.values()]))
+
+    def history(self) -> dict[str, list[float]]:
+        """Every number of every step, averaged over processes: one collective and one copy from the device."""
+        if not self.rows:
+            return {}
+        table = (all_reduce_sum(torch.stack(self.rows)) / world_size()).tolist()
+        return {name: [row[i] for row in table] for i, name in enumerate(self.names)}
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the last log line; read after `history`, which waits for the device."""
+        return time.perf_counter() - self.started
+
+
+def means(history: dict[str, list[float]]) -> dict[str, float]:
+    """Mean of every number over the steps; where it comes with a share, the mean over that share (none if empty)."""
+    average = {name: sum(values) / len(values) for name, values in history.items()}
+    return {
+        name: value / average.get(name + SHARE, 1.0)
+        for name, value in average.items()
+        if not name.endswith(SHARE) and average.get(name + SHARE, 1.0) > 0
+    }
+
+
+class Speed:
+    """Rates of a run: images per second, MFU, and the time that is left."""
+
+    def __init__(self, config: RunConfig, device: torch.device, first_step: int) -> None:
+        self.training, self.first_step, self.started = config.training, first_step, time.perf_counter()
+        # Seconds at full use of every device that one image takes.
+        self.ideal = training_flops(config) / (peak_flops(device, config.training.precision) * world_size())
+
+    def numbers(self, meter: Meter, step: int) -> dict[str, float]:
+        """`images_per_second` and `mfu` since the last log line, `eta_seconds` from the whole run so far."""
+        rate = meter.count * self.training.batch_size / meter.elapsed
+        per_step = (time.perf_counter() - self.started) / max(1, step - self.first_step)
+        return {
+            "images_per_second": rate,
+            "mfu": rate * self.ideal,
+            "eta_seconds": (self.training.steps - step) * per_step,
+        }
