@@ -1,5 +1,6 @@
 """Everything that can be wrong is said before anything runs, and names the flag and the cure."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_an_impossible_configuration_lists_every_problem(tmp_path: Path) -> None
 def test_an_encoder_of_another_architecture_is_refused(tmp_path: Path) -> None:
     train(tiny("pretraining", training={"steps": 1}), tmp_path / "encoder")
     other = tiny("diffusion", model={"encoder": {"depth": 3, "width": 16, "heads": 2}})
-    with pytest.raises(ArtefactError, match=r"--encoder .*depth=2.*depth=3"):
+    with pytest.raises(ArtefactError, match=r"(?s)--encoder .*depth=2.*depth=3"):
         prepare_run(other, tmp_path / "run", encoder=tmp_path / "encoder")
 
 
@@ -98,6 +99,10 @@ def test_the_encoder_is_handed_over_to_the_last_bit(tmp_path: Path) -> None:
     for name, tensor in weights.items():
         assert state[f"network.encoder.{name}"].equal(tensor)
         assert state[f"frozen_encoder.{name}"].equal(tensor)
+    keys = json.loads((tmp_path / "run" / "handover.json").read_text())
+    assert keys["loaded"] == list(weights)
+    assert keys["missing"] == keys["unexpected"] == []
+    assert "network.projector.0.weight" in keys["left_out"]
     scratch = prepare_run(tiny("diffusion"), tmp_path / "scratch").trainer.objective.state_dict()
     assert not scratch["network.encoder.position_embedding"].equal(weights["position_embedding"])
 
