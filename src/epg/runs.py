@@ -1,7 +1,9 @@
 """A run: one stage of a recipe on one data set into one folder: what `epg pretrain` and `finetune` do."""
 
 import fcntl
+import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ import torch.distributed as dist
 from epg.config import ConsistencyConfig, DataConfig, RunConfig, check, parse
 from epg.data.dataset import CachedDataset, ImageDataset, open_dataset
 from epg.data.subset import subset
-from epg.distributed import rank
+from epg.distributed import rank, world_size
 from epg.errors import OutputError, RunLockedError, UserError
 from epg.generate import generator_of, make_labels, sample
 from epg.networks import EPG
@@ -26,7 +28,7 @@ from epg.objectives.pretraining import Pretraining
 from epg.pictures import save_grid, views_picture
 from epg.randomness import key
 from epg.training import checkpoint
-from epg.training.handover import EncoderWeights, hand_over, read_encoder
+from epg.training.handover import EncoderWeights, hand_over, read_encoder, report
 from epg.training.loop import Trainer
 
 CACHE_BYTES = 512 * 2**20
@@ -73,6 +75,8 @@ def resolve(config: RunConfig, dataset: ImageDataset) -> RunConfig:
     classes = config.model.num_classes
     if classes is None:
         classes = dataset.num_classes
+        if classes == 0:  # the recipe could not know that there would be nothing to guide towards
+            config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"guidance": 1.0})})
     elif classes and dataset.num_classes == 0:
         raise UserError(
             f"--model.num-classes {classes}: {config.data.source} has no labels. Use class folders or a label column, "
@@ -137,8 +141,35 @@ def prepare_run(
     weights = None if encoder is None else read_encoder(encoder, config)
     objective_module = build_objective(config, weights)
     claim_folder(folder, config)
+    announce(config, dataset)
+    if weights is not None:
+        record_handover(folder, weights, objective_module)
     trainer = Trainer(objective_module, dataset, config, folder, preview_for(config, objective_module, dataset))
     return Run(config, folder, dataset, trainer)
+
+
+def announce(config: RunConfig, dataset: ImageDataset) -> None:
+    """What is about to happen, in the numbers that are most often misunderstood."""
+    if rank() != 0:
+        return
+    batch, processes = config.training.batch_size, world_size()
+    passes = batch // processes // (config.training.micro_batch or batch // processes)
+    print(
+        f"{config.stage} of {config.recipe}: {len(dataset):,} images, {config.model.num_classes} classes; batch "
+        f"{batch} = {processes} processes x {passes} passes x {batch // processes // passes} images; "
+        f"{config.training.steps:,} steps = {config.training.steps * batch / len(dataset):.1f} epochs",
+        file=sys.stderr,
+    )
+
+
+def record_handover(folder: Path, weights: EncoderWeights, objective: Objective) -> None:
+    """Prints what was handed over, and writes every key into `handover.json`."""
+    if rank() != 0:
+        return
+    decoder = sum(p.numel() for n, p in objective.network.named_parameters() if not n.startswith("encoder."))
+    print(report(weights, decoder), file=sys.stderr)
+    keys = {"loaded": list(weights.tensors), "missing": [], "unexpected": [], "left_out": list(weights.left_out)}
+    (folder / "handover.json").write_text(json.dumps({"source": str(weights.source), **keys}, indent=1))
 
 
 def claim_folder(folder: Path, config: RunConfig) -> None:
