@@ -167,6 +167,18 @@ class Verify:
 
 
 @dataclass(frozen=True)
+class Ema:
+    """Make the weight average of another width after training, from the power-function averages of a run."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, trained with --training.power-ema."""
+    sigma_rel: float
+    """Width relative to the training's length, for example 0.08."""
+    out: Path
+    """Folder for the weights; `epg sample` takes it."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Size and cost of a recipe: parameters, GFLOPs, tokens, NFE. Without a recipe, list them."""
 
@@ -290,6 +302,13 @@ def verify(options: Verify, overrides: list[str]) -> None:
     verify_run(options.run)
 
 
+def ema(options: Ema, overrides: list[str]) -> None:
+    from epg.training.synthesis import synthesise
+
+    snapshots = synthesise(options.run, options.sigma_rel, options.out)
+    print(f"{options.out}: width {options.sigma_rel} from {len(snapshots)} snapshots")
+
+
 def info(options: Info, overrides: list[str]) -> None:
     from epg.info import list_recipes, print_info
 
@@ -320,6 +339,7 @@ VERBS: dict[str, tuple[type, Callable[[Any, list[str]], None]]] = {
     "sample": (Sample, sample),
     "evaluate": (Evaluate, evaluate),
     "verify": (Verify, verify),
+    "ema": (Ema, ema),
     "info": (Info, info),
 }
 TAKES_OVERRIDES = ("pretrain", "finetune")

@@ -15,7 +15,7 @@ from epg.objectives.pretraining import Pretraining
 SMALLEST_TILE = 48  # pixels on screen; smaller images are enlarged by whole factors
 
 
-def grid(images: Tensor, columns: int | None = None, gap: int = 2) -> Image.Image:
+def grid(images: Tensor, columns: int | None = None, gap: int = 4) -> Image.Image:
     """uint8 images (N, C, H, W) side by side, small ones enlarged so that a pixel stays a square."""
     n, _, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(n))

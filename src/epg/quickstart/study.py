@@ -73,7 +73,7 @@ def run_quickstart(
         study.plan(started, 60 * minutes)
         for part in PARTS:
             study.train(part)
-        result = study.evaluate(time.monotonic() - started)
+        result = study.evaluate(started)
         page = write_report(result, folder)
     print(f"\nOpen {page} in a browser.")
     return result
@@ -153,7 +153,7 @@ class Study:
         run = prepare_run(config, self.folder / part.name, encoder=encoder, dataset=self.dataset)
         run.trainer.run()
 
-    def evaluate(self, seconds: float) -> StudyResult:
+    def evaluate(self, started: float) -> StudyResult:
         """Samples every generator; recognition and distances where there are labels."""
         reference: Reference | None = None
         data = self.configs["diffusion"].data
@@ -180,7 +180,7 @@ class Study:
             floor=reference.floor if reference else None,
             classifier_accuracy=reference.judge.held_out_accuracy if reference else None,
             samples=self.samples,
-            seconds=seconds,
+            seconds=time.monotonic() - started,
             seed=self.seed,
             torch=torch.__version__,
             threads=torch.get_num_threads(),
