@@ -1,0 +1,185 @@
+"""Faults during a run: every process takes the same decision, a hang ends, fp16 scales itself."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from epg.errors import DivergedError
+from epg.runs import locked, prepare_run, processes, train
+from epg.training import checkpoint
+from epg.training.faults import STUCK_EXIT_CODE, LossScale, StopSignals, explain_non_finite
+from epg.training.tracking import read_log
+from tests.training.test_loop import assert_identical, poison, tensors, tiny
+
+
+def test_loss_scale_halves_on_overflow_and_doubles_after_good_steps() -> None:
+    scale = LossScale(enabled=True, scale=8.0, growth_steps=3)
+    assert scale.update(finite=False)  # explained by the scale: not a fault
+    assert scale.scale == 4
+    assert [scale.update(finite=True) or scale.scale for _ in range(4)] == [4, 4, 8, 8]
+    scale.scale = 1.0
+    assert not scale.update(finite=False)  # nothing left to lower: a fault
+    assert scale.scale == 1
+    assert LossScale(enabled=False).factor == 1
+
+
+def test_unscaling_divides_the_gradients() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    parameter.grad = torch.full((3,), 6.0)
+    LossScale(enabled=True, scale=2.0).unscale([parameter])
+    assert parameter.grad.tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.02)])
+def test_half_precision_trains_like_full(precision: str, tolerance: float, tmp_path: Path) -> None:
+    train(tiny("diffusion"), tmp_path / "fp32")
+    run = prepare_run(tiny("diffusion", training={"precision": precision}), tmp_path / "half")
+    run.trainer.loss_scale.scale = 16.0  # eight steps are too few to come down from 2^16
+    run.trainer.run()
+    full, half = (read_log(tmp_path / name) for name in ("fp32", "half"))
+    assert half[-1]["skipped"] == 0
+    assert any(h["loss"] != f["loss"] for h, f in zip(half, full, strict=True))
+    for h, f in zip(half, full, strict=True):
+        assert h["loss"] == pytest.approx(f["loss"], rel=tolerance)
+
+
+def test_fp16_overflow_lowers_the_scale_and_survives_a_resume(tmp_path: Path) -> None:
+    """A scale that overflows at once: steps are lost until it fits, none is counted as a fault."""
+    config = tiny("diffusion", training={"precision": "fp16"})
+    run = prepare_run(config, tmp_path)
+    run.trainer.loss_scale.scale = 2.0**24
+    run.trainer.run()
+    assert run.trainer.loss_scale.scale < 2.0**24
+    assert run.trainer.skipped == 0
+    again = prepare_run(config, tmp_path)
+    again.trainer.restore()
+    assert again.trainer.loss_scale == run.trainer.loss_scale
+
+
+@pytest.mark.parametrize("stage", ["pretraining", "diffusion", "consistency"])
+def test_recomputing_activations_changes_nothing(stage: str, tmp_path: Path) -> None:
+    train(tiny(stage), tmp_path / "kept")  # type: ignore[arg-type]
+    train(tiny(stage, training={"activation_checkpointing": True}), tmp_path / "recomputed")  # type: ignore[arg-type]
+    assert_identical(tensors(tmp_path / "kept"), tensors(tmp_path / "recomputed"))
+
+
+def test_a_broken_weight_is_named(tmp_path: Path) -> None:
+    run = prepare_run(tiny("diffusion", training={"max_nonfinite": 1}), tmp_path)
+    with torch.no_grad():
+        run.trainer.objective.network.get_parameter("decoder.norm.weight")[3] = math.nan
+    with pytest.raises(DivergedError, match=r"Cause: weight network\.decoder\.norm\.weight"):
+        run.trainer.run()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_samples_of_a_bad_block_are_named(tmp_path: Path) -> None:
+    """Two blocks of 16, of which one sees a label that makes the loss infinite."""
+    run = prepare_run(tiny("diffusion", training={"batch_size": 32}, objective={"label_dropout": 0.0}), tmp_path)
+    from epg.data.loader import BatchLoader
+
+    batches = next(iter(BatchLoader(run.dataset, batch_size=32, seed=0)))
+    labels = batches[0].labels
+    only_second = (set(labels[16:].tolist()) - set(labels[:16].tolist())).pop()
+    embedding = run.trainer.objective.network.get_parameter("class_embedding.weight")
+    original = run.trainer.objective.network.class_embedding.forward  # type: ignore[union-attr, operator]
+    assert torch.isfinite(embedding).all()
+
+    def poisoned(chosen: torch.Tensor) -> torch.Tensor:
+        out = original(chosen)
+        return torch.where((chosen == only_second)[:, None], math.inf, out)
+
+    run.trainer.objective.network.class_embedding.forward = poisoned  # type: ignore[union-attr]
+    found = explain_non_finite(run.trainer.objective, batches, 0)
+    assert f"denoising of samples {batches[0].indices[16:].tolist()}" in found
+    assert str(batches[0].indices[:16].tolist()) not in found
+
+
+def _nan_on_one_rank(rank: int, port: int, folder: str, parallel: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    config = tiny("diffusion", training={"batch_size": 32, "parallel": parallel})
+    with processes(), locked(Path(folder)):
+        run = prepare_run(config, Path(folder))
+        if rank == 1:
+            poison(run.trainer, range(3, 5))
+        run.trainer.run()
+        (Path(folder) / f"skipped-{rank}").write_text(str(run.trainer.skipped))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_nan_on_one_process_skips_the_step_on_all(parallel: str, tmp_path: Path, free_port: int) -> None:
+    mp.spawn(_nan_on_one_rank, args=(free_port, str(tmp_path), parallel), nprocs=2)  # type: ignore[no-untyped-call]
+    assert [(tmp_path / f"skipped-{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
+    assert [line["skipped"] for line in read_log(tmp_path)] == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert all(bool(torch.isfinite(t).all()) for t in tensors(tmp_path).values())
+    assert checkpoint.find(tmp_path).step == 8
+
+
+def test_a_hanging_process_ends_itself_and_says_where(tmp_path: Path) -> None:
+    code = (
+        "import time; from epg.training.faults import Watchdog; dog = Watchdog(1.0)\n"
+        "with dog.watching():\n"
+        "    dog.beat(41)\n"
+        "    def stuck(): time.sleep(60)\n"
+        "    stuck()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == STUCK_EXIT_CODE
+    assert "rank 0 completed no step" in done.stderr
+    assert "after step 41" in done.stderr
+    assert "in stuck" in done.stderr
+
+
+def test_a_run_with_steps_is_left_alone_by_the_watchdog() -> None:
+    code = (
+        "import time; from epg.training.faults import Watchdog; dog = Watchdog(1.0)\n"
+        "with dog.watching():\n"
+        "    for step in range(8): time.sleep(0.3); dog.beat(step)\n"
+        "time.sleep(1.5); print('alive')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0
+    assert done.stdout == "alive\n"
+
+
+def test_a_second_signal_acts_at_once() -> None:
+    signals = StopSignals()
+    with signals.caught():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.sigtimedwait([], 1)  # gives the interpreter a moment to deliver it
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_preempted_command_exits_75_and_resumes(number: signal.Signals, tmp_path: Path) -> None:
+    """The real command, stopped from outside while it trains."""
+    command = [sys.executable, "-m", "epg.cli", "finetune", "digits", "--from-scratch", "--out", str(tmp_path)]
+    settings = ["--training.steps", "100000", "--training.log-every", "1", "--training.batch-size", "16"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([*command, *settings], stderr=subprocess.PIPE, text=True, env=environment) as run:
+        assert run.stderr is not None
+        lines = []
+        for line in run.stderr:
+            lines.append(line)
+            if line.startswith("diffusion 3/"):
+                run.send_signal(number)
+                break
+        lines.append(run.stderr.read())
+    assert run.returncode == 75, "".join(lines)
+    assert number.name in lines[-1]
+    step = checkpoint.find(tmp_path).step
+    assert 3 <= step < 1000
+    assert read_log(tmp_path)[-1]["step"] == step
