@@ -248,6 +248,8 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"--out {folder}: cannot be written ({error.strerror}). Choose another folder.") from error
     with stream:
+        # A lock outlives its process in forked copies of the open file: loader workers would hold it after a kill -9.
+        os.register_at_fork(after_in_child=stream.close)
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

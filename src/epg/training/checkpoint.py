@@ -110,8 +110,9 @@ def make_folder(path: Path) -> None:
 def publish(temporary: Path, final: Path) -> None:
     """Gives a complete, synced folder its name, for good; one that has the name already stays until that is done."""
     replaced = final.with_name(final.name + REPLACED)
+    if final.exists() and replaced.exists():  # a crash left both, the disk damaged one: do not lose the other
+        fsops.remove(replaced if _is_intact(final) else final)
     if final.exists():
-        fsops.remove(replaced)
         fsops.rename(final, replaced)
     fsops.rename(temporary, final)
     fsops.sync_folder(final.parent)

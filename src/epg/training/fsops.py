@@ -4,7 +4,6 @@
 operation `action()`: it can end the process before or after it, let it fail, cut a write short, or record it.
 """
 
-import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -84,6 +83,5 @@ def remove(path: Path) -> None:
         for child in sorted(path.iterdir()):
             remove(child)
         _do(lambda: os.rmdir(path), "rmdir", path)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            _do(lambda: os.unlink(path), "unlink", path)
+    elif os.path.lexists(path):
+        _do(lambda: os.unlink(path), "unlink", path)

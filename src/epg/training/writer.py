@@ -50,8 +50,9 @@ class CheckpointWriter:
     run ends, or stops as asked, without its last checkpoint. On a second Ctrl-C it does not wait.
     """
 
-    def __init__(self, run: Path, keep: int, keep_every: int = 0, *, first_delay: float = FIRST_DELAY) -> None:
-        self.run, self.keep, self.keep_every, self.first_delay = run, keep, keep_every, first_delay
+    def __init__(self, run: Path, keep: int, keep_every: int = 0, *, first_delay: float | None = None) -> None:
+        self.run, self.keep, self.keep_every = run, keep, keep_every
+        self.first_delay = FIRST_DELAY if first_delay is None else first_delay
         self._snapshot = Snapshot()
         self._thread: threading.Thread | None = None
         self._superseded = threading.Event()

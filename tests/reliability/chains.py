@@ -1,0 +1,105 @@
+"""R1: chains of runs that are killed and started again with the same command."""
+
+import hashlib
+import json
+import random
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from epg.training import checkpoint
+from tests.reliability.driver import STEPS, Driver, writing
+
+
+@dataclass
+class Figures:
+    """What a campaign of kills found."""
+
+    kills: int = 0
+    inside_write: int = 0
+    chains: int = 0
+    broken: list[str] = field(default_factory=list)
+    largest_loss: int = 0
+    """Steps of the log that the newest checkpoint after a kill did not have."""
+
+
+def state_hash(folder: Path) -> str:
+    """Sha256 over every file of the newest checkpoint, and the loss log with its steps."""
+    digest = hashlib.sha256()
+    for file in sorted(checkpoint.listing(folder / "checkpoints")[-1].iterdir()):
+        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    for line in (folder / "log.jsonl").read_text().splitlines():
+        numbers = json.loads(line)
+        digest.update(f"{numbers['step']} {numbers['loss']!r} {numbers['grad_norm']!r}\n".encode())
+    return digest.hexdigest()
+
+
+def campaign(
+    driver: Driver,
+    folder: Path,
+    stage: str,
+    kills: int,
+    *,
+    seed: int,
+    steps: int = STEPS,
+    aimed: float = 0.4,
+    naive: bool = False,
+    kills_per_chain: int = 5,
+) -> Figures:
+    """Kills `kills` times at uniformly random moments, a part `aimed` of them at the next write of a checkpoint."""
+    chooser, figures = random.Random(f"{seed} {stage}"), Figures()
+    folder.mkdir(parents=True, exist_ok=True)
+    status, duration = driver.train(folder / "reference", stage, steps=steps, naive=naive)
+    assert status == 0, (folder / "reference.log").read_text()
+    expected = state_hash(folder / "reference")
+    while figures.kills < kills:
+        chain = folder / f"chain-{figures.chains}"
+        problem = _chain(driver, chain, stage, chooser, figures, min(kills_per_chain, kills - figures.kills), duration,
+                         steps, aimed, naive)  # fmt: skip
+        if not problem and state_hash(chain) != expected:
+            problem = "ends in another state"
+        if problem:
+            figures.broken.append(f"{chain.name}: {problem}")
+        figures.chains += 1
+        shutil.rmtree(chain)
+    return figures
+
+
+def _chain(
+    driver: Driver,
+    chain: Path,
+    stage: str,
+    chooser: random.Random,
+    figures: Figures,
+    kills: int,
+    duration: float,
+    steps: int,
+    aimed: float,
+    naive: bool,
+) -> str:
+    """Runs until the end, killed up to `kills` times on the way; what went wrong, if anything."""
+    while True:
+        kill_after = chooser.uniform(0, duration) if kills > 0 else None
+        in_write = chooser.random() < aimed
+        status, _ = driver.train(
+            chain, stage, steps=steps, kill_after=kill_after, in_write=in_write and kills > 0, naive=naive
+        )
+        if status == 0:
+            return ""
+        if status != 9:
+            return f"restart failed: {Path(f'{chain}.log').read_text().splitlines()[-1]}"
+        kills -= 1
+        figures.kills += 1
+        figures.inside_write += writing(chain, naive)
+        if not naive:
+            figures.largest_loss = max(figures.largest_loss, _lost(chain))
+
+
+def _lost(chain: Path) -> int:
+    try:
+        lines = (chain / "log.jsonl").read_text().splitlines()
+        logged = max((int(json.loads(line)["step"]) for line in lines if line.endswith("}")), default=0)
+    except FileNotFoundError:
+        return 0
+    found = checkpoint.newest(chain / "checkpoints")
+    return logged - (found.step if found else 0)
