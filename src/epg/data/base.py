@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,6 +12,14 @@ from torch.utils.data import Dataset
 
 from epg.data.order import BalancedOrder, EpochOrder
 from epg.errors import DataError
+
+
+class Order(Protocol):
+    """Which sample comes at a position of the endless stream."""
+
+    def indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Dataset indices (same shape, int64) at `positions` >= 0."""
+        ...
 
 
 class NoSplitError(DataError):
@@ -39,7 +48,7 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]], ABC):
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def order(self, seed: int) -> EpochOrder | BalancedOrder:
+    def order(self, seed: int) -> Order:
         """The order in which training visits the images. Raises DataError for an empty set."""
         return BalancedOrder(self.labels, seed) if self.balanced else EpochOrder(len(self), seed)
 

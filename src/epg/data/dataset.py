@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from epg.data.base import CachedDataset, ImageDataset, NoSplitError
+from epg.data.sources.remote import is_remote
 from epg.data.splits import SPLIT_NAMES
 from epg.data.store import is_store
 from epg.errors import DataError, UserError
@@ -21,8 +22,8 @@ def open_dataset(
 ) -> ImageDataset:
     """Open "digits", a prepared set, a folder of images, a `.parquet` file or a folder of them.
 
-    Images come out at `image_size`; `channels` is 1 or 3; `split` is train, test, validation or val. The columns are
-    for parquet files only.
+    An `s3://`, `gs://` or `hf://` address is streamed, shuffled only approximately (`StreamedDataset`). Images come
+    out at `image_size`; `channels` is 1 or 3; `split` is train, test, validation or val. The columns are for tables.
     Raises NoSplitError when the source has no such split, UserError or DataError for anything else that is wrong.
     """
     if image_size < 1:
@@ -36,6 +37,14 @@ def open_dataset(
 
         _refuse_columns(flags, "digits")
         return DigitsDataset(image_size=image_size, channels=channels, split=split)
+
+    if is_remote(str(source)):
+        from epg.data.sources.base import SourceOptions
+        from epg.data.sources.open import open_source
+        from epg.data.streaming import StreamedDataset
+
+        options = SourceOptions(split=split, image_column=image_column, label_column=label_column)
+        return StreamedDataset(open_source(str(source), options), image_size=image_size, channels=channels)
 
     from epg.data.folder import FolderDataset, pick_split
     from epg.data.parquet import ParquetDataset, check_unsplit, find_parquet, list_parquet
@@ -57,7 +66,7 @@ def open_dataset(
         problem = "is neither a folder nor a .parquet file" if path.exists() else "does not exist"
         raise DataError(
             f"--data.source {source}: {problem}; give a prepared set, a folder of images, a .parquet file, or digits. "
-            "Archives, Hub names and s3:// addresses are prepared first: epg prepare SOURCE FOLDER --image-size SIZE"
+            "Archives and Hub names are prepared first: epg prepare SOURCE FOLDER --image-size SIZE"
         )
     if files:
         return ParquetDataset(

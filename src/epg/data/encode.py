@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from epg.data.decode import MAX_PIXELS, center_crop_adm, decode_image, open_flat, resize_short_side
+from epg.data.decode import FORMATS, MAX_PIXELS, center_crop_adm, decode_image, open_flat, resize_short_side
 from epg.errors import DataError
 
 StoreFormat = Literal["png", "webp", "raw"]
 PPM_MAGIC = {3: b"P6", 1: b"P5"}
+MODES = {3: "RGB", 1: "L"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def make_record(data: bytes, options: PixelOptions) -> Record:
             flat, origin = open_flat(data, options.channels, options.background)
         scale = resize_short_side if options.resize_only else center_crop_adm
         image = scale(flat, options.image_size)
+        image.info.clear()  # profiles, comments and places: of no use for training, and somebody's
         kept = origin.plain and origin.format == "JPEG" and options.format != "raw" and flat.size == image.size
         stored = data if kept else encode(image, options.format)
         return Record(
@@ -83,11 +85,22 @@ def encode(image: Image.Image, file_format: StoreFormat) -> bytes:
 
 
 def decode_stored(data: bytes, image_size: int, channels: int) -> NDArray[np.uint8]:
-    """`decode_image`, with a short cut for uncompressed pixels of the right size: uint8 (channels, size, size)."""
+    """`decode_image` of an image of a store: uint8 (channels, image_size, image_size).
+
+    Images there are upright, so those of the right size and mode need no more than decoding. Raises DataError.
+    """
     header = b"%s\n%d %d\n255\n" % (PPM_MAGIC[channels], image_size, image_size)
     if data.startswith(header) and len(data) == len(header) + channels * image_size**2:
         pixels = np.frombuffer(data, np.uint8, offset=len(header)).reshape(image_size, image_size, channels)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            exact = image.size == (image_size, image_size) and image.mode == MODES[channels]
+            if exact and "transparency" not in image.info:
+                pixels = np.asarray(image).reshape(image_size, image_size, channels)
+                return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    except Exception as error:  # decoders meet arbitrary bytes and raise nearly every exception class there is
+        raise DataError(f"cannot decode this image: {error}") from error
     return decode_image(data, image_size, channels)
 
 

@@ -1,5 +1,6 @@
 """Global batches in a fixed order, whatever the number of processes, micro-batches and workers."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -134,8 +135,19 @@ def _read(dataset: ImageDataset, task: Task) -> Batch:
     if isinstance(dataset, CachedDataset):
         images = dataset.images[torch.from_numpy(indices)]
     else:
-        images = torch.from_numpy(np.stack([dataset[int(index)][0] for index in indices]))
+        images = _allocate((len(indices), dataset.channels, dataset.image_size, dataset.image_size))
+        pixels = images.numpy()
+        for place, index in enumerate(indices):
+            pixels[place] = dataset[int(index)][0]
     return Batch(images, torch.from_numpy(dataset.labels[indices]), torch.from_numpy(indices), first)
+
+
+def _allocate(shape: tuple[int, ...]) -> Tensor:
+    """An uninitialised uint8 tensor; in a worker in shared memory at once, or sending it would copy it there."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # what torch's own collate function does
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 class _TaskStream:

@@ -1,6 +1,7 @@
 """Parquet and Arrow files: encoded images in one column, labels in another; read group by group."""
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -53,15 +54,18 @@ class TableSource(Source):
         super().__init__("table", name, found, *labels)
         self.starts = np.array(starts, dtype=np.int64)
         self.groups = np.array(groups, dtype=np.int64)
-        self.cached: tuple[int, Any] | None = None
+        self.keep_groups = 1  # how many groups of rows stay in memory
+        self.cached: OrderedDict[int, Any] = OrderedDict()
         self.opened: tuple[int, _Table] | None = None
 
     def read(self, index: int) -> bytes:
         group = int(np.searchsorted(self.starts, index, side="right")) - 1
-        if self.cached is None or self.cached[0] != group:
-            self.cached = None  # free the old one first
-            self.cached = (group, self._read_group(group))
-        value = self.cached[1][index - int(self.starts[group])].as_py()
+        if group not in self.cached:
+            while len(self.cached) >= self.keep_groups:  # free the old ones first
+                self.cached.popitem(last=False)
+            self.cached[group] = self._read_group(group)
+        self.cached.move_to_end(group)
+        value = self.cached[group][index - int(self.starts[group])].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
             raise DataError(f"column {self.image_column} holds no encoded image in this row")
@@ -75,7 +79,7 @@ class TableSource(Source):
         return self.opened[1].read(inner, self.image_column)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "cached": None, "opened": None}
+        return {**self.__dict__, "cached": OrderedDict(), "opened": None}
 
 
 class _Table:
