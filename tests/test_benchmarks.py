@@ -1,0 +1,76 @@
+"""The training benchmark, on a network that takes milliseconds."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from epg.config import run_config
+from epg.training.throughput import training_flops
+
+FILE = Path(__file__).parent.parent / "benchmarks" / "train_step.py"
+TINY = [
+    *("--training.batch-size", "16", "--model.encoder.width", "16", "--model.encoder.heads", "2"),
+    *("--model.decoder.width", "16", "--model.decoder.heads", "2", "--model.encoder.depth", "1"),
+]
+SHORT = ["--blocks", "2", "--block-steps", "3", "--warm-up", "1"]
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_step", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_step"] = module  # so that its classes can be found by name
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("stage", ["pretraining", "diffusion", "consistency"])
+def test_figures_of_a_stage(
+    stage: str, benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    benchmark.main(["digits", "--stage", stage, "--json", str(file), *SHORT, *TINY])
+    (figures,) = json.loads(file.read_text())
+    assert figures["batch_size"] == 16
+    assert figures["images_per_second"] == pytest.approx(16 / figures["step_seconds"])
+    assert len(figures["blocks"]) == 2
+    assert figures["bare_step_seconds"] > 0
+    config = run_config("digits", stage)  # type: ignore[arg-type]
+    flops = figures["mfu"] * figures["peak_flops"] / figures["images_per_second"]
+    assert 0 < flops < training_flops(config.model_copy(update={"model": with_classes(config.model)}))
+    assert figures["variant"] == {"precision": "fp32", "compile": False, "activation_checkpointing": False}
+    shown = capsys.readouterr().out
+    assert "images/s" in shown
+    assert f"digits {stage}" in shown
+
+
+def with_classes(model: object) -> object:
+    return model.model_copy(update={"num_classes": 10})  # type: ignore[attr-defined]
+
+
+def test_variants_are_all_combinations(benchmark: ModuleType) -> None:
+    options = benchmark.Options("digits", compile="both", checkpointing="both", precision=("fp32", "bf16"))
+    found = [c.training for c in benchmark.variants(run_config("digits", "diffusion"), options)]
+    assert len({(t.precision, t.compile, t.activation_checkpointing) for t in found}) == len(found) == 8
+    assert all(t.steps > options.warm_up + options.blocks * options.block_steps for t in found)
+
+
+def test_as_a_command_every_variant_has_its_process(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, str(FILE), "digits", "--checkpointing", "both", "--json", str(file), *SHORT, *TINY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text())
+    assert [f["variant"]["activation_checkpointing"] for f in figures] == [False, True]
+
+
+def test_a_wrong_flag_of_the_recipe_is_refused(benchmark: ModuleType) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(["digits", "--model.encoder.witdh", "16"])
