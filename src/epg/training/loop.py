@@ -242,7 +242,7 @@ class Trainer:
         Raises DivergedError rather than write anything that is not finite.
         """
         tensors = {
-            "model": {name: full(value) for name, value in self.objective.state_dict().items()},
+            "model": {name: full(value) for name, value in state_of(self.objective).items()},
             "optimizer": optimizer_tensors(self.objective, self.optimizer),
             **{name: self.ema.state_dict(name) for name in self.ema.shadows},
         }
@@ -295,7 +295,7 @@ class Trainer:
         """Every tensor of a checkpoint; raises ArtefactError, before anything is restored, if one does not fit."""
         network = self.objective.network.state_dict()
         expected = {
-            "model": self.objective.state_dict(),
+            "model": state_of(self.objective),
             "optimizer": zero_moments(self.objective),
             **{name: {**network, **shadow} for name, shadow in self.ema.shadows.items()},
         }
@@ -315,9 +315,16 @@ class Trainer:
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
 
+def state_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    """The module's state, every tensor once: what belongs to two of its parts has two names in `state_dict`."""
+    first: dict[int, str] = {}
+    named = module.state_dict(keep_vars=True).items()
+    return {name: value.detach() for name, value in named if first.setdefault(id(value), name) == name}
+
+
 def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
     """Fills a (possibly sharded) module; anything missing, unexpected or of another shape is an error naming it."""
-    own = module.state_dict()
+    own = state_of(module)
     problems = [f"missing {name}" for name in own.keys() - tensors.keys()]
     problems += [f"unexpected {name}" for name in tensors.keys() - own.keys()]
     problems += [
