@@ -20,7 +20,7 @@ from epg.data.loader import BatchLoader
 from epg.data.prepare import prepare
 from epg.data.store import FORMAT_VERSION, INDEX, INDEX_FILE, MANIFEST, Store, seal
 from epg.data.stored import RECHECK
-from epg.errors import DataError
+from epg.errors import DataError, UserError
 
 MUTATIONS = ("flip a bit", "cut the end", "zero 64 bytes", "swap", "append")
 
@@ -211,9 +211,18 @@ def test_splits_of_a_store(tmp_path):
     assert len(open_dataset(tmp_path / "set", image_size=32)) == 40
 
 
+def test_files_of_the_same_name_make_no_store(tmp_path):
+    folder = photo_folder(tmp_path / "in")
+    for name in ("manifest.json", "plan.json"):
+        (folder / name).write_text("{}")
+    assert len(open_dataset(folder, image_size=32)) == 12
+    with pytest.raises(UserError, match="holds other files"):
+        prepare(str(folder), folder, PixelOptions(32))
+
+
 def large_store(folder, images, rows_per_shard=2730):
     """The files that opening reads, as `images` images would have them (shards stay empty)."""
-    folder.mkdir()
+    (folder / "shards").mkdir(parents=True)
     index = np.zeros(images, INDEX)
     index["label"] = np.arange(images) % 1000
     np.save(folder / INDEX_FILE, index)

@@ -138,7 +138,17 @@ def progress_bar(console: Console, what: str) -> Iterator[Report]:
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()]
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda items, total: bar.update(task, advance=items, total=total)
+        started = False
+
+        def report(items: int, total: int) -> None:
+            nonlocal started
+            if started:
+                bar.update(task, advance=items)
+            else:  # what an earlier run did must not count into images/s
+                bar.reset(task, completed=items, total=total)
+            started = True
+
+        yield report
 
 
 class _Lines:

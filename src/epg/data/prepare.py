@@ -19,7 +19,7 @@ from epg.data.shards import PARTS, ShardJob, build_shard, part_files, write_dura
 from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.open import open_source
 from epg.data.sources.remote import is_remote, public_name
-from epg.data.store import MANIFEST, SHARDS, read_manifest
+from epg.data.store import MANIFEST, SHARDS, is_store, read_manifest
 from epg.errors import DataError, OutputError, RunLockedError, UserError
 
 PLAN = "plan.json"
@@ -205,7 +205,7 @@ def refuse_changes(old: dict[str, Any], new: dict[str, Any], folder: Path) -> No
 
 def finished(folder: Path, address: str, pixels: PixelOptions, options: SourceOptions) -> Prepared | None:
     """The finished store in `folder`, None if there is none. Raises UserError where it has other settings."""
-    if not (folder / MANIFEST).exists():
+    if not (is_store(folder) and (folder / MANIFEST).exists()):
         return None
     manifest = read_manifest(folder)
     refuse_changes(manifest, settings(address, pixels, options), folder)
@@ -239,7 +239,7 @@ def locked(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; choose a folder")
     foreign = folder.is_dir() and any(not path.name.startswith("prepare-") for path in folder.iterdir())
-    if foreign and not ((folder / PLAN).exists() or (folder / SHARDS).exists()):
+    if foreign and not (folder / SHARDS).is_dir():
         raise UserError(f"{folder}: holds other files; choose a new or an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / f"prepare-{shard[0]}-of-{shard[1]}.lock", wait=False):

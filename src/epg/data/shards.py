@@ -1,5 +1,6 @@
 """One shard: consecutive images of a source, encoded into an Arrow file, with a part file that says it is complete."""
 
+import errno
 import io
 import json
 import os
@@ -90,6 +91,8 @@ def _read_record(source: Source, item: int, options: PixelOptions) -> Record:
     try:
         data = source.read(item)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # no fault of this image
         raise DataError(f"it cannot be read: {error.strerror or error}") from error
     return make_record(data, options)
 

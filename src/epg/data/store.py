@@ -50,7 +50,8 @@ MAX_MANIFEST_BYTES = 2**28
 
 def is_store(folder: Path) -> bool:
     """Whether a folder holds a prepared set, finished or not."""
-    return (folder / MANIFEST).is_file() or (folder / "plan.json").is_file()
+    # Other programs call files like this too.
+    return (folder / SHARDS).is_dir() and ((folder / MANIFEST).is_file() or (folder / "plan.json").is_file())
 
 
 def file_sha256(path: Path) -> str:
