@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from epg.errors import OutputError
+from epg.training import checkpoint
 from tests.reliability.common import STATE, save, tensors_of, valid
 
 SIZE = 60_000  # numbers per tensor: 240 kB in each of three files
@@ -54,12 +55,45 @@ def attempt(folder: Path, free: int, naive: bool) -> dict[str, Any]:
         after = [] if naive else valid(checkpoints)
         return {"free": free, "message": message, "left": left, "rests": rests, "after": after}
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def train_until_full(folder: Path) -> dict[str, Any]:
+    """Training whose disk is full from step 3 on: checkpoints, log, previews; then the same again with space."""
+    from epg.runs import prepare_run
+    from tests.training.test_loop import tiny
+
+    config = tiny("diffusion", training={"steps": 8, "checkpoint_every": 2, "preview_every": 4})
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=True)
+    try:
+        run = prepare_run(config, folder / "run")
+        run.trainer.writer.first_delay = 0.01
+        original, end, message = run.trainer.train_step, 0, ""
+
+        def step(*args: Any) -> Any:
+            if run.trainer.step == 3:
+                run.trainer.writer.finish()
+                fill(folder, 0)
+            return original(*args)
+
+        run.trainer.train_step = step  # type: ignore[method-assign]
+        try:
+            run.trainer.run()
+        except OutputError as error:
+            end, message = run.trainer.step, str(error)
+        left = checkpoint.find(folder / "run").step
+        (folder / "ballast").unlink()
+        again = prepare_run(config, folder / "run")
+        again.trainer.run()
+        return {"end": end, "message": message, "left": left, "after": checkpoint.find(folder / "run").step}
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
     folder, cases = Path(sys.argv[1]), int(sys.argv[2])
+    print(json.dumps(train_until_full(folder)), flush=True)
     total = 3 * 4 * SIZE
     for case in range(cases):
         print(json.dumps(attempt(folder, case * total // cases // PAGE * PAGE, naive=False)), flush=True)

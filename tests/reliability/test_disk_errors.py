@@ -108,7 +108,9 @@ def test_a_full_disk_at_every_offset(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
     assert done.returncode == 0, done.stderr
-    *cases, naive = map(json.loads, done.stdout.splitlines())
+    training, *cases, naive = map(json.loads, done.stdout.splitlines())
+    assert (training["end"], training["left"], training["after"]) == (8, 2, 8), training
+    assert "No space left on device" in training["message"]
     assert len(cases) == 20
     for case in cases:
         assert re.match("OutputError: .*" + MESSAGE.format(number=28, text="No space left on device")

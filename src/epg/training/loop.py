@@ -230,9 +230,13 @@ class Trainer:
         file = self.folder / "previews" / f"step-{self.step:08d}.png"
         self.objective.eval()
         with self.ema.applied():
-            self.preview(file)
+            try:
+                self.preview(file)
+            except OSError as error:  # of the first process alone, which writes
+                warnings.warn(f"{file}: no preview ({error.strerror}); training goes on", stacklevel=2)
         self.objective.train()
-        trackers.picture(self.step, file)
+        if file.exists():
+            trackers.picture(self.step, file)
 
     # State ----------------------------------------------------------------------------------------------------------
 
