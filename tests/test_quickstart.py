@@ -80,5 +80,7 @@ def test_at_length_scales_what_counts_steps() -> None:
     config = tiny("consistency", training={"steps": 1000}, optimizer={"warmup_steps": 100}, objective={"d": 200})
     half = at_length(config, 500)
     assert (half.training.steps, half.optimizer.warmup_steps) == (500, 50)
+    assert half.training.ema == pytest.approx([0.98])  # of 0.99
+    assert at_length(config, 2000).training.ema == [0.99]
     assert half.objective.kind == "consistency"
     assert half.objective.d == 100

@@ -21,8 +21,10 @@ class Classifier(nn.Module):
     def __init__(self, channels: int, image_size: int, num_classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        width, size = 32, image_size
-        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(8, width), nn.GELU()]
+        stride = max(1, image_size // 16)  # large images are not worth more time than small ones here
+        stem = nn.Conv2d(channels, 32, max(3, 2 * stride - 1), stride=stride, padding=max(1, stride - 1))
+        width, size = 32, stem(torch.zeros(1, channels, image_size, image_size)).shape[-1]
+        layers += [stem, nn.GroupNorm(8, width), nn.GELU()]
         while size > 4:
             wider = min(2 * width, 128)
             layers += [nn.Conv2d(width, wider, 3, stride=2, padding=1), nn.GroupNorm(8, wider), nn.GELU()]
