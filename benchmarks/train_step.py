@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from epg.cli import configure
-from epg.config import ConsistencyConfig, RunConfig, Stage, check
+from epg.config import ConsistencyConfig, RunConfig, Stage
 from epg.cost import parameters
 from epg.data.base import CachedDataset, ImageDataset
 from epg.data.loader import Batch
@@ -47,6 +47,7 @@ from epg.runs import build_objective, processes, resolve
 from epg.training.loop import Trainer
 from epg.training.parallel import gradient_sync
 from epg.training.throughput import peak_flops, peak_memory, synchronize, training_flops
+from epg.validation import check
 
 Switch = Literal["recipe", "off", "on", "both"]
 

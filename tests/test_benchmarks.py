@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from epg.config import run_config
+from epg.recipe import run_config
 from epg.training.throughput import training_flops
 
 FILE = Path(__file__).parent.parent / "benchmarks" / "train_step.py"

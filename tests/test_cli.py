@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from epg.cli import VERBS, main
-from epg.config import recipe_names, stages_of
+from epg.recipe import recipe_names, stages_of
 
 SMALL = [
     *("--training.steps", "4", "--training.batch-size", "16", "--training.log-every", "2"),

@@ -1,21 +1,10 @@
 import pytest
 import yaml
 
-from epg.config import (
-    STAGES,
-    AffineViewsConfig,
-    MocoViewsConfig,
-    RunConfig,
-    check,
-    merge,
-    parse,
-    problems,
-    read_recipe,
-    recipe_names,
-    run_config,
-    stages_of,
-)
+from epg.config import STAGES, AffineViewsConfig, MocoViewsConfig, RunConfig, parse
 from epg.errors import UserError
+from epg.recipe import merge, read_recipe, recipe_names, run_config, stages_of
+from epg.validation import check, problems
 from tests.helpers import tiny_config
 
 STAGES_OF_ALL = [(name, stage) for name in recipe_names() for stage in stages_of(name)]
@@ -159,7 +148,7 @@ def test_recipe_with_one_stage_needs_no_stage(tmp_path):
     content = read_recipe("digits")
     path = write(tmp_path, {k: v for k, v in content.items() if k not in ("pretraining", "consistency")})
     assert run_config(path).stage == "diffusion"
-    with pytest.raises(UserError, match="has the stages diffusion; it has no 'pretraining'"):
+    with pytest.raises(UserError, match="has the stages diffusion; it has no pretraining"):
         run_config(path, "pretraining")
 
 

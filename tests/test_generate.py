@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from epg.config import RunConfig, SamplingConfig, recipe_names, run_config
+from epg.config import RunConfig, SamplingConfig
 from epg.errors import ArtefactError, OutputError, UserError
 from epg.generate import Generator, count_evaluations, generator_of, load, make_labels, sample, with_sampling
 from epg.info import list_recipes, nfe, print_info
@@ -16,6 +16,7 @@ from epg.networks.build import build_rcm
 from epg.objectives.diffusion import Diffusion
 from epg.objectives.pretraining import Pretraining
 from epg.pictures import grid, save_grid
+from epg.recipe import recipe_names, run_config
 from epg.sampling import write_samples
 from epg.training import checkpoint
 from epg.training.ema import EMA
@@ -347,7 +348,7 @@ def test_grid_enlarges_small_images_by_whole_factors(tmp_path):
     assert not sheet[:24, :24].any()
     assert (sheet[:24, 24:] == 255).all()
     save_grid(image, tmp_path / "deep" / "er.png")
-    assert Image.open(tmp_path / "deep" / "er.png").size == (52, 52)
+    assert Image.open(tmp_path / "deep" / "er.png").size == (56, 56)
 
 
 def test_a_denoiser_is_deterministic():

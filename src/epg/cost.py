@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from epg.config import DataConfig, ModelConfig
-from epg.networks import EPG
 from epg.networks.build import build_epg, build_rcm
 from epg.networks.layers import Attention
 

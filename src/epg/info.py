@@ -3,21 +3,12 @@
 from rich.console import Console
 from rich.table import Table
 
-from epg.config import (
-    DataConfig,
-    DecoderConfig,
-    EncoderConfig,
-    ModelConfig,
-    RunConfig,
-    check,
-    read_recipe,
-    recipe_names,
-    run_config,
-    stages_of,
-)
+from epg.config import DataConfig, DecoderConfig, EncoderConfig, ModelConfig, RunConfig
 from epg.cost import epg_cost, rcm_parameters
 from epg.generate import count_evaluations, generator_of
 from epg.networks.build import build_epg
+from epg.recipe import read_recipe, recipe_names, run_config, stages_of
+from epg.validation import check
 
 
 def list_recipes() -> None:

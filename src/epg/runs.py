@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from epg.config import ConsistencyConfig, DataConfig, RunConfig, check, parse
+from epg.config import ConsistencyConfig, DataConfig, RunConfig, parse
 from epg.data.dataset import CachedDataset, ImageDataset, open_dataset
 from epg.data.subset import subset
 from epg.distributed import rank, world_size
@@ -30,6 +30,7 @@ from epg.randomness import key
 from epg.training import checkpoint
 from epg.training.handover import EncoderWeights, hand_over, read_encoder, report
 from epg.training.loop import Trainer
+from epg.validation import check
 
 CACHE_BYTES = 512 * 2**20
 # Settings that change neither the weights nor the order of anything: a resumed run may have others.

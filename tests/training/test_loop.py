@@ -11,8 +11,9 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from epg.config import RunConfig, Stage, merge, parse, run_config
+from epg.config import RunConfig, Stage, parse
 from epg.errors import ArtefactError, DivergedError, InterruptedRunError
+from epg.recipe import merge, run_config
 from epg.runs import prepare_run, train
 from epg.training import checkpoint
 from epg.training.loop import Trainer

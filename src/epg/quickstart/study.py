@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from epg.config import RunConfig, Stage, merge, parse, run_config
+from epg.config import RunConfig, Stage, parse
 from epg.data.dataset import ImageDataset
 from epg.data.loader import BatchLoader
 from epg.errors import UserError
@@ -22,6 +22,7 @@ from epg.generate import count_evaluations, generator_of, load, make_labels, sam
 from epg.networks import EPG
 from epg.pictures import save_grid
 from epg.quickstart.report import PartResult, StudyResult, write_report
+from epg.recipe import merge, run_config
 from epg.runs import build_objective, locked, open_training_data, prepare_run, resolve
 from epg.training.checkpoint import listing, read
 from epg.training.loop import Trainer

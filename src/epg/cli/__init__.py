@@ -1,0 +1,80 @@
+"""The command line: `epg VERB ...`. Heavy modules are imported by the verb that needs them, so `--help` is fast."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import tyro
+
+from epg.cli.commands import TAKES_OVERRIDES, VERBS, configure
+from epg.errors import UserError
+
+__all__ = ["VERBS", "configure", "main", "parse"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `epg`; returns the exit code."""
+    try:
+        return run(list(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output has gone, as in `epg info | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def run(arguments: list[str]) -> int:
+    """Does what a command line says."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+    elif arguments[0] == "--version":
+        print(version("epg"))
+    else:
+        function, options, overrides = parse(arguments)
+        function(options, overrides)
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[Callable[[Any, list[str]], None], Any, list[str]]:
+    """What to call for a command line: the verb's function, its options, and the flags left for the recipe."""
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        raise UserError(f"{verb!r} is no command{hint} Commands: {', '.join(VERBS)}")
+    options_type, function = VERBS[verb]
+    if verb not in TAKES_OVERRIDES:
+        return function, tyro.cli(options_type, args=rest, prog=f"epg {verb}"), []
+    options, overrides = parse_with_overrides(verb, options_type, rest)
+    return function, options, overrides
+
+
+def parse_with_overrides(verb: str, options_type: type, rest: list[str]) -> tuple[Any, list[str]]:
+    """The verb's own options, and the rest for the recipe's fields."""
+    wants_help = bool({"-h", "--help"} & set(rest))
+    recipe = next((argument for argument in rest if not argument.startswith("-")), None)
+    if wants_help and recipe is not None:
+        print(f"Flags of the recipe (those of the command: epg {verb} --help)\n")
+        from epg.recipe import stages_of
+
+        stage = "pretraining" if verb == "pretrain" else next(s for s in stages_of(recipe) if s != "pretraining")
+        if "--stage" in rest:
+            stage = rest[rest.index("--stage") + 1]  # type: ignore[assignment]
+        configure(recipe, stage, ["--help"])
+    options: Any
+    options, unknown = tyro.cli(options_type, args=rest, prog=f"epg {verb}", return_unknown_args=True)
+    return options, unknown
+
+
+def usage() -> str:
+    """The list of commands."""
+    lines = [f"  {name:<12}{(options.__doc__ or '').splitlines()[0]}" for name, (options, _) in VERBS.items()]
+    return (
+        "epg: train image generators directly on pixels, without a VAE.\n\n"
+        "usage: epg COMMAND ...        epg COMMAND --help\n\n" + "\n".join(lines) + "\n\n"
+        "Start with: epg quickstart"
+    )

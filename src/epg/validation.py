@@ -1,0 +1,105 @@
+"""What is out of range or impossible in combination, found before anything runs."""
+
+import math
+from collections.abc import Iterator
+
+from epg.config import ConsistencyConfig, DiffusionConfig, Objective, PretrainingConfig, RunConfig, SamplingConfig
+from epg.errors import UserError
+
+
+def check(config: RunConfig) -> RunConfig:
+    """The same configuration, or one UserError that lists everything wrong with it."""
+    found = list(problems(config))
+    if found:
+        raise UserError("the configuration cannot run:\n" + "\n".join(f"  {p}" for p in found))
+    return config
+
+
+def problems(config: RunConfig) -> Iterator[str]:
+    """Everything out of range or impossible in combination, each with the flag and the cure."""
+    data, model, training, noise = config.data, config.model, config.training, config.noise
+    for flag, value, low in [
+        ("data.image-size", data.image_size, 1),
+        ("data.workers", data.workers, 0),
+        ("data.per-class", 1 if data.per_class is None else data.per_class, 1),
+        ("model.patch-size", model.patch_size, 1),
+        ("model.num-classes", model.num_classes or 0, 0),
+        ("model.encoder.depth", model.encoder.depth, 1),
+        ("model.encoder.width", model.encoder.width, 1),
+        ("model.encoder.heads", model.encoder.heads, 1),
+        ("model.decoder.width", model.decoder.width, 1),
+        ("model.decoder.heads", model.decoder.heads, 1),
+        ("training.batch-size", training.batch_size, 2 if config.stage != "diffusion" else 1),
+        ("training.steps", training.steps, 1),
+        ("training.log-every", training.log_every, 1),
+        ("training.max-nonfinite", training.max_nonfinite, 1),
+        ("training.timeout", training.timeout, 0),
+        ("training.preview-every", training.preview_every, 0),
+        ("training.checkpoint-every", training.checkpoint_every, 1),
+        ("training.keep", training.keep, 2),
+        ("training.keep-every", training.keep_every, 0),
+        ("optimizer.warmup-steps", config.optimizer.warmup_steps, 0),
+        ("sampling.steps", config.sampling.steps, 2),
+    ]:
+        if value < low:
+            yield f"--{flag} {value}: must be at least {low}"
+    if not 0 < data.fraction <= 1:
+        yield f"--data.fraction {data.fraction}: must be more than 0 and at most 1"
+    if data.channels not in (1, 3):
+        yield f"--data.channels {data.channels}: must be 1 or 3"
+    if data.channels == 1 and data.normalization == "imagenet":
+        yield "--data.normalization imagenet: has three channels; grey images take symmetric"
+    if model.patch_size > 0 and data.image_size % model.patch_size:
+        yield f"--data.image-size {data.image_size}: not a multiple of --model.patch-size {model.patch_size}"
+    for name, tower in (("encoder", model.encoder), ("decoder", model.decoder)):
+        if tower.heads > 0 and tower.width % tower.heads:
+            yield f"--model.{name}.width {tower.width}: not a multiple of --model.{name}.heads {tower.heads}"
+    if training.micro_batch is not None and not 0 < training.micro_batch <= training.batch_size:
+        yield f"--training.micro-batch {training.micro_batch}: must be between 1 and --training.batch-size"
+    elif training.micro_batch is not None and training.micro_batch % config.random_block:
+        yield (
+            f"--training.micro-batch {training.micro_batch}: must be a multiple of {config.random_block}, the block in "
+            f"which random numbers are drawn for --training.batch-size {training.batch_size}"
+        )
+    if not 0 < noise.sigma_min < noise.sigma_max < math.inf:
+        yield f"--noise.sigma-min {noise.sigma_min}, --noise.sigma-max {noise.sigma_max}: must be 0 < min < max"
+    if not 0 < config.shift < math.inf:
+        yield f"--noise.shift {noise.shift}: must be positive"
+    if not 0 < config.optimizer.lr < math.inf:
+        yield f"--optimizer.lr {config.optimizer.lr}: must be positive"
+    if config.optimizer.clip is not None and not config.optimizer.clip > 0:
+        yield f"--optimizer.clip {config.optimizer.clip}: must be positive, or none"
+    if not all(0 <= decay < 1 for decay in training.ema):
+        yield f"--training.ema {training.ema}: decays must be in [0, 1)"
+    if not all(0 < width < 0.28 for width in training.power_ema):
+        yield f"--training.power-ema {training.power_ema}: relative widths must be between 0 and 0.28"
+    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
+        yield f"--optimizer.betas {config.optimizer.betas}: must be in [0, 1)"
+    if not 0 <= config.sampling.interval[0] < config.sampling.interval[1]:
+        yield f"--sampling.interval {config.sampling.interval}: must be 0 <= low < high"
+    if model.num_classes == 0 and config.sampling.guidance != 1:
+        yield "--sampling.guidance: an unconditional model (--model.num-classes 0) has none; leave it at 1"
+    yield from objective_problems(config.objective, config.sampling)
+
+
+def objective_problems(objective: Objective, sampling: SamplingConfig) -> Iterator[str]:
+    """What is wrong with the settings of a stage."""
+    values = objective.model_dump()
+    for name in ("label_dropout", "dropout", "momentum"):
+        if name in values and not 0 <= values[name] <= 1:
+            yield f"--objective.{name.replace('_', '-')} {values[name]}: must be between 0 and 1"
+    for name in ("std", "tau1", "tau2", "contrastive_temperature", "auxiliary_temperature", "c", "d", "s0"):
+        if name in values and not values[name] > 0:
+            yield f"--objective.{name.replace('_', '-')} {values[name]}: must be positive"
+    if isinstance(objective, PretrainingConfig) and objective.s1 < objective.s0:
+        yield f"--objective.s1 {objective.s1}: must be at least --objective.s0 {objective.s0}"
+    if isinstance(objective, DiffusionConfig):
+        if objective.levels < 2:
+            yield f"--objective.levels {objective.levels}: must be at least 2"
+        if sampling.sampler in ("one_step", "multistep"):
+            yield f"--sampling.sampler {sampling.sampler}: for consistency models; diffusion takes heun"
+    if isinstance(objective, ConsistencyConfig):
+        if objective.dropout == 1:
+            yield "--objective.dropout 1: nothing would be left"
+        if sampling.guidance != 1:
+            yield "--sampling.guidance: consistency models are trained without label dropping; leave it at 1"
