@@ -62,6 +62,7 @@ def test_variants_are_all_combinations(benchmark: ModuleType) -> None:
     assert all(t.steps > options.warm_up + options.blocks * options.block_steps for t in found)
 
 
+@pytest.mark.slow
 def test_as_a_command_every_variant_has_its_process(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     command = [sys.executable, str(FILE), "digits", "--checkpointing", "both", "--json", str(file), *SHORT, *TINY]
