@@ -16,15 +16,16 @@ from torch import Tensor
 from epg.config import RunConfig
 from epg.data.dataset import ImageDataset
 from epg.data.loader import Batch, BatchLoader
-from epg.distributed import full, local, rank, shard_like, world_size
+from epg.distributed import full, rank, world_size
 from epg.errors import ArtefactError, DivergedError, InterruptedRunError
 from epg.objectives.base import Objective
-from epg.training import artefact, checkpoint
+from epg.training import checkpoint
 from epg.training.ema import EMA
 from epg.training.faults import LossScale, StopSignals, Watchdog, agree, explain_non_finite
 from epg.training.meter import Meter, Speed, means
-from epg.training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer, zero_moments
+from epg.training.optim import learning_rate, make_optimizer
 from epg.training.parallel import gradient_sync, pick_device, refuse_uneven_processes, wrap
+from epg.training.snapshot import capture, non_finite, restore
 from epg.training.spikes import LossSpikeWarning, SpikeDetector
 from epg.training.throughput import peak_memory
 from epg.training.tracking import Trackers, open_trackers, require_trackers
@@ -245,14 +246,10 @@ class Trainer:
 
         Raises DivergedError rather than write anything that is not finite.
         """
-        tensors = {
-            "model": {name: full(value) for name, value in state_of(self.objective).items()},
-            "optimizer": optimizer_tensors(self.objective, self.optimizer),
-            **{name: self.ema.state_dict(name) for name in self.ema.shadows},
-        }
+        tensors = capture(self.objective, self.optimizer, self.ema)
         if rank() != 0:
             return
-        broken = [f"{group} {name}" for group, named in tensors.items() for name, t in named.items() if not finite(t)]
+        broken = non_finite(tensors)
         if broken:
             raise DivergedError(
                 f"step {self.step}: {', '.join(broken[:3])} is not finite, so no checkpoint was written. Those before "
@@ -285,63 +282,14 @@ class Trainer:
                 f"{torch.get_num_threads()}: equal up to rounding, not to the last bit (OMP_NUM_THREADS sets it)",
                 stacklevel=2,
             )
-        tensors = self._read_tensors(found)
-        load_strictly(self.objective, tensors["model"], found.path)
-        for name in self.ema.shadows:
-            self.ema.load(name, tensors[name])
-        restore_optimizer(self.objective, self.optimizer, tensors["optimizer"])
+        restore(found, self.objective, self.optimizer, self.ema)
         self.skipped, self.skipped_in_row = int(found.state["skipped"]), int(found.state["skipped_in_row"])
         self.loss_scale.scale = float(found.state["loss_scale"])
         self.loss_scale.good_steps = int(found.state["loss_scale_good_steps"])
         self.step = found.step
-
-    def _read_tensors(self, found: checkpoint.Checkpoint) -> dict[str, dict[str, Tensor]]:
-        """Every tensor of a checkpoint; raises ArtefactError, before anything is restored, if one does not fit."""
-        network = self.objective.network.state_dict()
-        expected = {
-            "model": state_of(self.objective),
-            "optimizer": zero_moments(self.objective),
-            **{name: {**network, **shadow} for name, shadow in self.ema.shadows.items()},
-        }
-        if found.groups != expected.keys():
-            raise ArtefactError(
-                f"{found.path}: holds {', '.join(sorted(found.groups))}; this run needs {', '.join(sorted(expected))}"
-            )
-        tensors = {name: found.tensors(name) for name in expected}
-        for name, group in expected.items():
-            artefact.match(tensors[name], group, f"{found.path / name}.safetensors")
-        return tensors
 
     # Surroundings ---------------------------------------------------------------------------------------------------
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.training.precision)
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
-
-
-def state_of(module: torch.nn.Module) -> dict[str, Tensor]:
-    """The module's state, every tensor once: what belongs to two of its parts has two names in `state_dict`."""
-    first: dict[int, str] = {}
-    named = module.state_dict(keep_vars=True).items()
-    return {name: value.detach() for name, value in named if first.setdefault(id(value), name) == name}
-
-
-def load_strictly(module: torch.nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Fills a (possibly sharded) module; anything missing, unexpected or of another shape is an error naming it."""
-    own = state_of(module)
-    problems = [f"missing {name}" for name in own.keys() - tensors.keys()]
-    problems += [f"unexpected {name}" for name in tensors.keys() - own.keys()]
-    problems += [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own.keys() & tensors.keys()
-        if tensors[name].shape != own[name].shape
-    ]
-    if problems:
-        raise ArtefactError(f"{where}: not a checkpoint of this configuration: {'; '.join(sorted(problems)[:5])}")
-    with torch.no_grad():
-        for name, value in own.items():
-            local(value).copy_(local(shard_like(tensors[name], value)))
-
-
-def finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
