@@ -6,6 +6,7 @@ import random
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from epg.training import checkpoint
 from tests.reliability.driver import STEPS, Driver, writing
@@ -46,16 +47,23 @@ def campaign(
     naive: bool = False,
     kills_per_chain: int = 5,
 ) -> Figures:
-    """Kills `kills` times at uniformly random moments, a part `aimed` of them at the next write of a checkpoint."""
+    """Kills `kills` times at uniformly random moments, a part `aimed` of them at random file operations of a save."""
     chooser, figures = random.Random(f"{seed} {stage}"), Figures()
     folder.mkdir(parents=True, exist_ok=True)
     status, duration = driver.train(folder / "reference", stage, steps=steps, naive=naive)
     assert status == 0, (folder / "reference.log").read_text()
     expected = state_hash(folder / "reference")
+    operations = int((folder / "reference.operations").read_text())
     while figures.kills < kills:
         chain = folder / f"chain-{figures.chains}"
-        problem = _chain(driver, chain, stage, chooser, figures, min(kills_per_chain, kills - figures.kills), duration,
-                         steps, aimed, naive)  # fmt: skip
+        left = min(kills_per_chain, kills - figures.kills)
+        moments = [
+            {"kill_at": chooser.randint(1, operations // 2)}
+            if chooser.random() < aimed
+            else {"kill_after": chooser.uniform(0, duration)}
+            for _ in range(left)
+        ]
+        problem = _chain(driver, chain, stage, figures, moments, steps, naive)
         if not problem and state_hash(chain) != expected:
             problem = "ends in another state"
         if problem:
@@ -69,30 +77,23 @@ def _chain(
     driver: Driver,
     chain: Path,
     stage: str,
-    chooser: random.Random,
     figures: Figures,
-    kills: int,
-    duration: float,
+    moments: list[dict[str, Any]],
     steps: int,
-    aimed: float,
     naive: bool,
 ) -> str:
-    """Runs until the end, killed up to `kills` times on the way; what went wrong, if anything."""
-    while True:
-        kill_after = chooser.uniform(0, duration) if kills > 0 else None
-        in_write = chooser.random() < aimed
-        status, _ = driver.train(
-            chain, stage, steps=steps, kill_after=kill_after, in_write=in_write and kills > 0, naive=naive
-        )
+    """Runs until the end, killed at these moments on the way; what went wrong, if anything."""
+    for moment in [*moments, {}]:
+        status, _ = driver.train(chain, stage, steps=steps, naive=naive, **moment)
         if status == 0:
             return ""
         if status != 9:
             return f"restart failed: {Path(f'{chain}.log').read_text().splitlines()[-1]}"
-        kills -= 1
         figures.kills += 1
         figures.inside_write += writing(chain, naive)
         if not naive:
             figures.largest_loss = max(figures.largest_loss, _lost(chain))
+    raise AssertionError("a run that nobody killed was killed")
 
 
 def _lost(chain: Path) -> int:

@@ -53,9 +53,18 @@ def run_config(stage: Any, steps: int) -> Any:
 
 def _child(request: dict[str, Any]) -> None:
     from epg.runs import train
-    from epg.training import checkpoint
+    from epg.training import checkpoint, fsops
 
-    folder = Path(request["folder"])
+    folder, count = Path(request["folder"]), 0
+
+    def hook(operation: fsops.Operation, action: Any) -> Any:
+        nonlocal count
+        count += operation.kind in ("write", "fsync") and operation.path.suffix == ".safetensors"
+        if 0 < request["kill_at"] <= count and folder / "checkpoints" in operation.path.parents:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return action()
+
+    fsops.hook = hook
     log = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -63,6 +72,7 @@ def _child(request: dict[str, Any]) -> None:
         checkpoint.save, checkpoint.newest = naive_save, naive_newest
         checkpoint._is_intact = lambda path: True
     train(run_config(request["stage"], request["steps"]), folder)
+    Path(f"{folder}.operations").write_text(str(count))
 
 
 def _serve() -> None:
@@ -110,21 +120,21 @@ class Driver:
         *,
         steps: int = STEPS,
         kill_after: float | None = None,
-        in_write: bool = False,
+        kill_at: int | None = None,
         naive: bool = False,
     ) -> tuple[int, float]:
-        """Runs to its end, or until it is killed `kill_after` seconds after its start (`in_write`: at the first
-        unfinished checkpoint after that). Returns the wait status, 0 for a run that ended, and the seconds it took."""
+        """Runs to its end, or until it is killed: `kill_after` seconds after its start, or (by itself, as only it can
+        know the moment) from write or sync number `kill_at` on, inside a checkpoint.
+
+        Returns the wait status, 0 for a run that ended, and the seconds it took.
+        """
         assert self.server.stdin is not None
-        request = {"folder": str(folder), "stage": stage, "steps": steps, "naive": naive}
+        request = {"folder": str(folder), "stage": stage, "steps": steps, "naive": naive, "kill_at": kill_at or 0}
         self.server.stdin.write(json.dumps(request) + "\n")
         self.server.stdin.flush()
         pid, started = int(self._read()), time.monotonic()
         if kill_after is not None:
             time.sleep(kill_after)
-            deadline = time.monotonic() + 1
-            while in_write and time.monotonic() < deadline and not writing(folder, naive):
-                pass
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         status = int(self._read())
