@@ -107,6 +107,18 @@ def test_the_encoder_is_handed_over_to_the_last_bit(tmp_path: Path) -> None:
     assert not scratch["network.encoder.position_embedding"].equal(weights["position_embedding"])
 
 
+def test_an_exported_encoder_is_handed_over_too(tmp_path: Path) -> None:
+    train(tiny("pretraining", training={"steps": 1}), tmp_path / "encoder")
+    config = prepare_run(tiny("diffusion"), tmp_path / "run").config
+    of_run = read_encoder(tmp_path / "encoder", config).tensors
+    of_export = read_encoder(tmp_path / "encoder" / "export", config).tensors
+    assert of_run.keys() == of_export.keys()
+    assert all(of_run[name].equal(of_export[name]) for name in of_run)
+    other = tiny("diffusion", noise={"shift": 2.0})
+    with pytest.raises(ArtefactError, match=r"(?s)noise\.shift: 1\.0 in the encoder, 2\.0 here"):
+        read_encoder(tmp_path / "encoder" / "export", other)
+
+
 def test_changed_settings_are_listed_and_refused(tmp_path: Path) -> None:
     train(tiny("diffusion", training={"steps": 3}), tmp_path)
     changed = tiny("diffusion", training={"steps": 3, "batch_size": 32}, seed=7)

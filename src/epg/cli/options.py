@@ -94,7 +94,7 @@ class Finetune:
     stage: Literal["diffusion", "consistency"] = "diffusion"
     """What to train."""
     encoder: Path | None = None
-    """Run folder (or checkpoint, or released weight file) of the pre-trained encoder."""
+    """Run folder (or checkpoint, export, or released weight file) of the pre-trained encoder."""
     from_scratch: bool = False
     """Start from a random encoder instead."""
     out: Path | None = None

@@ -2,6 +2,7 @@
 from scratch."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -9,9 +10,8 @@ from torch import Tensor, nn
 from epg.config import RunConfig, parse
 from epg.errors import ArtefactError
 from epg.official import RCM_NAMES, read_state_dict, rename
+from epg.training import export
 from epg.training.checkpoint import find
-
-PREFIX = "network.encoder."  # of the encoder within a pre-training objective's state
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,20 @@ class EncoderWeights:
 
 
 def read_encoder(path: Path, config: RunConfig) -> EncoderWeights:
-    """The encoder of a pre-training run, of its checkpoint, or of a weight file of the authors' release.
+    """The encoder of a pre-training run, of its checkpoint or export, or of a weight file of the authors' release.
 
     Raises ArtefactError where there is none, or where the run had another architecture or image normalisation.
     """
     if path.is_file():
         renamed = {rename(name, RCM_NAMES): tensor for name, tensor in read_state_dict(path).items()}
         return split(path, renamed, "encoder.")
-    found = find(path)
-    trained = parse(found.state["config"], str(found.path))
+    if export.is_export(path):
+        exported = export.read(path)
+        trained, source, tensors, prefix = exported.config, exported.path, exported.tensors, "encoder."
+    else:
+        found = find(path)
+        trained, source, prefix = parse(found.state["config"], str(found.path)), found.path, "network.encoder."
+        tensors = partial(found.tensors, "model")
     if trained.stage != "pretraining":
         raise ArtefactError(f"--encoder {path}: a {trained.stage} run; pass a pre-training run")
     differences = [
@@ -54,7 +59,7 @@ def read_encoder(path: Path, config: RunConfig) -> EncoderWeights:
             f"--encoder {path}: does not fit this recipe:\n" + "\n".join(differences) + "\nUse the recipe it was "
             f"trained with ({trained.recipe}), or pre-train with this one."
         )
-    return split(found.path, found.tensors("model"), PREFIX)
+    return split(source, tensors(), prefix)
 
 
 def split(source: Path, tensors: dict[str, Tensor], prefix: str) -> EncoderWeights:
