@@ -59,8 +59,10 @@ def _child(request: dict[str, Any]) -> None:
 
     def hook(operation: fsops.Operation, action: Any) -> Any:
         nonlocal count
-        count += operation.kind in ("write", "fsync") and operation.path.suffix == ".safetensors"
-        if 0 < request["kill_at"] <= count and folder / "checkpoints" in operation.path.parents:
+        of_weights = operation.kind in ("write", "fsync") and operation.path.suffix == ".safetensors"
+        inside = of_weights and folder / "checkpoints" in operation.path.parents  # and not of the export
+        count += inside
+        if inside and 0 < request["kill_at"] <= count:
             os.kill(os.getpid(), signal.SIGKILL)
         return action()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from epg.errors import ArtefactError
 from epg.runs import Run, prepare_run, train
-from epg.training import artefact, checkpoint, manifest
+from epg.training import artefact, checkpoint, manifest, snapshot
 from epg.training.manifest import signed
 from tests.training.test_loop import tiny
 
@@ -130,7 +130,7 @@ def test_every_tensor(run: Run) -> None:
     trainer = prepare_run(CONFIG, run.folder).trainer
     groups = {name: found.tensors(name) for name in found.groups}
     assert groups.keys() == {"model", "optimizer", "ema-0.99", "power-0.1"}
-    assert len(trainer._read_tensors(found)) == 4
+    assert len(snapshot.read_groups(found, trainer.objective, trainer.ema)) == 4
 
     class Altered(checkpoint.Checkpoint):
         def tensors(self, name: str) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ def test_every_tensor(run: Run) -> None:
     cases = 0
     for name, altered in tensor_cases(groups):  # noqa: B007
         with pytest.raises(ArtefactError, match=name.replace(".", r"\.")):
-            trainer._read_tensors(Altered(found.path, found.state, found.manifest))
+            snapshot.read_groups(Altered(found.path, found.state, found.manifest), trainer.objective, trainer.ema)
         cases += 1
     assert cases > 4 * 100
 
@@ -163,7 +163,7 @@ def test_nothing_is_restored_by_halves(problem: str, run: Run, tmp_path: Path) -
     assert all(torch.equal(before[k], t) for k, t in trainer.objective.state_dict().items())
 
 
-def test_control_a_forgiving_restore_would_pass(run: Run, tmp_path: Path) -> None:
+def test_control_a_forgiving_restore_would_pass(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the check stands against: with the check left out, half a checkpoint is taken without a word."""
     found = checkpoint.find(run.folder)
     groups = {name: found.tensors(name) for name in found.groups}
@@ -172,7 +172,7 @@ def test_control_a_forgiving_restore_would_pass(run: Run, tmp_path: Path) -> Non
     trainer = prepare_run(CONFIG, tmp_path).trainer
     with pytest.raises(ArtefactError, match="unexpected: leftover"):
         trainer.restore()
-    trainer._read_tensors = lambda found: {name: found.tensors(name) for name in found.groups}  # type: ignore[method-assign]
+    monkeypatch.setattr(snapshot, "read_groups", lambda found, *_: {n: found.tensors(n) for n in found.groups})
     trainer.restore()
     assert trainer.step == 2
 
