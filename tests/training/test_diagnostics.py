@@ -345,6 +345,7 @@ def _train_as(rank: int, folder: str) -> None:
     for stage in TOGETHER:
         train(tiny(stage), Path(folder) / f"two-{stage}")
     dist.destroy_process_group()
+    os._exit(0)  # as `epg` does, see epg.cli.entry
 
 
 def test_two_processes_log_the_numbers_of_one(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import tyro
 from epg.cli.commands import TAKES_OVERRIDES, VERBS, configure
 from epg.errors import UserError
 
-__all__ = ["VERBS", "configure", "main", "parse"]
+__all__ = ["VERBS", "configure", "entry", "main", "parse"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `epg info | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def entry() -> int:
+    """`main` for a process of its own. One of several ends at once, after everything is closed and written: threads of
+    the process group that outlive the interpreter's shutdown would otherwise abort a run that succeeded."""
+    code = main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def run(arguments: list[str]) -> int:

@@ -2,6 +2,6 @@
 
 import sys
 
-from epg.cli import main
+from epg.cli import entry
 
-sys.exit(main())
+sys.exit(entry())
