@@ -1,9 +1,9 @@
 """Two processes equal one: collectives, BatchNorm and NT-Xent, values and gradients."""
 
-from pathlib import os
+import os
+from pathlib import Path
 from typing import Any
 
-import Path
 import pytest
 import torch
 import torch.distributed as dist
