@@ -4,7 +4,7 @@ Image i depends on (seed, i) alone: not on the batch it is drawn in, nor on what
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -236,8 +236,3 @@ def count_evaluations(model: Generator, sampling: SamplingConfig) -> float:
     with torch.no_grad(), EvaluationCounter(model.denoiser) as counter:
         sample_batch(model, labels, [0], 0, sampling)
     return counter.images
-
-
-def with_sampling(model: Generator, sampling: SamplingConfig) -> Generator:
-    """The same generator with other sampling settings."""
-    return replace(model, sampling=sampling)
