@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from epg.config import RunConfig, SamplingConfig
 from epg.errors import ArtefactError, OutputError, UserError
-from epg.generate import Generator, count_evaluations, generator_of, load, make_labels, sample, with_sampling
+from epg.generate import Generator, count_evaluations, generator_of, load, make_labels, sample
 from epg.info import list_recipes, nfe, print_info
 from epg.networks import EPG
 from epg.networks.build import build_rcm
@@ -179,9 +180,9 @@ def test_autoguidance():
     assert levels_apart(sample(model, LABELS, sampling=sampling, guide=model), sample(model, LABELS)) <= 1
 
 
-def test_progress_and_with_sampling():
+def test_progress():
     seen: list[tuple[int, int]] = []
-    model = with_sampling(tiny_generator(), SamplingConfig(sampler="euler", steps=2))
+    model = replace(tiny_generator(), sampling=SamplingConfig(sampler="euler", steps=2))
     sample(model, LABELS, batch_size=3, on_progress=lambda done, total: seen.append((done, total)))
     assert seen == [(3, 8), (6, 8), (8, 8)]
     assert count_evaluations(model, model.sampling) == 2
