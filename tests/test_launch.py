@@ -182,7 +182,7 @@ def launched() -> list[str]:
 
 @pytest.mark.parametrize("command", launched())
 def test_launched_command_is_understood(command: str) -> None:
-    _, options, overrides = parse(shlex.split(command))
+    options, overrides = parse(shlex.split(command))
     stage = getattr(options, "stage", "pretraining")
     assert configure(options.recipe, stage, overrides).stage == stage
 

@@ -24,7 +24,7 @@ def commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_command_is_understood(page: str, command: str) -> None:
-    _, options, overrides = parse(shlex.split(command)[1:])
+    options, overrides = parse(shlex.split(command)[1:])
     if type(options).__name__ in ("Pretrain", "Finetune") and options.recipe in ("digits", "small", "cifar10"):
         stage = getattr(options, "stage", "pretraining")
         assert configure(options.recipe, stage, overrides).stage == stage

@@ -3,22 +3,43 @@
 import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import tyro
 
-from epg.cli.commands import TAKES_OVERRIDES, VERBS, configure
+from epg.cli.data import Inspect, Prepare
+from epg.cli.evaluate import Evaluate
+from epg.cli.quickstart import Quickstart
+from epg.cli.sample import Sample
+from epg.cli.tools import Ema, Info, Verify
+from epg.cli.train import Finetune, Pretrain, configure
 from epg.errors import UserError
 
 __all__ = ["VERBS", "configure", "entry", "main", "parse"]
+
+# Each verb is a dataclass of its options, and calling it does what it says.
+VERBS: dict[str, type] = {
+    "quickstart": Quickstart,
+    "prepare": Prepare,
+    "inspect": Inspect,
+    "pretrain": Pretrain,
+    "finetune": Finetune,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "verify": Verify,
+    "ema": Ema,
+    "info": Info,
+}
+TAKES_OVERRIDES = (Pretrain, Finetune)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `epg`; returns the exit code."""
     try:
-        return run(list(sys.argv[1:] if arguments is None else arguments))
+        run(list(sys.argv[1:] if arguments is None else arguments))
+        return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -38,33 +59,30 @@ def entry() -> int:
     return code
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> None:
     """Does what a command line says."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
     elif arguments[0] == "--version":
         print(version("epg"))
     else:
-        function, options, overrides = parse(arguments)
-        function(options, overrides)
-    return 0
+        verb, overrides = parse(arguments)
+        verb(overrides) if isinstance(verb, TAKES_OVERRIDES) else verb()
 
 
-def parse(arguments: list[str]) -> tuple[Callable[[Any, list[str]], None], Any, list[str]]:
-    """What to call for a command line: the verb's function, its options, and the flags left for the recipe."""
-    verb, rest = arguments[0], arguments[1:]
-    if verb not in VERBS:
-        close = difflib.get_close_matches(verb, VERBS, n=1)
+def parse(arguments: list[str]) -> tuple[Any, list[str]]:
+    """The verb with its options, ready to be called, and the flags left for the recipe."""
+    name, rest = arguments[0], arguments[1:]
+    if name not in VERBS:
+        close = difflib.get_close_matches(name, VERBS, n=1)
         hint = f"; did you mean {close[0]}?" if close else "."
-        raise UserError(f"{verb!r} is no command{hint} Commands: {', '.join(VERBS)}")
-    options_type, function = VERBS[verb]
-    if verb not in TAKES_OVERRIDES:
-        return function, tyro.cli(options_type, args=rest, prog=f"epg {verb}"), []
-    options, overrides = parse_with_overrides(verb, options_type, rest)
-    return function, options, overrides
+        raise UserError(f"{name!r} is no command{hint} Commands: {', '.join(VERBS)}")
+    if VERBS[name] in TAKES_OVERRIDES:
+        return parse_with_overrides(name, rest)
+    return tyro.cli(VERBS[name], args=rest, prog=f"epg {name}"), []
 
 
-def parse_with_overrides(verb: str, options_type: type, rest: list[str]) -> tuple[Any, list[str]]:
+def parse_with_overrides(verb: str, rest: list[str]) -> tuple[Any, list[str]]:
     """The verb's own options, and the rest for the recipe's fields."""
     wants_help = bool({"-h", "--help"} & set(rest))
     recipe = next((argument for argument in rest if not argument.startswith("-")), None)
@@ -77,13 +95,13 @@ def parse_with_overrides(verb: str, options_type: type, rest: list[str]) -> tupl
             stage = rest[rest.index("--stage") + 1]  # type: ignore[assignment]
         configure(recipe, stage, ["--help"])
     options: Any
-    options, unknown = tyro.cli(options_type, args=rest, prog=f"epg {verb}", return_unknown_args=True)
+    options, unknown = tyro.cli(VERBS[verb], args=rest, prog=f"epg {verb}", return_unknown_args=True)
     return options, unknown
 
 
 def usage() -> str:
     """The list of commands."""
-    lines = [f"  {name:<12}{(options.__doc__ or '').splitlines()[0]}" for name, (options, _) in VERBS.items()]
+    lines = [f"  {name:<12}{(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
     return (
         "epg: train image generators directly on pixels, without a VAE.\n\n"
         "usage: epg COMMAND ...        epg COMMAND --help\n\n" + "\n".join(lines) + "\n\n"

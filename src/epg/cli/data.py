@@ -1,0 +1,100 @@
+"""`epg prepare` and `epg inspect`: options (the docstrings are the help) and what they do."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Any images (folders, archives, parquet, Hub, s3://) into one checked, fast set of equal size.
+
+    Running the same command again continues an interrupted preparation; a finished one is left alone.
+    """
+
+    source: tyro.conf.Positional[str]
+    """A folder, a zip or tar archive, a parquet or Arrow file, a Hub name, or an s3://, gs:// or hf:// address."""
+    out: tyro.conf.Positional[Path]
+    """Folder for the prepared set; give it to training as --data.source."""
+    image_size: int
+    """Side in pixels: halved with a box filter, scaled bicubically and centre-cropped, as ADM does."""
+    resize_only: bool = False
+    """Scale the short side to --image-size and keep the rest, instead of cropping."""
+    channels: int = 3
+    """1 (grey) or 3 (colour)."""
+    format: Literal["png", "webp", "raw"] = "png"
+    """How pixels are stored, losslessly; JPEG files of the right size stay as they are (except with raw)."""
+    background: str = "white"
+    """Colour behind transparent pixels: a name or #rrggbb."""
+    split: str = "train"
+    """Which split of the source: train, test, validation or val."""
+    labels: Literal["auto", "folder", "column", "none"] = "auto"
+    """Where labels come from; auto finds out."""
+    image_column: str | None = None
+    """Column of a table that holds the images; found by itself when there is one."""
+    label_column: str | None = None
+    """Column of a table or metadata file that holds the labels; found by itself when there is one."""
+    on_error: Literal["skip", "fail"] = "skip"
+    """Images that cannot be used: leave them out, or end with an error. Either way report.jsonl lists them."""
+    workers: int | None = None
+    """Processes; one per core if not given."""
+    shard: str = "1/1"
+    """I/N: do the I-th of N parts; N machines share the folder."""
+    parquet: Path | None = None
+    """Also write the set as parquet files for the Hub into this folder."""
+
+    def __call__(self) -> None:
+        from epg.data.commands import run_prepare
+        from epg.data.encode import PixelOptions
+        from epg.data.sources.base import SourceOptions
+
+        run_prepare(
+            self.source,
+            self.out,
+            PixelOptions(self.image_size, self.channels, self.format, self.resize_only, self.background),
+            SourceOptions(self.split, self.labels, self.image_column, self.label_column),
+            on_error=self.on_error,
+            workers=self.workers,
+            shard=self.shard,
+            parquet=self.parquet,
+        )
+        print(f"Next: epg inspect {self.out}; or epg pretrain RECIPE --data.source {self.out}")
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """What is in a set: counts, sizes, balance, duplicates, mean and std, and a contact sheet."""
+
+    dataset: tyro.conf.Positional[str]
+    """A prepared set, or anything that `epg prepare` takes."""
+    sheet: Path = Path("contact-sheet.png")
+    """PNG file for a selection of images."""
+    report: Path | None = None
+    """JSON file for everything found, with all duplicates."""
+    verify: bool = False
+    """Compare every byte of a prepared set with its checksums first."""
+    image_size: int = 64
+    """For sources that are not prepared: the size at which mean, std and duplicates are computed."""
+    split: str = "train"
+    labels: Literal["auto", "folder", "column", "none"] = "auto"
+    image_column: str | None = None
+    label_column: str | None = None
+    workers: int | None = None
+    """Processes; one per core if not given."""
+
+    def __call__(self) -> None:
+        from epg.data.commands import run_inspect
+        from epg.data.encode import PixelOptions
+        from epg.data.sources.base import SourceOptions
+
+        run_inspect(
+            self.dataset,
+            PixelOptions(self.image_size),
+            SourceOptions(self.split, self.labels, self.image_column, self.label_column),
+            sheet=self.sheet,
+            report=self.report,
+            verify=self.verify,
+            workers=self.workers,
+        )

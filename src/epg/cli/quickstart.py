@@ -1,0 +1,33 @@
+"""`epg quickstart`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """Everything on a small budget: pre-train, fine-tune twice, sample, evaluate, compare with training from scratch.
+
+    On scikit-learn's digits, or on a folder of yours. Ends with a page to open in a browser.
+    """
+
+    data: str = "digits"
+    """`digits`, a folder of images (class folders or flat), or a parquet file."""
+    minutes: float = 10.0
+    """Time for everything; longer is better."""
+    out: Path | None = None
+    """Folder for runs and page; runs/quickstart-NAME if not given."""
+    image_size: int | None = None
+    """Side in pixels; 8 for digits, 32 otherwise."""
+    seed: int = 0
+
+    def __call__(self) -> None:
+        from epg.quickstart import run_quickstart
+
+        run_quickstart(
+            self.data,
+            minutes=self.minutes,
+            out=self.out,
+            image_size=self.image_size,
+            seed=self.seed,
+        )

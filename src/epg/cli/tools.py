@@ -1,0 +1,52 @@
+"""Small verbs: `epg verify`, `epg ema`, `epg info`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Read every checkpoint and the export of a run to the last byte; exit code 77 if anything is damaged."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, or one checkpoint or export."""
+
+    def __call__(self) -> None:
+        from epg.training.verify import verify
+
+        verify(self.run)
+
+
+@dataclass(frozen=True)
+class Ema:
+    """Make the weight average of another width after training, from the power-function averages of a run."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, trained with --training.power-ema."""
+    sigma_rel: float
+    """Width relative to the training's length, for example 0.08."""
+    out: Path
+    """Folder for the weights; `epg sample` takes it."""
+
+    def __call__(self) -> None:
+        from epg.training.synthesis import synthesise
+
+        snapshots = synthesise(self.run, self.sigma_rel, self.out)
+        print(f"{self.out}: width {self.sigma_rel} from {len(snapshots)} snapshots")
+
+
+@dataclass(frozen=True)
+class Info:
+    """Size and cost of a recipe: parameters, GFLOPs, tokens, NFE. Without a recipe, list them."""
+
+    recipe: tyro.conf.Positional[str | None] = None
+
+    def __call__(self) -> None:
+        from epg.info import list_recipes, print_info
+
+        if self.recipe is None:
+            list_recipes()
+        else:
+            print_info(self.recipe)

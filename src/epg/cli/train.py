@@ -1,0 +1,81 @@
+"""`epg pretrain` and `epg finetune`: their options, and every field of the recipe as a flag."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from epg.errors import UserError
+
+if TYPE_CHECKING:
+    from epg.config import RunConfig, Stage
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Stage 1: pre-train a ViT encoder on your images by self-supervision.
+
+    Any field of the recipe is a flag too: `epg pretrain digits --training.steps 200`. Running the same command again
+    continues an interrupted run.
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Name of a recipe (`epg info` lists them), or the path of a .yaml file."""
+    out: Path | None = None
+    """Run folder; runs/RECIPE/pretraining if not given."""
+
+    def __call__(self, overrides: list[str]) -> None:
+        from epg.runs import train
+
+        config = configure(self.recipe, "pretraining", overrides)
+        run = train(config, self.out or default_folder(config))
+        print(f"Pre-trained encoder: {run.folder}\nNext: epg finetune {self.recipe} --encoder {run.folder}")
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Stage 2: encoder and a new decoder end to end, as a diffusion or a one-step consistency model.
+
+    Any field of the recipe is a flag too. Running the same command again continues an interrupted run.
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Name of a recipe, or the path of a .yaml file."""
+    stage: Literal["diffusion", "consistency"] = "diffusion"
+    """What to train."""
+    encoder: Path | None = None
+    """Run folder (or checkpoint, export, or released weight file) of the pre-trained encoder."""
+    from_scratch: bool = False
+    """Start from a random encoder instead."""
+    out: Path | None = None
+    """Run folder; runs/RECIPE/STAGE if not given."""
+
+    def __call__(self, overrides: list[str]) -> None:
+        from epg.runs import train
+
+        if self.encoder is None and not self.from_scratch:
+            raise UserError(
+                "--encoder: which pre-trained encoder? Pass the run folder of `epg pretrain` (runs/"
+                f"{Path(self.recipe).stem}/pretraining by default), or --from-scratch."
+            )
+        if self.encoder is not None and self.from_scratch:
+            raise UserError("--encoder and --from-scratch: choose one")
+        config = configure(self.recipe, self.stage, overrides)
+        run = train(config, self.out or default_folder(config), encoder=self.encoder)
+        print(f"Generator: {run.folder}\nNext: epg sample {run.folder}")
+
+
+def configure(recipe: str, stage: "Stage", overrides: list[str]) -> "RunConfig":
+    """The recipe's configuration with every `--section.field value` of the command line laid over it."""
+    from epg.config import RunConfig
+    from epg.recipe import run_config
+    from epg.validation import check
+
+    base = run_config(recipe, stage)
+    flags = tyro.conf.configure(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)(RunConfig)
+    return check(tyro.cli(flags, default=base, args=overrides, prog=f"epg ... {recipe}"))
+
+
+def default_folder(config: "RunConfig") -> Path:
+    return Path("runs") / config.recipe / config.stage
