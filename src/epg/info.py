@@ -5,7 +5,7 @@ from rich.table import Table
 
 from epg.config import DataConfig, DecoderConfig, EncoderConfig, ModelConfig, RunConfig
 from epg.cost import epg_cost, rcm_parameters
-from epg.generate import count_evaluations, generator_of
+from epg.loading import generator_of
 from epg.networks.build import build_epg
 from epg.recipe import read_recipe, recipe_names, run_config, stages_of
 from epg.validation import check
@@ -67,4 +67,4 @@ def nfe(config: RunConfig) -> float:
     data = DataConfig(image_size=1, channels=config.data.channels, normalization=config.data.normalization)
     noise = config.noise.model_copy(update={"shift": config.shift})
     tiny = config.model_copy(update={"model": model, "data": data, "noise": noise})
-    return count_evaluations(generator_of(tiny, build_epg(model, data).eval()), config.sampling)
+    return generator_of(tiny, build_epg(model, data).eval()).count_evaluations(config.sampling)

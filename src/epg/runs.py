@@ -18,7 +18,7 @@ from epg.data.dataset import CachedDataset, ImageDataset, open_dataset
 from epg.data.subset import subset
 from epg.distributed import rank, world_size
 from epg.errors import OutputError, RunLockedError, UserError
-from epg.generate import generator_of, make_labels, sample
+from epg.loading import generator_of
 from epg.networks import EPG
 from epg.networks.build import build_encoder, build_epg, build_rcm
 from epg.objectives.base import Objective
@@ -228,8 +228,8 @@ def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset):
     def draw(file: Path) -> None:
         model = generator_of(config, network, dataset.class_names)
         count = min(64, max(16, 4 * model.num_classes))
-        labels = make_labels(model, count, balanced=True, seed=config.seed)
-        images = sample(model, labels, count, seed=config.seed)
+        labels = model.make_labels(count, balanced=True, seed=config.seed)
+        images = model.sample(labels, count, seed=config.seed)
         if rank() == 0:
             save_grid(images, file)
 

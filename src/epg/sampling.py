@@ -14,7 +14,8 @@ from rich.progress import track
 
 from epg.config import SamplingConfig
 from epg.errors import OutputError, UserError
-from epg.generate import Generator, count_evaluations, load, make_labels, sample
+from epg.generator import Generator
+from epg.loading import load
 from epg.pictures import save_grid
 from epg.training.parallel import pick_device
 
@@ -42,8 +43,8 @@ def write_samples(
     model = load(checkpoint, ema=ema, device=pick_device(device))
     weak = None if guide is None else load(guide, device=model.device)
     sampling = changed(model.sampling, changes or {})
-    labels = make_labels(model, count, classes=class_numbers(classes, model), balanced=not random_labels, seed=seed)
-    nfe = count_evaluations(model, sampling)
+    labels = model.make_labels(count, classes=class_numbers(classes, model), balanced=not random_labels, seed=seed)
+    nfe = model.count_evaluations(sampling)
     print(f"{sampling.sampler}, {nfe:.0f} network evaluations an image, on {model.device}", file=sys.stderr)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -52,8 +53,7 @@ def write_samples(
     parts = []
     for start in track(range(0, count, batch_size), "sampling", console=Console(stderr=True)):
         stop = min(start + batch_size, count)
-        images = sample(
-            model,
+        images = model.sample(
             None if labels is None else labels[start:stop],
             stop - start,
             seed=seed,

@@ -9,7 +9,7 @@ import torch
 
 from epg.cli import main
 from epg.errors import ArtefactError
-from epg.generate import load, sample
+from epg.loading import load
 from epg.runs import prepare_run
 from epg.training import checkpoint, manifest
 from tests.reliability.make_golden import MORE, START, golden_config, losses
@@ -31,7 +31,7 @@ def test_ten_further_steps(golden: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.name)
 def test_the_export_samples(golden: Path) -> None:
     model = load(golden / "export")
-    images = sample(model, torch.arange(4))
+    images = model.sample(torch.arange(4))
     assert images.shape == (4, 1, 8, 8)
 
 

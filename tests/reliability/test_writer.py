@@ -11,7 +11,7 @@ import torch
 
 from epg.cli import main
 from epg.errors import ArtefactError, InterruptedRunError, OutputError
-from epg.generate import load
+from epg.loading import load
 from epg.runs import train
 from epg.training import checkpoint, export, verify
 from epg.training.fsops import Operation

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from epg.cli import main
-from epg.generate import load
+from epg.loading import load
 from epg.runs import train
 from epg.training import checkpoint, export
 from tests.training.test_loop import tiny

@@ -20,7 +20,8 @@ from epg.data.dataset import ImageDataset, NoSplitError
 from epg.errors import OutputError, UserError
 from epg.evaluation.classifier import Judge, train_classifier
 from epg.evaluation.metrics import frechet_between
-from epg.generate import Generator, load, make_labels, sample
+from epg.generator import Generator
+from epg.loading import load
 from epg.randomness import generator
 from epg.runs import open_training_data
 from epg.training.checkpoint import find
@@ -102,10 +103,10 @@ def evaluate(
     sampling: SamplingConfig | None = None,
 ) -> tuple[Evaluation, Tensor]:
     """Samples `count` images with labels in turn; numbers and the uint8 images (count, C, H, W)."""
-    labels = make_labels(model, count, balanced=True, seed=seed)
+    labels = model.make_labels(count, balanced=True, seed=seed)
     if labels is None:
         raise UserError("evaluation with a classifier needs a class-conditional model")
-    images = sample(model, labels, seed=seed, batch_size=batch_size, sampling=sampling)
+    images = model.sample(labels, seed=seed, batch_size=batch_size, sampling=sampling)
     judge = reference.judge
     numbers = Evaluation(
         judge.accuracy(images, labels),

@@ -18,7 +18,7 @@ from epg.data.dataset import ImageDataset
 from epg.data.loader import BatchLoader
 from epg.errors import UserError
 from epg.evaluation.evaluate import Reference, evaluate, images_and_labels, make_reference
-from epg.generate import count_evaluations, generator_of, load, make_labels, sample
+from epg.loading import generator_of, load
 from epg.networks import EPG
 from epg.pictures import save_grid
 from epg.quickstart.report import PartResult, StudyResult, write_report
@@ -144,7 +144,7 @@ class Study:
         """Estimate: a training step is about three forward passes."""
         network = build_objective(config).network
         assert isinstance(network, EPG)
-        nfe = count_evaluations(generator_of(config, network.eval()), config.sampling)
+        nfe = generator_of(config, network.eval()).count_evaluations(config.sampling)
         return nfe * seconds_per_step / config.training.batch_size / 3
 
     def train(self, part: Part) -> None:
@@ -198,7 +198,7 @@ class Study:
                 progress.append((read(path).step, numbers.accuracy, numbers.frechet))
             result = result.with_progress(progress)
         else:
-            images = sample(model, make_labels(model, 64, balanced=True, seed=self.seed), 64, seed=self.seed)
+            images = model.sample(model.make_labels(64, balanced=True, seed=self.seed), 64, seed=self.seed)
         save_grid(images[: 6 * self._columns()], self.folder / f"samples-{result.name}.png", columns=self._columns())
         return result
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from epg.config import RunConfig, SamplingConfig
 from epg.errors import ArtefactError, OutputError, UserError
-from epg.generate import Generator, count_evaluations, generator_of, load, make_labels, sample
+from epg.generator import Generator
 from epg.info import list_recipes, nfe, print_info
+from epg.loading import generator_of, load
 from epg.networks import EPG
 from epg.networks.build import build_rcm
 from epg.objectives.diffusion import Diffusion
@@ -57,42 +58,42 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 def test_an_image_does_not_depend_on_its_batch(sampler, guidance):
     model = tiny_generator()
     sampling = SamplingConfig(sampler=sampler, steps=6, guidance=guidance)
-    whole = sample(model, LABELS, sampling=sampling)
+    whole = model.sample(LABELS, sampling=sampling)
     assert whole.shape == (8, 1, 8, 8)
     assert whole.dtype == torch.uint8
     assert whole.float().std() > 20
     for batch_size in (1, 3, 8):
-        assert levels_apart(sample(model, LABELS, sampling=sampling, batch_size=batch_size), whole) <= 1
+        assert levels_apart(model.sample(LABELS, sampling=sampling, batch_size=batch_size), whole) <= 1
 
 
 def test_first_continues_a_seed():
     model = tiny_generator()
-    whole = sample(model, LABELS)
-    assert levels_apart(sample(model, LABELS[5:], first=5), whole[5:]) <= 1
-    assert levels_apart(sample(model, LABELS[:3]), whole[:3]) <= 1
+    whole = model.sample(LABELS)
+    assert levels_apart(model.sample(LABELS[5:], first=5), whole[5:]) <= 1
+    assert levels_apart(model.sample(LABELS[:3]), whole[:3]) <= 1
 
 
 def test_the_seed_decides():
     model = tiny_generator()
-    assert torch.equal(sample(model, LABELS, seed=1), sample(model, LABELS, seed=1))
-    assert levels_apart(sample(model, LABELS, seed=1), sample(model, LABELS, seed=2)) > 8
+    assert torch.equal(model.sample(LABELS, seed=1), model.sample(LABELS, seed=1))
+    assert levels_apart(model.sample(LABELS, seed=1), model.sample(LABELS, seed=2)) > 8
 
 
 def test_images_of_one_seed_differ():
-    images = sample(tiny_generator(), torch.zeros(8, dtype=torch.long))
+    images = tiny_generator().sample(torch.zeros(8, dtype=torch.long))
     assert all(levels_apart(images[i], images[j]) > 6 for i in range(8) for j in range(i))
 
 
 def test_sampling_leaves_the_global_generator_alone():
     model, state = tiny_generator(), torch.get_rng_state()
-    sample(model, LABELS, sampling=SamplingConfig(sampler="euler_ancestral", steps=3))
+    model.sample(LABELS, sampling=SamplingConfig(sampler="euler_ancestral", steps=3))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("stage", ["diffusion", "consistency"])
 def test_every_sampler_runs(stage, sampler):
-    images = sample(tiny_generator(stage), LABELS, sampling=SamplingConfig(sampler=sampler, steps=3))
+    images = tiny_generator(stage).sample(LABELS, sampling=SamplingConfig(sampler=sampler, steps=3))
     assert images.shape == (8, 1, 8, 8)
     assert images.float().std() > 10
 
@@ -102,13 +103,13 @@ def test_every_sampler_runs(stage, sampler):
     [("heun", 9), ("euler", 5), ("edm_stochastic", 9), ("euler_ancestral", 5), ("one_step", 1), ("multistep", 5)],
 )
 def test_count_evaluations(sampler, evaluations):
-    assert count_evaluations(tiny_generator(), SamplingConfig(sampler=sampler, steps=5)) == evaluations
+    assert tiny_generator().count_evaluations(SamplingConfig(sampler=sampler, steps=5)) == evaluations
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 4.0])
 def test_75_evaluations_whatever_the_shift(shift):
     """The interval is stated in unshifted levels."""
-    assert count_evaluations(tiny_generator(noise={"shift": shift}), SamplingConfig(guidance=2.0)) == 75
+    assert tiny_generator(noise={"shift": shift}).count_evaluations(SamplingConfig(guidance=2.0)) == 75
 
 
 @pytest.mark.parametrize("recipe", [name for name in recipe_names() if name.startswith(("imagenet256", "imagenet512"))])
@@ -143,49 +144,49 @@ def test_images_stay_in_the_range_of_pixels_by_clamping():
     with torch.no_grad():
         for parameter in model.denoiser.network.decoder.out.parameters():
             parameter *= 50
-    images = sample(model, LABELS)
+    images = model.sample(LABELS)
     assert images.shape == (8, 3, 8, 8)
     assert {0, 255} <= set(images.unique().tolist())
 
 
 def test_unconditional():
     model = tiny_generator(model={"num_classes": 0})
-    assert sample(model, None, 5).shape == (5, 1, 8, 8)
-    assert levels_apart(sample(model, None, 5, batch_size=2), sample(model, None, 5)) <= 1
+    assert model.sample(None, 5).shape == (5, 1, 8, 8)
+    assert levels_apart(model.sample(None, 5, batch_size=2), model.sample(None, 5)) <= 1
     with pytest.raises(ValueError, match="count"):
-        sample(model, None)
+        model.sample(None)
     with pytest.raises(UserError, match="unconditional"):
-        sample(model, None, 2, sampling=SamplingConfig(guidance=2.0))
+        model.sample(None, 2, sampling=SamplingConfig(guidance=2.0))
 
 
 @pytest.mark.parametrize("labels", [[3], [-1], [0, 7]])
 def test_labels_out_of_range(labels):
     with pytest.raises(UserError, match="between 0 and 2"):
-        sample(tiny_generator(), torch.tensor(labels))
+        tiny_generator().sample(torch.tensor(labels))
 
 
 def test_labels_and_guidance_matter():
     model = tiny_generator()
-    a = sample(model, torch.zeros(4, dtype=torch.long))
-    assert levels_apart(a, sample(model, torch.ones(4, dtype=torch.long))) > 5
+    a = model.sample(torch.zeros(4, dtype=torch.long))
+    assert levels_apart(a, model.sample(torch.ones(4, dtype=torch.long))) > 5
     everywhere = SamplingConfig(steps=4, guidance=3.0, interval=(0.0, 100.0))
-    assert levels_apart(a, sample(model, torch.zeros(4, dtype=torch.long), sampling=everywhere)) > 5
+    assert levels_apart(a, model.sample(torch.zeros(4, dtype=torch.long), sampling=everywhere)) > 5
 
 
 def test_autoguidance():
     model, weak = tiny_generator(), tiny_generator(seed=1)
     sampling = SamplingConfig(steps=4, guidance=2.0, interval=(0.0, 100.0))
-    guided = sample(model, LABELS, sampling=sampling, guide=weak)
-    assert levels_apart(guided, sample(model, LABELS, sampling=sampling)) > 5
-    assert levels_apart(sample(model, LABELS, sampling=sampling, guide=model), sample(model, LABELS)) <= 1
+    guided = model.sample(LABELS, sampling=sampling, guide=weak)
+    assert levels_apart(guided, model.sample(LABELS, sampling=sampling)) > 5
+    assert levels_apart(model.sample(LABELS, sampling=sampling, guide=model), model.sample(LABELS)) <= 1
 
 
 def test_progress():
     seen: list[tuple[int, int]] = []
     model = replace(tiny_generator(), sampling=SamplingConfig(sampler="euler", steps=2))
-    sample(model, LABELS, batch_size=3, on_progress=lambda done, total: seen.append((done, total)))
+    model.sample(LABELS, batch_size=3, on_progress=lambda done, total: seen.append((done, total)))
     assert seen == [(3, 8), (6, 8), (8, 8)]
-    assert count_evaluations(model, model.sampling) == 2
+    assert model.count_evaluations(model.sampling) == 2
 
 
 # make_labels ----------------------------------------------------------------------------------------------------------
@@ -193,22 +194,22 @@ def test_progress():
 
 def test_labels():
     model = tiny_generator()
-    assert make_labels(model, 5, balanced=True, seed=0).tolist() == [0, 1, 2, 0, 1]
-    assert make_labels(model, 5, classes=[2, 0], balanced=True, seed=0).tolist() == [2, 0, 2, 0, 2]
-    drawn = make_labels(model, 3000, balanced=False, seed=0)
+    assert model.make_labels(5, balanced=True, seed=0).tolist() == [0, 1, 2, 0, 1]
+    assert model.make_labels(5, classes=[2, 0], balanced=True, seed=0).tolist() == [2, 0, 2, 0, 2]
+    drawn = model.make_labels(3000, balanced=False, seed=0)
     assert drawn.bincount().tolist() == pytest.approx([1000] * 3, abs=104)  # 4 standard errors
-    assert torch.equal(drawn, make_labels(model, 3000, balanced=False, seed=0))
-    assert not torch.equal(drawn, make_labels(model, 3000, balanced=False, seed=1))
-    assert torch.equal(drawn[:100], make_labels(model, 100, balanced=False, seed=0))
+    assert torch.equal(drawn, model.make_labels(3000, balanced=False, seed=0))
+    assert not torch.equal(drawn, model.make_labels(3000, balanced=False, seed=1))
+    assert torch.equal(drawn[:100], model.make_labels(100, balanced=False, seed=0))
     with pytest.raises(UserError, match="--classes 3: out of range, the model has classes 0 to 2"):
-        make_labels(model, 5, classes=[0, 3], balanced=True, seed=0)
+        model.make_labels(5, classes=[0, 3], balanced=True, seed=0)
 
 
 def test_labels_of_an_unconditional_model():
     model = tiny_generator(model={"num_classes": 0})
-    assert make_labels(model, 5, balanced=True, seed=0) is None
+    assert model.make_labels(5, balanced=True, seed=0) is None
     with pytest.raises(UserError, match="unconditional"):
-        make_labels(model, 5, classes=[0], balanced=True, seed=0)
+        model.make_labels(5, classes=[0], balanced=True, seed=0)
 
 
 # From a checkpoint ----------------------------------------------------------------------------------------------------
@@ -239,19 +240,19 @@ def test_load(run):
     model = load(run)
     assert model.class_names == NAMES
     assert not any(module.training for module in model.denoiser.network.modules())
-    assert torch.equal(sample(model, LABELS), sample(tiny_generator(), LABELS))
-    assert torch.equal(sample(load(run / "checkpoints" / "step-00000010"), LABELS), sample(model, LABELS))
+    assert torch.equal(model.sample(LABELS), tiny_generator().sample(LABELS))
+    assert torch.equal(load(run / "checkpoints" / "step-00000010").sample(LABELS), model.sample(LABELS))
 
 
 def test_load_another_decay(run):
-    assert torch.equal(sample(load(run, ema=0.5), LABELS), sample(tiny_generator(seed=1), LABELS))
+    assert torch.equal(load(run, ema=0.5).sample(LABELS), tiny_generator(seed=1).sample(LABELS))
     with pytest.raises(ArtefactError, match=r"no EMA with decay 0\.7; it has \[0\.9, 0\.5\]"):
         load(run, ema=0.7)
 
 
 def test_load_without_ema_takes_the_trained_weights(tmp_path):
     run = save_run(tmp_path, tiny_config(training={"ema": []}))
-    assert torch.equal(sample(load(run), LABELS), sample(tiny_generator(), LABELS))
+    assert torch.equal(load(run).sample(LABELS), tiny_generator().sample(LABELS))
 
 
 def test_an_encoder_cannot_sample(tmp_path):
@@ -274,7 +275,7 @@ def test_write_samples(run, tmp_path):
     write_samples(run, out, count=5, batch_size=2, npz=True, device="cpu", seed=4)
     assert sorted(p.name for p in out.iterdir()) == [*(f"{i:06d}.png" for i in range(5)), "grid.png", "samples.npz"]
     labels = torch.tensor([0, 1, 2, 0, 1])
-    expected = sample(load(run), labels, seed=4)
+    expected = load(run).sample(labels, seed=4)
     with np.load(out / "samples.npz") as archive:
         images, classes = archive["arr_0"], archive["arr_1"]
     assert images.shape == (5, 8, 8, 1)
