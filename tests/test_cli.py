@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from epg.cli import VERBS, main
+from epg.cli import VERBS, configure, main
 from epg.recipe import recipe_names, stages_of
 
 SMALL = [
@@ -71,6 +71,22 @@ def test_every_verb_has_help(verb: str) -> None:
     done = epg(verb, "--help")
     assert done.returncode == 0
     assert f"epg {verb}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--training.compile"], True),
+        (["--training.compile", "--training.tf32", "false"], True),
+        (["--training.compile", "true", "--seed", "1"], True),
+        (["--training.compile", "FALSE"], False),
+        ([], False),
+    ],
+)
+def test_switches_may_stand_alone(words, expected):
+    config = configure("digits", "diffusion", words)
+    assert config.training.compile is expected
+    assert config.training.tf32 is ("tf32" not in " ".join(words))
 
 
 def test_help_of_a_recipe_lists_its_fields() -> None:

@@ -1,14 +1,17 @@
 """`epg pretrain` and `epg finetune`: their options, and every field of the recipe as a flag."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import tyro
 
 from epg.errors import UserError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from epg.config import RunConfig, Stage
 
 
@@ -74,7 +77,31 @@ def configure(recipe: str, stage: "Stage", overrides: list[str]) -> "RunConfig":
 
     base = run_config(recipe, stage)
     flags = tyro.conf.configure(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)(RunConfig)
-    return check(tyro.cli(flags, default=base, args=overrides, prog=f"epg ... {recipe}"))
+    arguments = spell_out(overrides, set(switches(RunConfig)))
+    return check(tyro.cli(flags, default=base, args=arguments, prog=f"epg ... {recipe}"))
+
+
+def switches(model: "type[BaseModel]", prefix: str = "--") -> Iterator[str]:
+    """The flags of a configuration that are true or false, such as `--training.compile`."""
+    for name, field in model.model_fields.items():
+        flag = prefix + name.replace("_", "-")
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if kind is bool:
+                yield flag
+            elif hasattr(kind, "model_fields"):
+                yield from switches(kind, f"{flag}.")
+
+
+def spell_out(arguments: list[str], flags: set[str]) -> list[str]:
+    """A switch alone means True, and its value may be written in any case."""
+    spelled: list[str] = []
+    for i, argument in enumerate(arguments):
+        after = arguments[i + 1].capitalize() if i + 1 < len(arguments) else ""
+        before = spelled[-1] if spelled else ""
+        spelled.append(argument.capitalize() if before.replace("_", "-") in flags else argument)
+        if argument.replace("_", "-") in flags and after not in ("True", "False"):
+            spelled.append("True")
+    return spelled
 
 
 def default_folder(config: "RunConfig") -> Path:
