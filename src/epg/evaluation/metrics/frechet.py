@@ -1,0 +1,105 @@
+"""Mean and covariance of features, and the Frechet distance between two Gaussians (Heusel et al. 2017, eq. 6)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+BLOCK = 1024  # rows that are added up at once: fixed, so that the sum does not depend on how the rows arrive
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean (D,) and unbiased covariance (D, D) of `count` features."""
+
+    count: int
+    mean: Array
+    covariance: Array
+
+
+class MomentsAccumulator:
+    """Mean and covariance of features that arrive in parts of any size.
+
+    The rows are added in blocks of 1024 whatever the parts were, each block centred at its own mean before it is
+    merged (Chan et al. 1979), so that no digits are lost to a large mean.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._waiting: list[NDArray[np.floating]] = []
+        self._rows = 0
+        self._mean: Array = np.zeros(0)
+        self._scatter: Array = np.zeros((0, 0))  # sum of (x - mean)(x - mean)^T
+
+    def add(self, features: NDArray[np.floating]) -> None:
+        """Takes rows (N, D), N >= 0."""
+        self._waiting.append(features)
+        self._rows += len(features)
+        while self._rows >= BLOCK:
+            rows = np.concatenate(self._waiting)
+            self._merge(rows[:BLOCK])
+            self._waiting, self._rows = [rows[BLOCK:]], len(rows) - BLOCK
+
+    def moments(self) -> Moments:
+        """Of everything added. Raises ValueError for fewer than two rows."""
+        if self._rows:
+            self._merge(np.concatenate(self._waiting))
+            self._waiting, self._rows = [], 0
+        if self.count < 2:
+            raise ValueError("the covariance needs at least two images")
+        return Moments(self.count, self._mean, self._scatter / (self.count - 1))
+
+    def _merge(self, rows: NDArray[np.floating]) -> None:
+        block = rows.astype(np.float64)
+        mean = block.mean(0)
+        block -= mean
+        scatter = (torch.from_numpy(block).T @ torch.from_numpy(block)).numpy()
+        if self.count == 0:
+            self.count, self._mean, self._scatter = len(rows), mean, scatter
+            return
+        total = self.count + len(rows)
+        shift = mean - self._mean
+        self._scatter += scatter
+        self._scatter += np.outer(shift, shift * (self.count * len(rows) / total))
+        self._mean = self._mean + shift * (len(rows) / total)
+        self.count = total
+
+
+def statistics(features: NDArray[np.floating]) -> Moments:
+    """Mean and covariance of features (N, D), N >= 2."""
+    accumulator = MomentsAccumulator()
+    for start in range(0, len(features), BLOCK):
+        accumulator.add(features[start : start + BLOCK])
+    return accumulator.moments()
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """`|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))` between two Gaussians.
+
+    With `C = F F^T`, the trace of the root is the sum of the singular values of `F1^T F2`. Against the usual root of
+    the product this needs no special case for singular covariances (few images), and its error is that of the
+    singular values themselves: the root of a product would turn rounding errors of 1e-16 into 1e-8 each.
+    Raises ValueError for features of different width.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"features of width {len(a.mean)} cannot be compared with features of width {len(b.mean)}")
+    product = torch.from_numpy(_factor(a.covariance).T @ _factor(b.covariance))
+    trace_root = float(torch.linalg.svdvals(product).sum()) if product.numel() else 0.0
+    distance = np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * trace_root
+    return float(max(distance, 0.0))
+
+
+def _factor(covariance: Array) -> Array:
+    """F (D, R) with `F F^T` the covariance, R its numerical rank."""
+    tensor = torch.from_numpy(np.ascontiguousarray(covariance, dtype=np.float64))
+    values, vectors = (t.numpy() for t in torch.linalg.eigh(tensor))  # ascending
+    kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def frechet_between(features1: NDArray[np.floating], features2: NDArray[np.floating]) -> float:
+    """Frechet distance between two sets of features (N, D)."""
+    return frechet_distance(statistics(features1), statistics(features2))
