@@ -1,0 +1,137 @@
+"""The memorisation score: held-out images give nothing, copies give one, and its error is the true one."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
+
+from epg.data.dataset import open_dataset
+from epg.evaluation.memorisation import copying_statistic, distances, memorisation, rank_sum_z
+
+Pixels = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Pixels, Pixels]:
+    """Training and held-out digits, (1438, 64) and (359, 64)."""
+    sets = [open_dataset("digits", image_size=8, channels=1, split=split) for split in ("train", "test")]
+    train, held_out = (np.stack([s[i][0].ravel() for i in range(len(s))]).astype(np.float32) for s in sets)
+    return train, held_out
+
+
+def noisy(images: Pixels, level: float, seed: int = 0) -> Pixels:
+    return (images + level * np.random.default_rng(seed).normal(size=images.shape)).astype(np.float32)
+
+
+def test_training_images_are_recognised_as_copies(digits: tuple[Pixels, Pixels]) -> None:
+    train, held_out = digits
+    for samples in (train[::3], noisy(train[::3], 5)):
+        found = memorisation(samples, train, held_out, "pixels")
+        assert found.score > 0.99
+        assert found.significant
+        assert found.ct < -5
+        assert found.copies > 0.9
+        assert "copies" in found.verdict
+    assert memorisation(train[::3], train, held_out, "pixels").distance == 0
+
+
+def test_held_out_images_are_not(digits: tuple[Pixels, Pixels]) -> None:
+    train, held_out = digits
+    found = memorisation(held_out[::2], train, held_out[1::2], "pixels")
+    assert abs(found.score) < 3 * found.error
+    assert not found.significant
+    assert abs(found.ct) < 3
+    assert found.copies == found.copies_held_out == 0
+    assert found.verdict == "no sign of memorisation"
+
+
+def test_typical_samples_are_near_to_all_real_ones_and_no_copies() -> None:
+    """What guidance does: less spread than the data. C_T takes it for copying, the score does not."""
+    rng = np.random.default_rng(0)
+    train, held_out, samples = (rng.normal(size=(n, 8)) for n in (800, 400, 600))
+    found = memorisation(0.6 * samples, train, held_out, "points")
+    assert found.ct < -5
+    assert not found.significant
+
+
+def test_a_mixture_scores_its_share_of_copies(digits: tuple[Pixels, Pixels]) -> None:
+    train, held_out = digits
+    new, pool = held_out[:120], held_out[120:]
+    found = memorisation(np.concatenate([train[:120], new]), train, pool, "pixels")
+    alone = memorisation(new, train, pool, "pixels")
+    assert found.score == pytest.approx((1 + alone.score) / 2, abs=1e-12)
+
+
+def test_the_error_is_that_of_dealing_the_labels_anew() -> None:
+    """Also with hubs: here one real image is the neighbour of half of the samples."""
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(30, 2)).astype(np.float32)
+    samples = np.concatenate([rng.normal(size=(20, 2)), real[:1] + 0.01 * rng.normal(size=(20, 2))]).astype(np.float32)
+    scores, errors = [], []
+    for _ in range(600):
+        order = rng.permutation(30)
+        found = memorisation(samples, real[order[:20]], real[order[20:]], "points")
+        scores.append(found.score)
+        errors.append(found.error)
+    assert np.std(errors) < 1e-12  # the same whoever is called a training image
+    assert np.mean(scores) == pytest.approx(0, abs=4 * errors[0] / 600**0.5)
+    assert np.std(scores) == pytest.approx(errors[0], rel=0.1)
+    assert errors[0] > 2 * (0.5 / 40**0.5)  # binomial counting would promise less than half of it
+
+
+def test_an_image_in_both_sets_counts_half() -> None:
+    real = np.arange(8, dtype=np.float32)[:, None] * 10
+    found = distances(real[:4], real[:4], real[:4])
+    assert found.nearer_to_train.tolist() == [0.5] * 4
+
+
+def test_rank_sum_agrees_with_scipy_also_with_ties() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 9, 80).astype(float), rng.integers(1, 12, 60).astype(float)
+    z = rank_sum_z(a, b)
+    p = mannwhitneyu(a, b, use_continuity=False, method="asymptotic").pvalue
+    from scipy.stats import norm
+
+    assert z < 0
+    assert 2 * norm.cdf(z) == pytest.approx(p, rel=1e-9)
+    assert rank_sum_z(np.zeros(5), np.zeros(4)) == 0
+
+
+def test_cells_find_copies_in_one_region_that_the_whole_hides() -> None:
+    """In one of two clusters everything is copied, in the other samples are far from everything."""
+    rng = np.random.default_rng(0)
+    centres = np.repeat([[-50.0, 0.0], [50.0, 0.0]], 200, 0)
+    train, held_out = (centres + rng.normal(size=(400, 2)) for _ in range(2))
+    samples = train.copy()
+    samples[200:] += 3 * rng.normal(size=(200, 2))
+    found = distances(samples, train, held_out)
+    real = distances(held_out, train, held_out)
+    arguments = (found.train[:, 0], real.train[:, 0], samples, held_out, train)
+    left = slice(None, 200)
+    inside = [a[left] for a in arguments]
+    assert copying_statistic(*inside, cells=1) < -10
+    assert abs(copying_statistic(*arguments, cells=2)) < abs(copying_statistic(*inside, cells=1)) / 2
+    assert copying_statistic(*arguments, cells=1) == rank_sum_z(*arguments[:2])
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2 of each"):
+        memorisation(np.zeros((3, 2)), np.zeros((4, 2)), np.zeros((1, 2)), "pixels")
+
+
+def test_features_fitted_to_the_training_images_are_found_out() -> None:
+    """The held-out images lie further out, as in the features of a network that has overfitted: no verdict then."""
+    rng = np.random.default_rng(0)
+    train, held_out, samples = (rng.normal(size=(n, 4)) for n in (800, 400, 400))
+    assert memorisation(samples, train, held_out, "points").fair
+    unfair = memorisation(samples, train, 1.7 * held_out, "points")
+    assert not unfair.fair
+    assert "nothing can be said" in unfair.verdict
+
+
+def test_the_control_has_about_the_error_it_claims() -> None:
+    rng = np.random.default_rng(0)
+    found = [memorisation(r[:5], r[5:125], r[125:], "points") for r in rng.normal(size=(300, 185, 3))]
+    deviations = [f.control / f.control_error for f in found]
+    assert abs(np.mean(deviations)) < 0.25
+    assert 0.7 < np.std(deviations) < 1.4
