@@ -35,15 +35,12 @@ from rich.console import Console
 from rich.table import Table
 
 from epg.cli import configure
-from epg.config import ConsistencyConfig, RunConfig, Stage
+from epg.config import RunConfig, Stage
 from epg.cost import parameters
 from epg.data.base import CachedDataset, ImageDataset
 from epg.data.loader import Batch
-from epg.distributed import rank, world_size
-from epg.networks.build import build_encoder, build_epg
-from epg.objectives.base import Objective
-from epg.objectives.consistency import Consistency
-from epg.runs import build_objective, processes, resolve
+from epg.distributed import processes, rank, world_size
+from epg.runs import build_objective, resolve
 from epg.training.loop import Trainer
 from epg.training.parallel import gradient_sync
 from epg.training.throughput import peak_flops, peak_memory, synchronize, training_flops
@@ -162,19 +159,12 @@ def bare_step(trainer: Trainer, batches: Sequence[Batch]) -> None:
     trainer.optimizer.step()
 
 
-def objective_for(config: RunConfig) -> Objective:
-    """The objective with random weights; consistency gets its frozen encoder as well."""
-    if isinstance(config.objective, ConsistencyConfig) and config.objective.auxiliary_weight:
-        return Consistency(build_epg(config.model, config.data), config, build_encoder(config.model, config.data))
-    return build_objective(config)
-
-
 def measure(config: RunConfig, options: Options) -> dict[str, Any]:
     """The figures of one variant: seconds, FLOP/s as a share of the peak (MFU), GiB."""
     dataset = CachedDataset(RandomImages(config, min(2 * config.training.batch_size, 2048)))
     config = resolve(config, dataset)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(objective_for(config), dataset, config, Path(folder))
+        trainer = Trainer(build_objective(config), dataset, config, Path(folder))
         clock = Clock(trainer, options)
         trainer.train_step = clock  # type: ignore[method-assign]
         # The terminal's lines would show rates that include the bare steps.

@@ -49,6 +49,7 @@ def run_state(config: RunConfig, class_names: Sequence[str] = (), data: str = "0
         "skipped_in_row": 0,
         "loss_scale": 65536.0,
         "loss_scale_good_steps": 0,
+        "history": [],
     }
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -77,7 +79,9 @@ def test_distributions():
 
 
 def test_dtype():
-    assert draws().normal("z", dtype=torch.float64).dtype == torch.float64
+    double = dataclasses.replace(draws(), dtype=torch.float64).normal("z")
+    assert double.dtype == torch.float64
+    assert torch.equal(double, draws().normal("z").double())
 
 
 @pytest.mark.parametrize(("first", "count"), [(8, 16), (0, 8), (0, 24), (16, 20)])

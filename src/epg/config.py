@@ -187,8 +187,9 @@ class TrainingConfig(Section):
     """EMA decays kept of the network; the first is the one that samples."""
     power_ema: list[float] = []
     """Relative widths (0.05, 0.1) of power-function EMAs kept for post-hoc synthesis; see `epg ema`."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast; fp16 (the paper's mode) has a dynamic loss scale. Norms and losses are always float32."""
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """Autocast; fp16 (the paper's mode) has a dynamic loss scale. Norms and losses are always float32. fp64 computes
+    everything in float64, slowly: to compare two ways of computing the same to the last digits."""
     tf32: bool = True
     """TensorFloat-32 for what stays float32 on an NVIDIA GPU."""
     compile: bool = False

@@ -1,9 +1,20 @@
-"""Several processes as one: a few collectives that are the identity in a single process."""
+"""Several processes as one: joining them, failing together, a few collectives that are the identity in a single one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from epg.errors import PeerError, UserError
+
+SLACK = 60.0  # seconds that a collective waits longer than the watchdog, which says more about a hang
+FOR_EVER = 30 * 24 * 3600.0
 
 
 def world_size() -> int:
@@ -14,6 +25,60 @@ def world_size() -> int:
 def rank() -> int:
     """This process among them, 0 first."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+@contextmanager
+def processes(timeout: float = 0.0) -> Iterator[None]:
+    """Joins the other processes when started by torchrun (or anything that sets its variables).
+
+    Args:
+        timeout: seconds without a completed step after which the watchdog ends a process (0: never). A collective
+            gives up a minute after it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    limit = timedelta(seconds=timeout + SLACK if timeout else FOR_EVER)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """What fails inside the `with` in one process raises in all, so that none waits for one that is gone.
+
+    Nothing inside may talk to the other processes. Raises PeerError, with the exit code of the first failure, in
+    processes where nothing was wrong.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as found:
+        error = found
+    if world_size() > 1:
+        own = None if error is None else (str(error), error.exit_code if isinstance(error, UserError) else 1)
+        everywhere: list[Any] = [None] * world_size()
+        dist.all_gather_object(everywhere, own)
+        failed = next(((i, found) for i, found in enumerate(everywhere) if found is not None), None)
+        if error is None and failed is not None:
+            number, (text, exit_code) = failed
+            raise PeerError(f"rank {number} failed: {text.splitlines()[0]}", exit_code)
+    if error is not None:
+        raise error
+
+
+def agree(*flags: float, device: torch.device) -> list[float]:
+    """The largest of each flag over all processes: every process then takes the same decision."""
+    if world_size() == 1:
+        return list(flags)
+    values = torch.tensor(flags, device=device)
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return [float(value) for value in values.tolist()]
 
 
 class _AllReduceSum(torch.autograd.Function):

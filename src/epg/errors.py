@@ -45,3 +45,11 @@ class ArtefactError(UserError):
     """A checkpoint or weight file that is missing, damaged or of another architecture."""
 
     exit_code = 77
+
+
+class PeerError(UserError):
+    """Another process of this run failed; it says why. Has that process's exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -32,6 +32,8 @@ class Draws:
     count: int
     block: int
     device: torch.device
+    dtype: torch.dtype = torch.float32
+    """Of `normal`; the numbers are drawn in float32 and the same in any."""
 
     def __post_init__(self) -> None:
         if self.first % self.block or self.count % self.block:
@@ -42,11 +44,11 @@ class Draws:
         blocks = range(self.first // self.block, (self.first + self.count) // self.block)
         return [generator(self.device, self.seed, purpose, self.step, b) for b in blocks]
 
-    def normal(self, purpose: str, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+    def normal(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
         """Standard normal numbers (count, *shape)."""
         size = (self.block, *shape)
         draws = [torch.randn(size, generator=g, device=self.device) for g in self.generators(purpose)]
-        return torch.cat(draws).to(dtype)
+        return torch.cat(draws).to(self.dtype)
 
     def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
         """Uniform numbers in [0, 1), (count, *shape)."""

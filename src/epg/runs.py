@@ -1,23 +1,18 @@
 """A run: one stage of a recipe on one data set into one folder: what `epg pretrain` and `finetune` do."""
 
-import fcntl
 import json
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
-from epg.config import ConsistencyConfig, DataConfig, RunConfig, parse
+from epg.config import ConsistencyConfig, DataConfig, RunConfig
 from epg.data.dataset import CachedDataset, ImageDataset, open_dataset
 from epg.data.subset import subset
-from epg.distributed import rank, world_size
-from epg.errors import OutputError, RunLockedError, UserError
+from epg.distributed import failing_together, processes, rank, world_size
+from epg.errors import OutputError, UserError
 from epg.loading import generator_of
 from epg.networks import EPG
 from epg.networks.build import build_encoder, build_epg, build_rcm
@@ -27,30 +22,15 @@ from epg.objectives.diffusion import Diffusion
 from epg.objectives.pretraining import Pretraining
 from epg.pictures import save_grid, views_picture
 from epg.randomness import key
-from epg.training import checkpoint
+from epg.training.faults import interruptible
 from epg.training.handover import EncoderWeights, hand_over, read_encoder, report
+from epg.training.lock import locked
 from epg.training.loop import Trainer
+from epg.training.parallel import refuse_uneven_processes
+from epg.training.resume import Start, config_of, continued, describe, run_folder_of, starting_point
 from epg.validation import check
 
 CACHE_BYTES = 512 * 2**20
-# Settings that change neither the weights nor the order of anything: a resumed run may have others.
-HARMLESS = {
-    "data.source",  # the images themselves are compared
-    "data.workers",
-    "training.micro_batch",
-    "training.device",
-    "training.log_every",
-    "training.trackers",
-    "training.preview_every",
-    "training.checkpoint_every",
-    "training.keep",
-    "training.keep_every",
-    "training.parallel",
-    "training.activation_checkpointing",
-    "training.timeout",
-    "training.max_nonfinite",
-    "sampling",
-}
 
 
 def open_training_data(data: DataConfig, split: str = "train") -> ImageDataset:
@@ -99,15 +79,14 @@ def build_objective(config: RunConfig, encoder: EncoderWeights | None = None) ->
         if config.stage == "pretraining":
             return Pretraining(build_rcm(config.model, config.data), config)
         network = build_epg(config.model, config.data)
+        frozen = None
+        if isinstance(config.objective, ConsistencyConfig) and config.objective.auxiliary_weight:
+            frozen = build_encoder(config.model, config.data)
     if encoder is not None:
         hand_over(network.encoder, encoder)
-    if not isinstance(config.objective, ConsistencyConfig):
-        return Diffusion(network, config)
-    frozen = None
-    if encoder is not None and config.objective.auxiliary_weight:
-        frozen = build_encoder(config.model, config.data)
-        hand_over(frozen, encoder)
-    return Consistency(network, config, frozen)
+        if frozen is not None:
+            hand_over(frozen, encoder)
+    return Diffusion(network, config) if config.stage == "diffusion" else Consistency(network, config, frozen)
 
 
 @dataclass(frozen=True)
@@ -126,30 +105,48 @@ def prepare_run(
     *,
     encoder: Path | None = None,
     dataset: ImageDataset | None = None,
+    resume: Path | None = None,
+    overrides: Collection[str] = (),
 ) -> Run:
     """Everything that can fail before hours are spent: data, configuration, encoder, folder, an earlier run in it.
 
     Args:
         encoder: stage 1's run folder, checkpoint or weight file; None starts stage 2 from scratch.
         dataset: the images, if they are open already.
+        resume: the run folder or checkpoint to continue from; None takes the newest checkpoint in `folder`, if any.
+        overrides: settings that may differ from those of the run that is continued.
     """
     check(config)  # before the data, which may take long to open
-    dataset = dataset or open_training_data(config.data)
-    config = resolve(config, dataset)
-    if isinstance(config.objective, ConsistencyConfig) and encoder is None and config.objective.auxiliary_weight:
-        objective = config.objective.model_copy(update={"auxiliary_weight": 0.0})
-        config = config.model_copy(update={"objective": objective})  # there is no encoder to compare features with
-    weights = None if encoder is None else read_encoder(encoder, config)
-    objective_module = build_objective(config, weights)
-    claim_folder(folder, config)
-    announce(config, dataset)
-    if weights is not None:
-        record_handover(folder, weights, objective_module)
-    trainer = Trainer(objective_module, dataset, config, folder, preview_for(config, objective_module, dataset))
+    with failing_together():
+        refuse_uneven_processes(config, world_size())
+        dataset = dataset or open_training_data(config.data)
+        config = resolve(config, dataset)
+        found = starting_point(folder, resume)
+        if encoder is None:
+            config = without_encoder(config, None if found is None else config_of(found))
+        start = None if found is None else continued(found, folder, config, dataset.fingerprint(), overrides)
+        if start is None and overrides:
+            raise UserError(f"--override: there is no run in {folder} that could be continued with other settings")
+        weights = None if encoder is None else read_encoder(encoder, config)
+        objective = build_objective(config, weights)
+        announce(config, dataset, start)
+        record(folder, config, weights, objective)
+    trainer = Trainer(objective, dataset, config, folder, preview_for(config, objective, dataset), start)
     return Run(config, folder, dataset, trainer)
 
 
-def announce(config: RunConfig, dataset: ImageDataset) -> None:
+def without_encoder(config: RunConfig, before: RunConfig | None) -> RunConfig:
+    """Consistency training that starts without an encoder has no auxiliary loss: there is nothing to compare with.
+
+    A run that is continued has its frozen encoder in the checkpoint if it began with one.
+    """
+    had_none = before is None or getattr(before.objective, "auxiliary_weight", 0) == 0
+    if not (isinstance(config.objective, ConsistencyConfig) and had_none):
+        return config
+    return config.model_copy(update={"objective": config.objective.model_copy(update={"auxiliary_weight": 0.0})})
+
+
+def announce(config: RunConfig, dataset: ImageDataset, start: Start | None = None) -> None:
     """What is about to happen, in the numbers that are most often misunderstood."""
     if rank() != 0:
         return
@@ -161,61 +158,25 @@ def announce(config: RunConfig, dataset: ImageDataset) -> None:
         f"{config.training.steps:,} steps = {config.training.steps * batch / len(dataset):.1f} epochs",
         file=sys.stderr,
     )
+    if start is not None:
+        print(describe(start, config, len(dataset)), file=sys.stderr)
 
 
-def record_handover(folder: Path, weights: EncoderWeights, objective: Objective) -> None:
-    """Prints what was handed over, and writes every key into `handover.json`."""
+def record(folder: Path, config: RunConfig, weights: EncoderWeights | None, objective: Objective) -> None:
+    """Writes `config.yaml` and, with every key, what was handed over from stage 1 (`handover.json`)."""
     if rank() != 0:
         return
-    decoder = sum(p.numel() for n, p in objective.network.named_parameters() if not n.startswith("encoder."))
-    print(report(weights, decoder), file=sys.stderr)
-    keys = {"loaded": list(weights.tensors), "missing": [], "unexpected": [], "left_out": list(weights.left_out)}
-    (folder / "handover.json").write_text(json.dumps({"source": str(weights.source), **keys}, indent=1))
-
-
-def claim_folder(folder: Path, config: RunConfig) -> None:
-    """Records the configuration in the run folder, or compares it with the one that the folder's run began with."""
-    if rank() != 0:
-        return
-    recorded = folder / "config.yaml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if checkpoint.listing(folder / "checkpoints"):
-            refuse_changes(folder, config)
-        recorded.write_text(config.to_yaml())
+        (folder / "config.yaml").write_text(config.to_yaml())
+        if weights is not None:
+            keys = {"loaded": list(weights.tensors), "missing": [], "unexpected": [], "left_out": weights.left_out}
+            (folder / "handover.json").write_text(json.dumps({"source": str(weights.source), **keys}, indent=1))
     except OSError as error:
         raise OutputError(f"--out {folder}: cannot be written ({error.strerror}). Choose another folder.") from error
-
-
-def refuse_changes(folder: Path, config: RunConfig) -> None:
-    """Raises UserError listing every setting, old -> new, that would make a resumed run another experiment."""
-    found = checkpoint.newest(folder / "checkpoints")
-    assert found is not None
-    old, new = (flat(c) for c in (parse(found.state["config"], str(found.path)), config))
-    changed = [
-        f"  {name}: {old.get(name)} -> {new.get(name)}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not any(f"{name}.".startswith(f"{h}.") for h in HARMLESS)
-    ]
-    if changed:
-        raise UserError(
-            f"--out {folder}: holds a run with other settings, which cannot be continued with these:\n"
-            + "\n".join(changed)
-            + "\nChoose another --out, or the settings it began with."
-        )
-
-
-def flat(config: RunConfig) -> dict[str, object]:
-    """The configuration as `section.field: value`."""
-
-    def walk(prefix: str, value: object) -> Iterator[tuple[str, object]]:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                yield from walk(f"{prefix}.{name}" if prefix else name, inner)
-        else:
-            yield prefix, value
-
-    return dict(walk("", config.model_dump(mode="json")))
+    if weights is not None:
+        decoder = sum(p.numel() for n, p in objective.network.named_parameters() if not n.startswith("encoder."))
+        print(report(weights, decoder), file=sys.stderr)
 
 
 def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset):  # type: ignore[no-untyped-def]
@@ -236,53 +197,23 @@ def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset):
     return draw
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One writer per run folder. Raises RunLockedError naming the process that holds it."""
-    if rank() != 0:
-        yield
-        return
-    file = folder / "run.lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = file.open("a+")
-    except OSError as error:
-        raise OutputError(f"--out {folder}: cannot be written ({error.strerror}). Choose another folder.") from error
-    with stream:
-        # A lock outlives its process in forked copies of the open file: loader workers would hold it after a kill -9.
-        os.register_at_fork(after_in_child=stream.close)
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            stream.seek(0)
-            raise RunLockedError(
-                f"--out {folder}: process {stream.read().strip() or '?'} is writing to it. Wait for it, or choose "
-                "another folder."
-            ) from None
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield
+def train(
+    config: RunConfig,
+    folder: Path | None = None,
+    *,
+    encoder: Path | None = None,
+    resume: Path | None = None,
+    overrides: Collection[str] = (),
+) -> Run:
+    """Trains to the end, or continues where an earlier run stopped; see `prepare_run`.
 
-
-@contextmanager
-def processes() -> Iterator[None]:
-    """Joins the other processes when started by torchrun (or anything that sets its variables)."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=600))
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def train(config: RunConfig, folder: Path, *, encoder: Path | None = None) -> Run:
-    """Trains to the end, or continues where an earlier run in `folder` stopped."""
-    with processes(), locked(folder):
-        run = prepare_run(config, folder, encoder=encoder)
+    Args:
+        folder: the run folder; None: that of `resume`, or else runs/RECIPE/STAGE.
+    """
+    if folder is None:
+        folder = Path("runs") / config.recipe / config.stage if resume is None else run_folder_of(resume)
+    with processes(config.training.timeout), locked(folder):
+        with interruptible():
+            run = prepare_run(config, folder, encoder=encoder, resume=resume, overrides=overrides)
         run.trainer.run()
     return run

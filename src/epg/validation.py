@@ -61,6 +61,8 @@ def problems(config: RunConfig) -> Iterator[str]:
             f"--training.micro-batch {training.micro_batch}: must be a multiple of {config.random_block}, the block in "
             f"which random numbers are drawn for --training.batch-size {training.batch_size}"
         )
+    if training.precision == "fp64" and training.preview_every:
+        yield "--training.precision fp64: is for comparisons and draws no samples; add --training.preview-every 0"
     if not 0 < noise.sigma_min < noise.sigma_max < math.inf:
         yield f"--noise.sigma-min {noise.sigma_min}, --noise.sigma-max {noise.sigma_max}: must be 0 < min < max"
     if not 0 < config.shift < math.inf:

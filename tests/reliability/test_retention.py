@@ -15,8 +15,8 @@ import pytest
 
 from epg.cli import main
 from epg.errors import OutputError
-from epg.runs import locked
 from epg.training import checkpoint
+from epg.training.lock import locked
 from tests.reliability.common import CrashAt, FailAt, crashes, hooked, save, valid
 from tests.training.test_loop import tiny
 
@@ -153,7 +153,7 @@ def test_keeping_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[st
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from epg.runs import locked
+from epg.training.lock import locked
 with locked(Path(sys.argv[1])):
     if os.fork() == 0:  # as a data loader's worker
         time.sleep(60)

@@ -105,8 +105,10 @@ def test_a_mistake_of_ours_is_raised_in_training(scratch: Path) -> None:
     with CheckpointWriter(scratch, keep=2) as writer:
         writer.submit(2, {"model": {"x": torch.zeros(1, dtype=torch.complex64)}}, STATE)
         writer._join()
+        assert writer.failed
+        writer.submit(4, tensors_of(4), STATE)  # which does not hide it
         with pytest.raises(ValueError, match="complex64 cannot be saved"):
-            writer.poll()
+            writer.finish()
         writer._failure = None
 
 

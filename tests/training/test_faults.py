@@ -12,10 +12,12 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
+from epg.distributed import processes
 from epg.errors import DivergedError
-from epg.runs import locked, prepare_run, processes, train
+from epg.runs import prepare_run, train
 from epg.training import checkpoint
 from epg.training.faults import STUCK_EXIT_CODE, LossScale, StopSignals, explain_non_finite
+from epg.training.lock import locked
 from epg.training.tracking import read_log
 from tests.training.test_loop import assert_identical, poison, tensors, tiny
 

@@ -12,7 +12,8 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from epg.config import RunConfig, Stage, parse
-from epg.errors import ArtefactError, DivergedError, InterruptedRunError
+from epg.data.loader import BatchLoader
+from epg.errors import DivergedError, InterruptedRunError, UserError
 from epg.recipe import merge, run_config
 from epg.runs import prepare_run, train
 from epg.training import checkpoint
@@ -196,8 +197,12 @@ def test_nothing_non_finite_is_written(tmp_path: Path) -> None:
     with pytest.raises(CrashError):
         run.trainer.run()
     next(iter(run.trainer.ema.shadows["ema-0.99"].values())).fill_(math.nan)
+    run.trainer.save()
     with pytest.raises(DivergedError, match=r"ema-0\.99 .* no checkpoint was written"):
-        run.trainer.save()
+        run.trainer.writer.finish()
+    batch = next(iter(BatchLoader(run.dataset, batch_size=16, seed=0)))
+    with pytest.raises(DivergedError, match=r"ema-0\.99 .* no checkpoint was written"):
+        Trainer.train_step(run.trainer, batch)  # every process stops at the next step, none waits for the first
     assert checkpoint.find(tmp_path).step == 3
 
 
@@ -245,7 +250,7 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
         {k: v for k, v in state.items() if k not in ("format", "step")},
         keep=2,
     )
-    with pytest.raises(ArtefactError, match="other images"):
+    with pytest.raises(UserError, match=r"data\.source: images 000000000000 -> images"):
         train(tiny("diffusion"), tmp_path)
 
 

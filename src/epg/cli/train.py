@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import tyro
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from epg.config import RunConfig, Stage
+
+Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,17 @@ class Pretrain:
     recipe: tyro.conf.Positional[str]
     """Name of a recipe (`epg info` lists them), or the path of a .yaml file."""
     out: Path | None = None
-    """Run folder; runs/RECIPE/pretraining if not given."""
+    """Run folder; runs/RECIPE/pretraining, or that of --resume, if not given."""
+    resume: Path | None = None
+    """Continue from exactly this run folder (its newest checkpoint) or checkpoint; anything else is an error."""
+    override: Overrides = ()
+    """A setting that may differ from the run that is continued, such as optimizer.lr; repeat the flag for more."""
 
     def __call__(self, overrides: list[str]) -> None:
         from epg.runs import train
 
         config = configure(self.recipe, "pretraining", overrides)
-        run = train(config, self.out or default_folder(config))
+        run = train(config, self.out, resume=self.resume, overrides=self.override)
         print(f"Pre-trained encoder: {run.folder}\nNext: epg finetune {self.recipe} --encoder {run.folder}")
 
 
@@ -52,12 +58,16 @@ class Finetune:
     from_scratch: bool = False
     """Start from a random encoder instead."""
     out: Path | None = None
-    """Run folder; runs/RECIPE/STAGE if not given."""
+    """Run folder; runs/RECIPE/STAGE, or that of --resume, if not given."""
+    resume: Path | None = None
+    """Continue from exactly this run folder (its newest checkpoint) or checkpoint; anything else is an error."""
+    override: Overrides = ()
+    """A setting that may differ from the run that is continued, such as optimizer.lr; repeat the flag for more."""
 
     def __call__(self, overrides: list[str]) -> None:
         from epg.runs import train
 
-        if self.encoder is None and not self.from_scratch:
+        if self.encoder is None and not self.from_scratch and self.resume is None:
             raise UserError(
                 "--encoder: which pre-trained encoder? Pass the run folder of `epg pretrain` (runs/"
                 f"{Path(self.recipe).stem}/pretraining by default), or --from-scratch."
@@ -65,7 +75,7 @@ class Finetune:
         if self.encoder is not None and self.from_scratch:
             raise UserError("--encoder and --from-scratch: choose one")
         config = configure(self.recipe, self.stage, overrides)
-        run = train(config, self.out or default_folder(config), encoder=self.encoder)
+        run = train(config, self.out, encoder=self.encoder, resume=self.resume, overrides=self.override)
         print(f"Generator: {run.folder}\nNext: epg sample {run.folder}")
 
 
@@ -102,7 +112,3 @@ def spell_out(arguments: list[str], flags: set[str]) -> list[str]:
         if argument.replace("_", "-") in flags and after not in ("True", "False"):
             spelled.append("True")
     return spelled
-
-
-def default_folder(config: "RunConfig") -> Path:
-    return Path("runs") / config.recipe / config.stage

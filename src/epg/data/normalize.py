@@ -10,7 +10,7 @@ from epg.errors import UserError
 
 @dataclass(frozen=True)
 class Normalizer:
-    """Affine normalisation per channel; `mean` and `std` are those of pixels in [0, 1]. Computes in float32."""
+    """Affine normalisation per channel; `mean` and `std` are those of pixels in [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -38,14 +38,14 @@ class Normalizer:
     def channels(self) -> int:
         return len(self.mean)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """uint8 pixels (N, C, H, W) -> float32 network values."""
-        return self.encode_unit(images.float() / 255)
+    def encode(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """uint8 pixels (N, C, H, W) -> network values, computed in and of this type."""
+        return self.encode_unit(images.to(dtype) / 255, dtype)
 
-    def encode_unit(self, images: Tensor) -> Tensor:
-        """Float pixels in [0, 1], (N, C, H, W) -> float32 network values."""
-        mean, double_std = self._statistics(images)
-        return (images.float() - mean) / double_std
+    def encode_unit(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Float pixels in [0, 1], (N, C, H, W) -> network values, computed in and of this type."""
+        mean, double_std = self._statistics(images, dtype)
+        return (images.to(dtype) - mean) / double_std
 
     def decode_unit(self, values: Tensor) -> Tensor:
         """Network values (N, C, H, W) -> float32 pixels, 0 to 1 where the values lie within `bounds`."""
@@ -61,15 +61,15 @@ class Normalizer:
         black = torch.zeros(1, self.channels, 1, 1, dtype=torch.uint8, device=device)
         return self.encode(black)[0], self.encode(black + 255)[0]
 
-    def _statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _statistics(self, images: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Mean and twice the std, (C, 1, 1)."""
         if images.ndim < 3 or images.shape[-3] != self.channels:
             raise UserError(
                 f"normalisation has {self.channels} channels, but the images have shape {tuple(images.shape)}"
             )
-        return self._column(self.mean, images.device), 2 * self._column(self.std, images.device)
-
-    @staticmethod
-    def _column(values: tuple[float, ...], device: torch.device) -> Tensor:
         # Filled on the device: copying a list there would make the host wait for everything queued before.
-        return torch.stack([torch.full((1, 1), value, dtype=torch.float32, device=device) for value in values])
+        mean, std = (
+            torch.stack([torch.full((1, 1), value, dtype=dtype, device=images.device) for value in values])
+            for values in (self.mean, self.std)
+        )
+        return mean, 2 * std

@@ -10,10 +10,10 @@ from epg.distributed import all_reduce_sum, world_size
 
 
 def sinusoidal_embedding(c: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """`[cos, sin]` embedding of c(t): (N,) -> (N, width), float32. An odd width is padded with a zero."""
+    """`[cos, sin]` embedding of c(t): (N,) -> (N, width), at least float32. An odd width is padded with a zero."""
     half = width // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=c.device) / half)
-    angles = c.float()[:, None] * frequencies  # (N, half)
+    angles = full_precision(c)[:, None] * frequencies  # (N, half)
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width - 2 * half))
 
 

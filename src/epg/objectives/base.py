@@ -31,6 +31,7 @@ class Objective(nn.Module):
         self.noise: NoiseConfig = config.noise
         self.shift = config.shift
         self.normalizer = normalizer_for(config)
+        self.dtype = torch.float64 if config.training.precision == "fp64" else torch.float32
 
     def forward(self, batch: Batch, step: int) -> Losses:
         raise NotImplementedError
@@ -48,11 +49,11 @@ class Objective(nn.Module):
 
     def draws(self, batch: Batch, step: int) -> Draws:
         """The random numbers of this batch at this step."""
-        return Draws(self.seed, step, batch.first, len(batch), self.block, batch.images.device)
+        return Draws(self.seed, step, batch.first, len(batch), self.block, batch.images.device, self.dtype)
 
     def plain_images(self, batch: Batch, draws: Draws, flip: bool) -> Tensor:
         """Network-range images (N, C, H, W), flipped at random."""
-        images = self.normalizer.encode(batch.images)
+        images = self.normalizer.encode(batch.images, self.dtype)
         return random_flip(images, draws.generators("flip")) if flip else images
 
     def dropped_labels(self, labels: Tensor, draws: Draws, null_class: int, probability: float) -> Tensor:

@@ -35,7 +35,8 @@ class Pretraining(Objective):
         draws = self.draws(batch, step)
         images = self.plain_images(batch, draws, self.config.flip)
         view1, view2 = (
-            self.normalizer.encode_unit(self.views(batch.images, draws.generators(f"view {v}"), v)) for v in (0, 1)
+            self.normalizer.encode_unit(self.views(batch.images, draws.generators(f"view {v}"), v), self.dtype)
+            for v in (0, 1)
         )
         levels = schedule.num_levels(step, self.total_steps, self.config.s0, self.config.s1)
         index = draws.shared_integer("level", levels - 1)

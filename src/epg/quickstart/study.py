@@ -17,14 +17,15 @@ from epg.config import RunConfig, Stage, parse
 from epg.data.dataset import ImageDataset
 from epg.data.loader import BatchLoader
 from epg.errors import UserError
-from epg.evaluation.evaluate import Reference, evaluate, images_and_labels, make_reference
+from epg.evaluation.quick import Reference, evaluate, images_and_labels, make_reference
 from epg.loading import generator_of, load
 from epg.networks import EPG
 from epg.pictures import save_grid
 from epg.quickstart.report import PartResult, StudyResult, write_report
 from epg.recipe import merge, run_config
-from epg.runs import build_objective, locked, open_training_data, prepare_run, resolve
+from epg.runs import build_objective, open_training_data, prepare_run, resolve
 from epg.training.checkpoint import listing, read
+from epg.training.lock import locked
 from epg.training.loop import Trainer
 from epg.training.tracking import read_log
 
@@ -264,12 +265,6 @@ def halvings(checkpoints: list[Path], milestones: int) -> list[Path]:
 def seconds_per_step(config: RunConfig, dataset: ImageDataset, timed: int = 6) -> float:
     """Median time of a training step, after two that warm up; nothing is written."""
     objective = build_objective(config)
-    if config.stage == "consistency":  # the real run has the auxiliary loss; its encoder costs the same untrained
-        from epg.networks.build import build_encoder
-        from epg.objectives.consistency import Consistency
-
-        assert isinstance(objective, Consistency)
-        objective.frozen_encoder = build_encoder(config.model, config.data).requires_grad_(False)
     trainer = Trainer(objective, dataset, config, Path())
     batches = iter(BatchLoader(dataset, batch_size=config.training.batch_size, seed=config.seed))
     times = []

@@ -18,6 +18,7 @@ from torch import nn
 
 from epg.data.loader import Batch
 from epg.distributed import rank, world_size
+from epg.errors import InterruptedRunError
 from epg.objectives.base import Objective
 
 STUCK_EXIT_CODE = 71
@@ -88,13 +89,25 @@ class StopSignals:
                 signal.signal(n, handler)
 
 
-def agree(*flags: float, device: torch.device) -> list[float]:
-    """The largest of each flag over all processes: every process then takes the same decision."""
-    if world_size() == 1:
-        return list(flags)
-    values = torch.tensor(flags, device=device)
-    dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return [float(value) for value in values.tolist()]
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """A stop signal inside the `with` raises InterruptedRunError: for start-up, when there is nothing to save yet."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise InterruptedRunError(
+            f"stopped by {signal.Signals(number).name} before the first step; nothing was lost. Run the same command "
+            "again."
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {n: signal.signal(n, stop) for n in StopSignals.NUMBERS}
+    try:
+        yield
+    finally:
+        for n, handler in previous.items():
+            signal.signal(n, handler)
 
 
 @torch.no_grad()

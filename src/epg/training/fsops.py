@@ -28,10 +28,15 @@ class Operation:
 
 Hook = Callable[[Operation, Callable[[], Any]], Any]
 hook: Hook | None = None
+done = 0
+"""Operations that this process has done so far."""
 
 
 def _do(action: Callable[[], Any], kind: Kind, path: Path, **details: Any) -> Any:
-    return action() if hook is None else hook(Operation(kind, path, **details), action)
+    global done
+    result = action() if hook is None else hook(Operation(kind, path, **details), action)
+    done += 1
+    return result
 
 
 class NewFile:

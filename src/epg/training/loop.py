@@ -16,21 +16,20 @@ from torch import Tensor
 from epg.config import RunConfig
 from epg.data.dataset import ImageDataset
 from epg.data.loader import Batch, BatchLoader
-from epg.distributed import full, rank, world_size
-from epg.errors import ArtefactError, DivergedError, InterruptedRunError
+from epg.distributed import agree, full, rank, world_size
+from epg.errors import DivergedError, InterruptedRunError, PeerError
 from epg.objectives.base import Objective
-from epg.training import checkpoint
 from epg.training.ema import EMA
-from epg.training.faults import LossScale, StopSignals, Watchdog, agree, explain_non_finite
-from epg.training.meter import Meter, Speed, means
+from epg.training.faults import LossScale, StopSignals, Watchdog, explain_non_finite
 from epg.training.optim import learning_rate, make_optimizer
 from epg.training.parallel import gradient_sync, pick_device, refuse_uneven_processes, wrap
-from epg.training.snapshot import capture, non_finite, restore
-from epg.training.spikes import LossSpikeWarning, SpikeDetector
-from epg.training.throughput import peak_memory
+from epg.training.report import Reporter
+from epg.training.resume import Start
+from epg.training.snapshot import capture, restore
 from epg.training.tracking import Trackers, open_trackers, require_trackers
 from epg.training.writer import CheckpointWriter
 
+WRITE_POLL = 0.2  # seconds between questions whether the checkpoint before is written
 Preview = Callable[[Path], None]
 """Draws a sample grid with the network's present weights into a PNG file."""
 
@@ -44,7 +43,7 @@ class StepResult:
 
 
 class Trainer:
-    """Trains `objective` on `dataset` into the run folder `folder`; running it again continues where it was.
+    """Trains `objective` on `dataset` into the run folder `folder`, from the checkpoint `start` or from the beginning.
 
     Everything random is keyed by (seed, step, sample), so what is restored is weights, averages, optimizer and step.
 
@@ -60,13 +59,14 @@ class Trainer:
         config: RunConfig,
         folder: Path,
         preview: Preview | None = None,
+        start: Start | None = None,
     ) -> None:
-        self.config, self.dataset, self.folder, self.preview = config, dataset, folder, preview
+        self.config, self.dataset, self.folder, self.preview, self.start = config, dataset, folder, preview, start
         refuse_uneven_processes(config, world_size())
         require_trackers(config)
         self.device = pick_device(config.training.device)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.training.tf32
-        self.objective = objective.to(self.device).train()
+        self.objective = objective.to(self.device, objective.dtype).train()
         self.wrapped = wrap(self.objective, config)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.objective, config.optimizer)
@@ -75,18 +75,20 @@ class Trainer:
         self.loss_scale = LossScale(enabled=config.training.precision == "fp16")
         self.signals = StopSignals()
         self.watchdog = Watchdog(config.training.timeout)
-        self.spikes = SpikeDetector()
         self.stop_signal = 0.0
         self.step = self.skipped = self.skipped_in_row = 0
 
     # The loop -------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Trains to `config.training.steps`, resuming from the newest valid checkpoint in the run folder."""
-        self.restore()
+        """Trains to `config.training.steps`."""
+        with self.signals.caught():
+            self.restore()
+            if self.step < self.config.training.steps:
+                self._train()
+
+    def _train(self) -> None:
         training = self.config.training
-        if self.step >= training.steps:
-            return
         loader = BatchLoader(
             self.dataset,
             batch_size=training.batch_size,
@@ -98,28 +100,23 @@ class Trainer:
             workers=self.config.data.workers,
             pin_memory=self.device.type == "cuda",
         )
-        speed = Speed(self.config, self.device, self.step)
-        with (
-            self.signals.caught(),
-            self.writer,
-            self.watchdog.watching(),
-            open_trackers(self.config, self.folder, self.step) as trackers,
-        ):
-            meter = Meter()
+        reporter = Reporter(self.config, self.device, self.step)
+        with self.writer, self.watchdog.watching(), open_trackers(self.config, self.folder, self.step) as trackers:
             batches = iter(loader)
             while self.step < training.steps:
                 waiting = time.perf_counter()
                 micro_batches = next(batches)
                 waited = time.perf_counter() - waiting
                 result = self.train_step(micro_batches)
-                meter.add(self.step - 1, result.losses, waited)
+                reporter.add(self.step - 1, result.losses, waited)
                 trackers.advance(self.step)
-                if self.step % training.log_every == 0 or self.step == training.steps:
-                    self._log(trackers, meter, speed, result.lr, micro_batches[0])
+                log = self.step % training.log_every == 0 or self.step == training.steps
+                if log:
+                    trackers.log(self.step, reporter.line(self.step, self._numbers(result, micro_batches[0])))
                 self._after_step(trackers)
                 self.watchdog.beat(self.step)
-                if self.step % training.log_every == 0:
-                    meter = Meter()
+                if log:
+                    reporter.restart()
 
     def train_step(self, micro_batches: Sequence[Batch]) -> StepResult:
         """One optimizer step; skipped, on every process together, where the gradient is not finite.
@@ -132,9 +129,15 @@ class Trainer:
         self.loss_scale.unscale(self.parameters)
         clip = self.config.optimizer.clip
         norm = full(torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if clip is None else clip))
-        bad, self.stop_signal = agree(
-            float(not bool(torch.isfinite(norm + losses["loss"]))), self.signals.received, device=self.device
+        bad, self.stop_signal, failed = agree(
+            float(not bool(torch.isfinite(norm + losses["loss"]))),
+            self.signals.received,
+            self.writer.failed,
+            device=self.device,
         )
+        if failed:
+            self.writer.finish()  # raises in the process that writes
+            raise PeerError("rank 0 could not write a checkpoint; it says why", DivergedError.exit_code)
         lr = learning_rate(self.step, training.steps, self.config.optimizer, training.batch_size)
         if bad:
             self._skip(batches, losses, norm)
@@ -180,37 +183,12 @@ class Trainer:
             "--training.precision fp32, and run again."
         )
 
-    def _log(self, trackers: Trackers, meter: Meter, speed: Speed, lr: float, batch: Batch) -> None:
-        """One log line, and a warning for every loss spike since the last one. All processes call it."""
-        history = meter.history()
-        rates = speed.numbers(meter, self.step)
-        wait, memory = agree(meter.waited / meter.elapsed, peak_memory(self.device), device=self.device)
+    def _numbers(self, result: StepResult, batch: Batch) -> dict[str, float | Tensor]:
+        """What a log line says besides losses and rates. All processes call it together."""
         with self._autocast():
             diagnostics = self.objective.diagnostics(batch.to(self.device), self.step - 1)
-        numbers = {
-            **means(history),
-            "lr": lr,
-            "skipped": self.skipped,
-            **self.objective.schedule_numbers(self.step - 1),
-            **rates,
-            "data_wait": wait,
-            "peak_memory_gib": memory,
-            **self._report_spikes(meter.steps, history),
-            **{name: float(value) for name, value in diagnostics.items()},
-        }
-        trackers.log(self.step, numbers)
-
-    def _report_spikes(self, steps: Sequence[int], history: dict[str, list[float]]) -> dict[str, float]:
-        """Warns of every spike; the number so far, and where the last one was."""
-        terms = {name: values for name, values in history.items() if "/" not in name and name != "grad_norm"}
-        numbers: dict[str, float] = {}
-        for i, step in enumerate(steps):
-            spikes = self.spikes.check(step, {name: values[i] for name, values in terms.items()})
-            if spikes:
-                numbers = {"spike_step": step, "spike_ratio": spikes[0].ratio}
-                if rank() == 0:
-                    warnings.warn("; ".join(map(str, spikes)), LossSpikeWarning, stacklevel=2)
-        return {"spikes": self.spikes.count, **numbers}
+        schedules = self.objective.schedule_numbers(self.step - 1)
+        return {"lr": result.lr, "skipped": self.skipped, **schedules, **diagnostics}
 
     def _after_step(self, trackers: Trackers) -> None:
         training, last = self.config.training, self.step == self.config.training.steps
@@ -242,19 +220,11 @@ class Trainer:
     # State ----------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Hands the completed step to the checkpoint writer; every process gathers, the first one writes.
-
-        Raises DivergedError rather than write anything that is not finite.
-        """
+        """Hands the completed step to the checkpoint writer; every process gathers, the first one writes."""
+        self._await_writer()
         tensors = capture(self.objective, self.optimizer, self.ema)
         if rank() != 0:
             return
-        broken = non_finite(tensors)
-        if broken:
-            raise DivergedError(
-                f"step {self.step}: {', '.join(broken[:3])} is not finite, so no checkpoint was written. Those before "
-                f"it are intact in {self.folder}; run again from them, with a lower --optimizer.lr if it recurs."
-            )
         state = {
             "config": self.config.model_dump(mode="json"),
             "class_names": list(self.dataset.class_names),
@@ -263,19 +233,26 @@ class Trainer:
             "skipped_in_row": self.skipped_in_row,
             "loss_scale": self.loss_scale.scale,
             "loss_scale_good_steps": self.loss_scale.good_steps,
+            "history": [] if self.start is None else self.start.history,
         }
         self.writer.submit(self.step, tensors, state)
 
+    def _await_writer(self) -> None:
+        """Waits for the write under way, on every process, telling the watchdogs as long as it gets on."""
+        before = -1.0
+        while True:
+            busy, progress = agree(self.writer.busy(WRITE_POLL), self.writer.progress, device=self.device)
+            if not busy:
+                return
+            if progress != before:
+                self.watchdog.beat(self.step)
+            before = progress
+
     def restore(self) -> None:
-        """Continues from the newest valid checkpoint of the run folder, if there is one."""
-        found = checkpoint.newest(self.folder / "checkpoints")
-        if found is None:
+        """Continues from the checkpoint that this run starts from, if there is one."""
+        if self.start is None:
             return
-        if found.state["data"] != self.dataset.fingerprint():
-            raise ArtefactError(
-                f"{self.folder}: was trained on other images than --data.source {self.config.data.source}. "
-                "Choose another --out, or the data it began with."
-            )
+        found = self.start.checkpoint
         if found.manifest.threads != torch.get_num_threads():
             warnings.warn(
                 f"{found.path}: written with {found.manifest.threads} CPU threads, continued with "

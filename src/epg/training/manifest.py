@@ -29,6 +29,16 @@ class _Strict(BaseModel):
 T = TypeVar("T", bound=_Strict)
 
 
+class Event(_Strict):
+    """What makes a run more than one configuration trained once: continued from another run, or with other settings."""
+
+    step: Annotated[int, Field(ge=0)]
+    resumed_from: str | None
+    """Digest of the manifest of another run's checkpoint, where it began with `--resume`."""
+    changed: dict[str, list[Any]]
+    """Settings changed with `--override`: [old, new]."""
+
+
 class State(_Strict):
     """`state.json`: whatever is no tensor. A new field of the training loop is added here."""
 
@@ -44,6 +54,8 @@ class State(_Strict):
     skipped_in_row: Annotated[int, Field(ge=0)]
     loss_scale: Annotated[float, Field(gt=0)]
     loss_scale_good_steps: Annotated[int, Field(ge=0)]
+    history: list[Event]
+    """Oldest first; empty for most runs."""
 
 
 class FileEntry(_Strict):

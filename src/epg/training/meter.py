@@ -8,6 +8,7 @@ from torch import Tensor
 
 from epg.config import RunConfig
 from epg.distributed import all_reduce_sum, world_size
+from epg.networks.layers import full_precision
 from epg.objectives.diagnostics import SHARE
 from epg.training.throughput import peak_flops, training_flops
 
@@ -31,7 +32,7 @@ class Meter:
         if losses:
             self.names = tuple(losses)
             self.steps.append(step)
-            self.rows.append(torch.stack([value.detach().float() for value in losses.values()]))
+            self.rows.append(torch.stack([full_precision(value.detach()) for value in losses.values()]))
 
     def history(self) -> dict[str, list[float]]:
         """Every number of every step, averaged over processes: one collective and one copy from the device."""

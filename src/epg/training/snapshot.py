@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from epg.distributed import full, local, shard_like
+from epg.distributed import failing_together, full, local, shard_like
 from epg.errors import ArtefactError
 from epg.objectives.base import Objective
 from epg.training import artefact
@@ -25,7 +25,8 @@ def capture(objective: Objective, optimizer: torch.optim.Optimizer, ema: EMA) ->
 
 def restore(found: Checkpoint, objective: Objective, optimizer: torch.optim.Optimizer, ema: EMA) -> None:
     """The inverse of `capture`; raises ArtefactError, before anything is changed, if a tensor does not fit."""
-    tensors = read_groups(found, objective, ema)
+    with failing_together():
+        tensors = read_groups(found, objective, ema)
     fill(objective, tensors["model"])
     for name in ema.shadows:
         ema.load(name, tensors[name])
@@ -48,16 +49,6 @@ def read_groups(found: Checkpoint, objective: Objective, ema: EMA) -> Groups:
     for name, group in expected.items():
         artefact.match(tensors[name], group, f"{found.path / name}.safetensors")
     return tensors
-
-
-def non_finite(groups: Groups) -> list[str]:
-    """`group tensor` of everything that is NaN or infinite."""
-    return [
-        f"{group} {name}"
-        for group, named in groups.items()
-        for name, tensor in named.items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-    ]
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:

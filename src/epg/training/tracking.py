@@ -38,8 +38,10 @@ class JSONLTracker:
     def __init__(self, folder: Path, resumed_at: int) -> None:
         self.file = folder / "log.jsonl"
         if self.file.exists():
-            kept = [line for line in self.file.read_text().splitlines() if _step_of(line) <= resumed_at]
-            self.file.write_text("".join(line + "\n" for line in kept))
+            lines = self.file.read_text().splitlines()
+            kept = [line for line in lines if _step_of(line) <= resumed_at]
+            if len(kept) < len(lines) or not self.file.read_text().endswith("\n"):
+                _replace(self.file, "".join(line + "\n" for line in kept))
         self.stream: IO[str] = self.file.open("a", buffering=1)
 
     def log(self, step: int, numbers: Numbers) -> None:
@@ -50,6 +52,16 @@ class JSONLTracker:
 
     def close(self) -> None:
         self.stream.close()
+
+
+def _replace(file: Path, text: str) -> None:
+    """Another content for a file, at once: a crash leaves the old one or the new one."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    with temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
 
 
 def _step_of(line: str) -> float:

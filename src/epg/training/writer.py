@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from epg.errors import InterruptedRunError, OutputError
-from epg.training import checkpoint, export
+from epg.errors import DivergedError, InterruptedRunError, OutputError
+from epg.training import artefact, checkpoint, export, fsops
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 RETRIES = 3
@@ -44,7 +44,8 @@ class CheckpointWriter:
 
     A write that fails (disk full, read-only, I/O error) is tried again `RETRIES` times and then given up with a
     warning; training continues, earlier checkpoints stay, and the next one tries afresh. Only `finish`, at the end of
-    the run, turns a failed last checkpoint into an error. At most one write is under way.
+    the run, turns a failed last checkpoint into an error. At most one write is under way. What is not finite is not
+    written: that, and whatever else goes wrong, is `failed`, for the training to stop.
 
     As a context manager around the training it waits at the end for the write under way, and raises OutputError if the
     run ends, or stops as asked, without its last checkpoint. On a second Ctrl-C it does not wait.
@@ -59,10 +60,29 @@ class CheckpointWriter:
         self._failure: BaseException | None = None  # of the newest checkpoint
         self._reported = False
 
+    @property
+    def failed(self) -> bool:
+        """Whether something went wrong that no later checkpoint puts right; `finish` raises it."""
+        return self._failure is not None and not isinstance(self._failure, OutputError)
+
+    def busy(self, patience: float) -> bool:
+        """Whether a write is still under way after `patience` seconds; it is not tried again, as a newer one waits."""
+        self._superseded.set()
+        if self._thread is not None:
+            self._thread.join(patience)
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def progress(self) -> int:
+        """Grows as long as a write gets on."""
+        return fsops.done
+
     def submit(self, step: int, tensors: Groups, state: Mapping[str, Any]) -> None:
         """Copies the tensors, then writes the copies in the background. Waits for the write under way first."""
         self._superseded.set()  # whatever is waiting to be tried again is out of date
         self._join()
+        if self.failed:
+            return
         self.poll()
         self._superseded.clear()
         self._failure, self._reported = None, False
@@ -74,16 +94,13 @@ class CheckpointWriter:
         self._thread.start()
 
     def poll(self) -> None:
-        """Says once, as a warning, that the newest checkpoint could not be written; raises whatever else went wrong."""
-        if self._failure is None or self._reported:
-            return
-        self._reported = True
-        if not isinstance(self._failure, OutputError):
-            raise self._failure
-        warnings.warn(f"{self._failure} Training goes on; the next checkpoint tries again.", stacklevel=2)
+        """Says once, as a warning, that the newest checkpoint could not be written."""
+        if isinstance(self._failure, OutputError) and not self._reported:
+            self._reported = True
+            warnings.warn(f"{self._failure} Training goes on; the next checkpoint tries again.", stacklevel=2)
 
     def finish(self) -> None:
-        """Waits until the newest checkpoint is written and verified. Raises OutputError if that failed."""
+        """Waits until the newest checkpoint is written and verified. Raises OutputError, or what else failed."""
         self._join()
         if self._failure is not None:
             raise self._failure
@@ -107,6 +124,13 @@ class CheckpointWriter:
 
     def _write(self, step: int, tensors: Groups, state: Mapping[str, Any]) -> None:
         saved, delay = False, self.first_delay
+        for name, group in tensors.items():
+            if broken := artefact.not_finite(group):
+                self._failure = DivergedError(
+                    f"step {step}: {name} {broken} is not finite, so no checkpoint was written. Those before it are "
+                    f"intact in {self.run}; run again from them, with a lower --optimizer.lr if it recurs."
+                )
+                return
         for attempt in range(1 + RETRIES):
             try:
                 if not saved:
@@ -117,7 +141,7 @@ class CheckpointWriter:
                 return
             except OutputError as error:
                 self._failure = error
-            except BaseException as error:  # raised again by the training thread
+            except BaseException as error:  # raised again by `finish`
                 self._failure = error
                 return
             if attempt < RETRIES and self._superseded.wait(delay):
