@@ -7,7 +7,7 @@ import torch
 from epg.config import DataConfig
 from epg.errors import UserError
 from epg.evaluation.classifier import FEATURES, Classifier, train_classifier
-from epg.evaluation.evaluate import make_reference
+from epg.evaluation.quick import make_reference
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 12), (3, 32), (1, 37), (3, 64)])

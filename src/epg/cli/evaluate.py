@@ -21,7 +21,7 @@ class Evaluate:
     device: str = "auto"
 
     def __call__(self) -> None:
-        from epg.evaluation.evaluate import evaluate_checkpoint
+        from epg.evaluation.quick import evaluate_checkpoint
 
         evaluate_checkpoint(
             self.checkpoint,

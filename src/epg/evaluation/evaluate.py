@@ -1,154 +1,128 @@
-"""`epg evaluate`: how good are the samples of a labelled (or small) data set, judged without any download.
+"""Judge images against a reference: features of all of them, the chosen metrics, a receipt."""
 
-A classifier trained on the data set's own labels says how often a class-conditional sample is recognised as its class,
-and its features carry a Frechet distance. The distance between real training and real held-out images is the floor.
-Figures of this kind compare models of one data set; they are not FIDs.
-"""
+import time
+from collections.abc import Sequence
+from typing import Any
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from epg.distributed import rank
+from epg.errors import UserError
+from epg.evaluation import receipt
+from epg.evaluation.accuracy import accuracy
+from epg.evaluation.extraction import Collector, extract
+from epg.evaluation.extractors.base import LOGITS, Extractor
+from epg.evaluation.measures import ACCURACY, MEASURES, Evidence, choose
+from epg.evaluation.receipt import ClassAccuracy, Number, Receipt
+from epg.evaluation.reference import Reference
+from epg.evaluation.sources import ImageSource, Progress
 
-import numpy as np
-import torch
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-
-from epg.config import DataConfig, SamplingConfig, parse
-from epg.data.dataset import ImageDataset, NoSplitError
-from epg.errors import OutputError, UserError
-from epg.evaluation.classifier import Judge, train_classifier
-from epg.evaluation.metrics import frechet_between
-from epg.generator import Generator
-from epg.loading import load
-from epg.randomness import generator
-from epg.runs import open_training_data
-from epg.training.checkpoint import find
-from epg.training.parallel import pick_device
-
-MOST_IMAGES = 20_000  # of each real split: enough for the statistics of 64 features
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Real images of a data set, split in two, and a classifier trained on the first half of the split."""
-
-    train: tuple[Tensor, Tensor]
-    held_out: tuple[Tensor, Tensor]
-    judge: Judge
-
-    @property
-    def floor(self) -> float:
-        """Frechet distance between real training and real held-out images."""
-        return frechet_between(self.judge.features(self.train[0]), self.judge.features(self.held_out[0]))
-
-    def distance(self, images: Tensor) -> float:
-        """Frechet distance of uint8 images (N, C, H, W) to the real training images."""
-        return frechet_between(self.judge.features(images), self.judge.features(self.train[0]))
-
-
-def images_and_labels(dataset: ImageDataset, indices: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-    """uint8 (N, C, H, W) and int64 (N,) of (some of) a data set."""
-    chosen = range(len(dataset)) if indices is None else indices
-    images = torch.stack([torch.from_numpy(np.array(dataset[int(i)][0])) for i in chosen])
-    return images, torch.from_numpy(dataset.labels[np.asarray(chosen)])
-
-
-def make_reference(data: DataConfig, seed: int = 0, steps: int = 400) -> Reference:
-    """Opens the data's train and test split (without one, a fifth is held out) and trains the classifier.
-
-    Raises UserError where there are no labels or only one class: then there is nothing to recognise.
-    """
-    train_set = open_training_data(data)
-    if train_set.num_classes < 2:
-        raise UserError(f"{data.source}: evaluation with a classifier needs labels of at least two classes")
-    shuffled = torch.randperm(len(train_set), generator=generator("cpu", seed, "reference")).numpy()
-    try:
-        test_set = open_training_data(data, split="test")
-        train, held_out = shuffled[:MOST_IMAGES], None
-    except NoSplitError:
-        test_set, cut = train_set, max(2, len(train_set) // 5)
-        train, held_out = shuffled[cut : cut + MOST_IMAGES], shuffled[:cut][:MOST_IMAGES]
-    if held_out is None:
-        held_out = np.arange(len(test_set))[:MOST_IMAGES]
-    real, unseen = images_and_labels(train_set, train), images_and_labels(test_set, held_out)
-    judge = train_classifier(real, unseen, train_set.num_classes, seed=seed, steps=steps)
-    return Reference(real, unseen, judge)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Numbers of one generator."""
-
-    accuracy: float
-    """Share of samples recognised as the class they were asked for."""
-    frechet: float
-    """Frechet distance to the training images in the classifier's features."""
-    floor: float
-    """The same distance between real training and real held-out images."""
-    classifier_accuracy: float
-    """Of the classifier on held-out real images: how far `accuracy` can be trusted."""
-    count: int
-    seed: int
+FEW = 10_000  # samples, below which Frechet distances are visibly biased
 
 
 def evaluate(
-    model: Generator,
-    reference: Reference,
+    samples: ImageSource,
+    reference: Reference | None,
+    extractors: Sequence[Extractor],
+    words: Sequence[str] | None = None,
     *,
-    count: int = 1000,
+    batch_size: int = 64,
     seed: int = 0,
-    batch_size: int = 250,
-    sampling: SamplingConfig | None = None,
-) -> tuple[Evaluation, Tensor]:
-    """Samples `count` images with labels in turn; numbers and the uint8 images (count, C, H, W)."""
-    labels = model.make_labels(count, balanced=True, seed=seed)
-    if labels is None:
-        raise UserError("evaluation with a classifier needs a class-conditional model")
-    images = model.sample(labels, seed=seed, batch_size=batch_size, sampling=sampling)
-    judge = reference.judge
-    numbers = Evaluation(
-        judge.accuracy(images, labels),
-        reference.distance(images),
-        reference.floor,
-        judge.held_out_accuracy,
-        count,
-        seed,
+    on_progress: Progress | None = None,
+    warnings: Sequence[str] = (),
+) -> Receipt | None:
+    """Every process must call it; the first one gets the receipt, the others None.
+
+    Args:
+        reference: on the first process; it must have statistics of every extractor.
+        words: metrics (`measures.NAMES`); None takes the usual ones of each extractor.
+        batch_size: images that a process reads or samples at once; no number depends on it.
+        seed: of the subsets of KID.
+        warnings: what the receipt should repeat.
+
+    Raises:
+        UserError: metrics that do not fit extractors, samples or reference.
+    """
+    started = time.monotonic()
+    chosen = choose(words, extractors)
+    if words is None and samples.labels is None:
+        chosen = {name: [word for word in of if word != ACCURACY] for name, of in chosen.items()}
+    _check(samples, reference, chosen)
+    collector = Collector()
+    pixels = extract(samples, extractors, collector, batch_size=batch_size, on_progress=on_progress)
+    if pixels is None:
+        return None
+    assert reference is not None
+    numbers: dict[str, Number] = {}
+    classes: list[ClassAccuracy] = []
+    for extractor in extractors:
+        evidence = Evidence(
+            extractor.name, collector.outputs(extractor.name), reference.statistics[extractor.name], seed
+        )
+        for word in chosen[extractor.name]:
+            if word == ACCURACY:
+                assert samples.labels is not None
+                number, classes = accuracy(evidence.outputs[LOGITS], samples.labels, extractor.class_names)
+                numbers[ACCURACY] = number
+            else:
+                numbers |= MEASURES[word].compute(evidence)
+    channels, height, width = samples.shape
+    return Receipt(
+        metrics=numbers,
+        samples={
+            "count": samples.count,
+            "shape": [channels, height, width],
+            "pixels": pixels,
+            **samples.describe(),
+        },
+        reference={"name": reference.name, "sha256": reference.sha256, **reference.manifest},
+        extractors={e.name: _described(e) for e in extractors},
+        classes=classes,
+        warnings=[*warnings, *_few(samples, numbers)],
+        seed=seed,
+        environment=receipt.environment(),
+        command=receipt.command(),
+        time=receipt.now(),
+        seconds=round(time.monotonic() - started, 3),
     )
-    return numbers, images
 
 
-def evaluate_checkpoint(
-    checkpoint: Path,
-    *,
-    count: int = 1000,
-    seed: int = 0,
-    batch_size: int = 250,
-    out: Path | None = None,
-    device: str = "auto",
-) -> Evaluation:
-    """`epg evaluate`: prints a table and writes the numbers as JSON."""
-    if count < 2:
-        raise UserError(f"--count {count}: must be at least 2")
-    found = find(checkpoint)
-    model = load(checkpoint, device=pick_device(device))
-    config = parse(found.state["config"], str(found.path))
-    numbers, _ = evaluate(model, make_reference(config.data), count=count, seed=seed, batch_size=batch_size)
-    table = Table("samples", "recognised", "Frechet distance", "real train-test", "classifier on real")
-    table.add_row(
-        str(count),
-        f"{numbers.accuracy:.1%}",
-        f"{numbers.frechet:.2f}",
-        f"{numbers.floor:.2f}",
-        f"{numbers.classifier_accuracy:.1%}",
-    )
-    Console().print(table)
-    file = out or found.path.parent.parent / "evaluation.json"
-    content = {"checkpoint": str(found.path), "sampling": model.sampling.model_dump(mode="json"), **asdict(numbers)}
-    try:
-        file.write_text(json.dumps(content, indent=1))
-    except OSError as error:
-        raise OutputError(f"--out {file}: cannot be written ({error.strerror})") from error
-    print(f"numbers in {file}")
-    return numbers
+def _described(extractor: Extractor) -> dict[str, Any]:
+    told: dict[str, Any] = {"sha256": extractor.sha256, "preprocessing": extractor.preprocessing}
+    if extractor.held_out_accuracy is not None:
+        told["held_out_accuracy"] = extractor.held_out_accuracy
+    return told
+
+
+def _check(samples: ImageSource, reference: Reference | None, chosen: dict[str, list[str]]) -> None:
+    """Everything that can be refused before hours of sampling."""
+    words = {word for of in chosen.values() for word in of}
+    if ACCURACY in words and samples.labels is None:
+        raise UserError("--metrics accuracy: these samples have no labels")
+    least = 6 if words & {"pr", "dc"} else 2
+    if samples.count < least:
+        raise UserError(f"--count {samples.count}: these metrics need at least {least} images")
+    if rank() != 0:
+        return
+    assert reference is not None
+    for name, of in chosen.items():
+        statistics = reference.statistics.get(name)
+        if statistics is None:
+            have = ", ".join(reference.statistics) or "none"
+            raise UserError(f"--reference {reference.name}: has no {name} statistics, only {have}")
+        measures = [MEASURES[word] for word in of if word != ACCURACY]
+        missing = {m.output for m in measures if not m.needs_images} - statistics.moments.keys() - {LOGITS}
+        if missing:
+            raise UserError(f"--reference {reference.name}: has no statistics of {name}'s {', '.join(missing)}")
+        if any(m.needs_images for m in measures) and statistics.features is None:
+            raise UserError(
+                f"--reference {reference.name}: has mean and covariance but no images; precision, recall, density, "
+                "coverage and kernel distances need them. Leave these out of --metrics, or use another reference."
+            )
+
+
+def _few(samples: ImageSource, numbers: dict[str, Number]) -> list[str]:
+    if samples.count >= FEW or not any(key.split("_")[0] in ("fid", "sfid", "fd") for key in numbers):
+        return []
+    return [
+        f"{samples.count} samples: Frechet distances are biased upwards by small sets; compare only with numbers from "
+        "as many samples (papers use 50,000)"
+    ]

@@ -5,17 +5,20 @@ from epg.evaluation.metrics.frechet import (
     MomentsAccumulator,
     frechet_between,
     frechet_distance,
+    merged,
     statistics,
 )
-from epg.evaluation.metrics.kernels import gaussian_mmd, kernel_inception_distance
+from epg.evaluation.metrics.kernels import SUBSET_SIZE, gaussian_mmd, kernel_inception_distance
 from epg.evaluation.metrics.manifolds import (
     Manifold,
     density_coverage,
     precision_recall,
 )
-from epg.evaluation.metrics.score import inception_score
+from epg.evaluation.metrics.score import SPLIT, inception_score
 
 __all__ = [
+    "SPLIT",
+    "SUBSET_SIZE",
     "Manifold",
     "Moments",
     "MomentsAccumulator",
@@ -25,6 +28,7 @@ __all__ = [
     "gaussian_mmd",
     "inception_score",
     "kernel_inception_distance",
+    "merged",
     "precision_recall",
     "statistics",
 ]

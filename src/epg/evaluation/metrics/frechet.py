@@ -1,6 +1,8 @@
 """Mean and covariance of features, and the Frechet distance between two Gaussians (Heusel et al. 2017, eq. 6)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,6 +20,14 @@ class Moments:
     count: int
     mean: Array
     covariance: Array
+
+    @cached_property
+    def factor(self) -> Array:
+        """F (D, R) with `F F^T` the covariance, R its numerical rank."""
+        tensor = torch.from_numpy(np.ascontiguousarray(self.covariance, dtype=np.float64))
+        values, vectors = (t.numpy() for t in torch.linalg.eigh(tensor))  # ascending
+        kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
+        return vectors[:, kept] * np.sqrt(values[kept])
 
 
 class MomentsAccumulator:
@@ -76,6 +86,18 @@ def statistics(features: NDArray[np.floating]) -> Moments:
     return accumulator.moments()
 
 
+def merged(parts: Sequence[Moments]) -> Moments:
+    """Moments of several sets together (Chan et al. 1979)."""
+    count = sum(part.count for part in parts)
+    mean: Array = np.sum([part.mean * (part.count / count) for part in parts], axis=0)
+    scatter = np.zeros_like(parts[0].covariance)
+    for part in parts:
+        shift = part.mean - mean
+        scatter += part.covariance * (part.count - 1)
+        scatter += np.outer(shift, shift * part.count)
+    return Moments(count, mean, scatter / (count - 1))
+
+
 def frechet_distance(a: Moments, b: Moments) -> float:
     """`|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))` between two Gaussians.
 
@@ -86,18 +108,10 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of width {len(a.mean)} cannot be compared with features of width {len(b.mean)}")
-    product = torch.from_numpy(_factor(a.covariance).T @ _factor(b.covariance))
+    product = torch.from_numpy(a.factor.T @ b.factor)
     trace_root = float(torch.linalg.svdvals(product).sum()) if product.numel() else 0.0
     distance = np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * trace_root
     return float(max(distance, 0.0))
-
-
-def _factor(covariance: Array) -> Array:
-    """F (D, R) with `F F^T` the covariance, R its numerical rank."""
-    tensor = torch.from_numpy(np.ascontiguousarray(covariance, dtype=np.float64))
-    values, vectors = (t.numpy() for t in torch.linalg.eigh(tensor))  # ascending
-    kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
-    return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def frechet_between(features1: NDArray[np.floating], features2: NDArray[np.floating]) -> float:

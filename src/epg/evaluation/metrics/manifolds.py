@@ -90,16 +90,21 @@ class DensityCoverage:
     """How many balls of the reference a sample lies in, on average, over k: about 1 for real images, may exceed 1."""
     coverage: float
     """Share of the reference that has a sample inside its ball."""
+    density_error: float
+    """Standard error of the density over the samples."""
 
 
 def density_coverage(reference: Manifold, samples: Manifold, k: int = 5) -> DensityCoverage:
     """As the authors define them: inside means `distance < radius`, and only the reference has balls."""
     radii = reference.radii(k)
-    inside, covered = 0, torch.zeros(len(reference), dtype=torch.bool)
+    inside = torch.zeros(len(samples), dtype=torch.float64)  # in how many balls each sample is
+    covered = torch.zeros(len(reference), dtype=torch.bool)
     for i in range(0, len(reference), BLOCK):
         for j in range(0, len(samples), BLOCK):
             rows, columns = slice(i, i + BLOCK), slice(j, j + BLOCK)
             within = squared_distances(reference, rows, samples, columns) < radii[rows, None]
-            inside += int(within.sum())
+            inside[columns] += within.sum(0)
             covered[rows] |= within.any(1)
-    return DensityCoverage(inside / (k * len(samples)), float(covered.double().mean()))
+    density = inside / k
+    error = float(density.std() / len(samples) ** 0.5)
+    return DensityCoverage(float(density.mean()), float(covered.double().mean()), error)

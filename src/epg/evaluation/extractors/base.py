@@ -1,0 +1,29 @@
+"""What every extractor of features offers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+# Names of what an extractor computes for each image.
+FEATURES = "features"  # (N, D): Frechet distance, precision, recall, density, coverage, KID
+SPATIAL = "spatial"  # (N, S): sFID
+LOGITS = "logits"  # (N, classes): Inception score, recognised classes
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network that turns uint8 images (N, C, H, W) into float32 features on the CPU."""
+
+    name: str
+    """inception, dinov2, clip, classifier or encoder: numbers of different extractors never compare."""
+    sha256: str
+    """Of the weights: numbers of other weights do not compare either."""
+    preprocessing: str
+    """In words: resize, range, channels."""
+    compute: Callable[[Tensor], dict[str, Tensor]] = field(repr=False)
+    """uint8 (N, C, H, W) on the CPU -> FEATURES and, where there are any, SPATIAL and LOGITS, float32 on the CPU."""
+    class_names: tuple[str, ...] = ()
+    """What the logits stand for, where these are the classes of the data set."""
+    held_out_accuracy: float | None = None
+    """Of a classifier, on real images it has not seen."""

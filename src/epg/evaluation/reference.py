@@ -1,0 +1,111 @@
+"""What samples are compared with: statistics and features of real images, how they were made, and on disk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from epg.evaluation.extraction import Outputs, extract
+from epg.evaluation.extractors.base import FEATURES, SPATIAL, Extractor
+from epg.evaluation.metrics import Manifold, Moments, MomentsAccumulator
+from epg.evaluation.sources import ImageSource, Progress
+from epg.randomness import generator
+
+KEPT = 10_000  # features kept for precision, recall and the like: ADM's references have as many images
+LARGEST_K = 5
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of one extractor on the real images."""
+
+    extractor: str
+    sha256: str
+    """Of the extractor's weights; empty where whoever published the statistics does not say."""
+    preprocessing: str
+    moments: dict[str, Moments]
+    """By output: features and, with Inception, spatial. Over all images."""
+    features: NDArray[np.float32] | None
+    """(M, D) of the images kept for precision, recall, density, coverage and KID."""
+
+    @cached_property
+    def manifold(self) -> Manifold:
+        assert self.features is not None
+        return Manifold(self.features, min(LARGEST_K, len(self.features) - 1))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics of real images by extractor, and a manifest of how they were made."""
+
+    name: str
+    statistics: dict[str, Statistics]
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """image_size, channels, count, kept, seed, source (its `describe()`), pixels (sha256)."""
+    sha256: str = ""
+    """Of the file it was read from; empty for one that was just made."""
+
+
+def make_reference(
+    source: ImageSource,
+    extractors: Sequence[Extractor],
+    *,
+    kept: int = KEPT,
+    seed: int = 0,
+    batch_size: int = 64,
+    on_progress: Progress | None = None,
+) -> Reference | None:
+    """Statistics over all images, and the features of `kept` of them chosen at random; all processes must call it.
+
+    None on all processes but the first.
+    """
+    order = torch.randperm(source.count, generator=generator("cpu", seed, "reference"))
+    chosen = np.zeros(source.count, dtype=bool)
+    chosen[order[:kept].numpy()] = True
+    sinks = {extractor.name: _Sink(chosen) for extractor in extractors}
+
+    def receive(name: str, outputs: Outputs) -> None:
+        sinks[name].add(outputs)
+
+    pixels = extract(source, extractors, receive, batch_size=batch_size, on_progress=on_progress)
+    if pixels is None:
+        return None
+    channels, height, _ = source.shape
+    description = source.describe()
+    manifest = {
+        "image_size": height,
+        "channels": channels,
+        "count": source.count,
+        "kept": int(chosen.sum()),
+        "seed": seed,
+        "pixels": pixels,
+        "source": description,
+    }
+    statistics = {e.name: sinks[e.name].statistics(e) for e in extractors}
+    return Reference(str(description.get("name", "images")), statistics, manifest)
+
+
+class _Sink:
+    """Moments of everything, features of the chosen."""
+
+    def __init__(self, chosen: NDArray[np.bool_]) -> None:
+        self.chosen, self.position = chosen, 0
+        self.accumulators: dict[str, MomentsAccumulator] = {}
+        self.kept: list[NDArray[np.float32]] = []
+
+    def add(self, outputs: Outputs) -> None:
+        rows = outputs[FEATURES]
+        for name in (FEATURES, SPATIAL):
+            if name in outputs:
+                self.accumulators.setdefault(name, MomentsAccumulator()).add(outputs[name])
+        self.kept.append(rows[self.chosen[self.position : self.position + len(rows)]])
+        self.position += len(rows)
+
+    def statistics(self, extractor: Extractor) -> Statistics:
+        moments = {name: accumulator.moments() for name, accumulator in self.accumulators.items()}
+        features = np.concatenate(self.kept)
+        return Statistics(extractor.name, extractor.sha256, extractor.preprocessing, moments, features)

@@ -1,0 +1,29 @@
+"""A small random network as an extractor: real features without any weights to download."""
+
+import torch
+from torch import Tensor, nn
+
+from epg.evaluation.extractors.base import FEATURES, LOGITS, SPATIAL, Extractor
+
+
+def random_extractor(name: str = "random", channels: int = 3, width: int = 12, classes: int = 4) -> Extractor:
+    """Convolution, pooling and a head; weights depend on nothing but the sizes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        conv, head = nn.Conv2d(channels, width, 3, stride=2), nn.Linear(width, classes)
+
+    def compute(images: Tensor) -> dict[str, Tensor]:
+        maps = conv(images.float() / 127.5 - 1).relu()
+        features = maps.mean((2, 3))
+        return {FEATURES: features, SPATIAL: maps[:, :2].flatten(1), LOGITS: 20 * head(features)}
+
+    names = tuple(f"class {i}" for i in range(classes))
+    return Extractor(name, "0" * 64, "none", compute, class_names=names, held_out_accuracy=0.5)
+
+
+def random_images(count: int, size: int = 8, channels: int = 3, seed: int = 0) -> Tensor:
+    """Smooth uint8 pictures (N, C, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, channels, 2, 2, generator=generator)
+    smooth = nn.functional.interpolate(coarse, size=size, mode="bilinear")
+    return (255 * smooth).to(torch.uint8)
