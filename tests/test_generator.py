@@ -1,51 +1,23 @@
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
-from epg.config import RunConfig, SamplingConfig
-from epg.errors import ArtefactError, OutputError, UserError
-from epg.generator import Generator
+from epg.config import SamplingConfig
+from epg.errors import ArtefactError, UserError
+from epg.generator import to_half_precision
 from epg.info import list_recipes, nfe, print_info
-from epg.loading import generator_of, load
-from epg.networks import EPG
+from epg.loading import load
 from epg.networks.build import build_rcm
-from epg.objectives.diffusion import Diffusion
 from epg.objectives.pretraining import Pretraining
 from epg.pictures import grid, save_grid
 from epg.recipe import recipe_names, run_config
-from epg.sampling import write_samples
 from epg.training import checkpoint
-from epg.training.ema import EMA
-from tests.helpers import run_state, tiny_config, tiny_denoiser, tiny_epg
-
-NAMES = ("cat", "dog", "goldfish")
-SAMPLERS = ["heun", "euler", "edm_stochastic", "euler_ancestral", "one_step", "multistep"]
-
-
-def lively_epg(config: RunConfig, seed: int = 0) -> EPG:
-    """Weights so large that the noise decides what the images are."""
-    network = tiny_epg(config, seed)
-    with torch.no_grad():
-        network.encoder.patch_embedding.weight *= 6
-        network.decoder.out.weight *= 3
-    return network
-
-
-def tiny_generator(stage: str = "diffusion", seed: int = 0, **changes: Any) -> Generator:
-    config = tiny_config(stage, **changes)
-    return generator_of(config, lively_epg(config, seed), NAMES if config.model.num_classes else ())
-
-
-def levels_apart(a: Tensor, b: Tensor) -> int:
-    """Largest difference of two uint8 pictures."""
-    return int((a.int() - b.int()).abs().max())
-
+from tests.generators import NAMES, SAMPLERS, levels_apart, save_run, state_of, tiny_generator
+from tests.helpers import tiny_config, tiny_denoiser
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
 
@@ -161,8 +133,26 @@ def test_unconditional():
 
 @pytest.mark.parametrize("labels", [[3], [-1], [0, 7]])
 def test_labels_out_of_range(labels):
-    with pytest.raises(UserError, match="between 0 and 2"):
-        tiny_generator().sample(torch.tensor(labels))
+    model = tiny_generator()
+    for call in (model.sample, lambda given: model.draw(given, range(len(labels)))):
+        with pytest.raises(UserError, match="between 0 and 2"):
+            call(torch.tensor(labels))
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(3), torch.zeros(2, dtype=torch.long), torch.zeros(3, 1).bool()])
+def test_labels_of_another_shape_or_type(labels):
+    with pytest.raises(UserError, match="3 integers are expected"):
+        tiny_generator().draw(labels, range(3))
+
+
+def test_labels_of_no_use():
+    with pytest.raises(UserError, match="unconditional"):
+        tiny_generator(model={"num_classes": 0}).sample(torch.tensor([0]))
+
+
+def test_small_integers_as_labels():
+    model = tiny_generator()
+    assert torch.equal(model.sample(LABELS.to(torch.uint8)), model.sample(LABELS))
 
 
 def test_labels_and_guidance_matter():
@@ -179,6 +169,111 @@ def test_autoguidance():
     guided = model.sample(LABELS, sampling=sampling, guide=weak)
     assert levels_apart(guided, model.sample(LABELS, sampling=sampling)) > 5
     assert levels_apart(model.sample(LABELS, sampling=sampling, guide=model), model.sample(LABELS)) <= 1
+
+
+def test_an_unconditional_guide():
+    model, weak = tiny_generator(), tiny_generator(seed=1, model={"num_classes": 0})
+    sampling = SamplingConfig(steps=4, guidance=2.0, interval=(0.0, 100.0))
+    assert levels_apart(model.sample(LABELS, sampling=sampling, guide=weak), model.sample(LABELS)) > 5
+
+
+def test_evaluations_of_model_and_guide_run_neither():
+    model, weak = tiny_generator(), tiny_generator(seed=1)
+    for one in (model, weak):
+        one.denoiser.register_forward_pre_hook(lambda module, inputs: pytest.fail("evaluated"))
+    sampling = SamplingConfig(guidance=2.0)
+    assert model.evaluations(sampling, weak) == (63, 12)
+    assert model.evaluations(sampling) == (75, 0)
+    assert model.count_evaluations(sampling, weak) == 75
+
+
+# Batches, precision, waiting for the device ---------------------------------------------------------------------------
+
+
+def shapes_of_calls(model, sampling, guide=None):
+    """(level, batch size) of every call of the network while two images are drawn."""
+    calls = []
+    hook = model.denoiser.register_forward_pre_hook(lambda module, inputs: calls.append((inputs[1], len(inputs[0]))))
+    model.draw(LABELS[:2], [0, 1], 0, sampling, guide)
+    hook.remove()
+    return calls
+
+
+@pytest.mark.parametrize("sampler", ["heun", "euler", "edm_stochastic", "euler_ancestral"])
+def test_both_predictions_share_a_batch_inside_the_interval_alone(sampler):
+    model = tiny_generator(noise={"shift": 2.0})
+    calls = shapes_of_calls(model, SamplingConfig(sampler=sampler, steps=32, guidance=2.0))
+    inside = [sigma for sigma, size in calls if size == 4]
+    assert inside == [sigma for sigma, _ in calls if 0.38 < sigma <= 3.22]
+    assert 5 < len(inside) < len(calls)
+    assert all(size in (2, 4) for _, size in calls)
+    autoguided = shapes_of_calls(model, SamplingConfig(sampler=sampler, guidance=2.0), tiny_generator(seed=1))
+    assert {size for _, size in autoguided} == {2}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("stage", ["diffusion", "consistency"])
+def test_no_step_waits_for_the_device(stage, sampler):
+    """On the meta device nothing can be read back: whatever would make a host wait for a GPU raises there."""
+    model = tiny_generator(stage)
+    model.denoiser.to("meta")
+    sampling = SamplingConfig(sampler=sampler, steps=5, guidance=2.0 if stage == "diffusion" else 1.0)
+    assert model.draw(LABELS, range(8), 0, sampling).shape == (8, 1, 8, 8)
+
+
+def test_a_sampler_that_waits_is_noticed():
+    model = tiny_generator()
+    model.denoiser.to("meta")
+
+    def waiting(x, sigma):
+        denoised = model.denoise()(x, sigma)
+        return denoised if denoised.isfinite().all() else x
+
+    with pytest.raises(Exception, match=r"meta|Meta"):
+        model.walk(waiting, [0, 1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_step_synchronises_a_gpu(sampler, dtype):
+    model = tiny_generator()
+    to_half_precision(model.denoiser, dtype)
+    model.denoiser.cuda()
+    sampling = SamplingConfig(sampler=sampler, steps=5, guidance=2.0)
+    model.draw(LABELS, range(8), 0, sampling)  # first call: pinned memory, handles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        values = model.draw(LABELS, range(8), 0, sampling)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert values.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sampler", ["heun", "edm_stochastic"])
+def test_half_precision(dtype, sampler):
+    sampling = SamplingConfig(sampler=sampler, steps=8, guidance=1.5)
+    expected = tiny_generator().sample(LABELS, sampling=sampling)
+    model = tiny_generator()
+    to_half_precision(model.denoiser.network, dtype)
+    assert model.dtype == dtype
+    network = model.denoiser.network
+    assert network.decoder.blocks[0].mlp.fc1.weight.dtype == dtype
+    assert network.encoder.position_embedding.dtype == network.encoder.norm.weight.dtype == torch.float32
+    images = model.sample(LABELS, sampling=sampling)
+    assert 0 < (images.float() - expected.float()).abs().mean() <= 2
+    assert model.draw(LABELS, range(8)).dtype == torch.float32
+
+
+def test_half_precision_is_that_of_training():
+    """Converting the weights beforehand gives what autocast does with float32 weights."""
+    model, converted = tiny_generator(), tiny_generator()
+    to_half_precision(converted.denoiser.network, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model.sample(LABELS)
+    assert torch.equal(converted.sample(LABELS), expected)
 
 
 def test_progress():
@@ -201,8 +296,19 @@ def test_labels():
     assert torch.equal(drawn, model.make_labels(3000, balanced=False, seed=0))
     assert not torch.equal(drawn, model.make_labels(3000, balanced=False, seed=1))
     assert torch.equal(drawn[:100], model.make_labels(100, balanced=False, seed=0))
+    assert set(model.make_labels(100, classes=[2, 0], balanced=False).tolist()) == {0, 2}
     with pytest.raises(UserError, match="--classes 3: out of range, the model has classes 0 to 2"):
         model.make_labels(5, classes=[0, 3], balanced=True, seed=0)
+
+
+def test_random_labels_follow_the_training_set():
+    model = replace(tiny_generator(), class_counts=(700, 200, 100))
+    drawn = model.make_labels(10_000, balanced=False)
+    assert drawn.bincount().tolist() == pytest.approx([7000, 2000, 1000], abs=184)  # 4 standard errors
+    assert torch.equal(drawn[:100], model.make_labels(100, balanced=False))
+    some = model.make_labels(3000, classes=[2, 1], balanced=False)
+    assert some.bincount().tolist() == pytest.approx([0, 2000, 1000], abs=104)
+    assert model.make_labels(6, balanced=True).tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_labels_of_an_unconditional_model():
@@ -213,22 +319,6 @@ def test_labels_of_an_unconditional_model():
 
 
 # From a checkpoint ----------------------------------------------------------------------------------------------------
-
-
-def state_of(config: RunConfig) -> dict[str, Any]:
-    names = list(NAMES) if config.model.num_classes else []
-    return run_state(config, names)
-
-
-def save_run(folder: Path, config: RunConfig, seed: int = 0) -> Path:
-    """What a run of a tiny diffusion model leaves behind; the EMA of decay 0.5 is of another network."""
-    objective = Diffusion(lively_epg(config, seed), config)
-    tensors = {"model": objective.state_dict()}
-    for decay in config.training.ema:
-        source = objective.network if decay == 0.9 else lively_epg(config, seed + 1)
-        tensors[f"ema-{decay}"] = EMA(source, [decay]).state_dict(f"ema-{decay}")
-    checkpoint.save(folder / "checkpoints", 10, tensors, state_of(config), keep=2)
-    return folder
 
 
 @pytest.fixture
@@ -268,67 +358,6 @@ def test_an_encoder_cannot_sample(tmp_path):
 def test_nothing_to_load(tmp_path):
     with pytest.raises(ArtefactError, match="no checkpoint here"):
         load(tmp_path / "absent")
-
-
-def test_write_samples(run, tmp_path):
-    out = tmp_path / "out"
-    write_samples(run, out, count=5, batch_size=2, npz=True, device="cpu", seed=4)
-    assert sorted(p.name for p in out.iterdir()) == [*(f"{i:06d}.png" for i in range(5)), "grid.png", "samples.npz"]
-    labels = torch.tensor([0, 1, 2, 0, 1])
-    expected = load(run).sample(labels, seed=4)
-    with np.load(out / "samples.npz") as archive:
-        images, classes = archive["arr_0"], archive["arr_1"]
-    assert images.shape == (5, 8, 8, 1)
-    assert images.dtype == np.uint8
-    assert classes.tolist() == labels.tolist()
-    assert levels_apart(torch.from_numpy(images).permute(0, 3, 1, 2), expected) <= 1
-    for i in range(5):
-        picture = Image.open(out / f"{i:06d}.png")
-        assert (picture.size, picture.mode) == ((8, 8), "L")
-        assert np.array_equal(np.asarray(picture), images[i, :, :, 0])
-
-
-def test_write_colour_samples_of_an_unconditional_model(tmp_path):
-    config = tiny_config(data={"channels": 3}, model={"num_classes": 0})
-    write_samples(save_run(tmp_path / "run", config), tmp_path / "out", count=2, npz=True, device="cpu")
-    assert Image.open(tmp_path / "out" / "000001.png").mode == "RGB"
-    with np.load(tmp_path / "out" / "samples.npz") as archive:
-        assert archive.files == ["arr_0"]
-        assert archive["arr_0"].shape == (2, 8, 8, 3)
-
-
-def test_classes_by_name_and_number(run, tmp_path):
-    write_samples(run, tmp_path / "a", count=4, classes=["goldfish", "cat"], npz=True, device="cpu")
-    write_samples(run, tmp_path / "b", count=4, classes=["2", "0"], npz=True, device="cpu")
-    for name in ("a", "b"):
-        with np.load(tmp_path / name / "samples.npz") as archive:
-            assert archive["arr_1"].tolist() == [2, 0, 2, 0]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"classes": ["goldfsh"]}, "--classes goldfsh: no such class; did you mean goldfish"),
-        ({"classes": ["xyzzy"]}, "--classes xyzzy: no such class"),
-        ({"classes": ["9"]}, "--classes 9: out of range"),
-        ({"classes": ["²"]}, "--classes ²: no such class"),
-        ({"count": 0}, "--count 0"),
-        ({"batch_size": 0}, "--batch-size 0"),
-        ({"changes": {"steps": 1}}, "--steps 1"),
-        ({"changes": {"sampler": "one_step"}}, "--sampler one_step: for consistency models"),
-        ({"ema": 0.1}, "no EMA with decay 0.1"),
-    ],
-)
-def test_wrong_options(run, tmp_path, options, message):
-    with pytest.raises(UserError, match=message):
-        write_samples(run, tmp_path / "out", **{"count": 2, "device": "cpu", **options})
-
-
-def test_out_that_is_a_file(run, tmp_path):
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(OutputError, match="--out"):
-        write_samples(run, tmp_path / "out", count=1, device="cpu")
-    assert (tmp_path / "out").read_text() == "mine"
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------

@@ -5,11 +5,11 @@ Everything here works on plain tensors and needs neither a run folder nor the co
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from epg import samplers, schedule
 from epg.data.normalize import Normalizer
@@ -21,6 +21,8 @@ from epg.samplers import Watch
 
 if TYPE_CHECKING:
     from epg.config import NoiseConfig, SamplingConfig
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Generator:
     image_size: int
     sampling: "SamplingConfig"
     class_names: tuple[str, ...] = ()
+    class_counts: tuple[int, ...] = ()
+    """Training images of each class, where they are known: the distribution of random labels."""
 
     @property
     def num_classes(self) -> int:
@@ -44,6 +48,11 @@ class Generator:
         return next(self.denoiser.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the large weights: in half precision the network runs under autocast, the samplers stay in float32."""
+        return self.denoiser.network.encoder.patch_embedding.weight.dtype
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         return self.normalizer.channels, self.image_size, self.image_size
 
@@ -52,8 +61,11 @@ class Generator:
 
         They are drawn on the CPU, so that every device gives the same images. `step` is -1 for the start.
         """
-        draws = [torch.randn(self.image_shape, generator=generator("cpu", seed, "sample", i, step)) for i in indices]
-        return torch.stack(draws).to(self.device)
+        # From pinned memory the copy needs no synchronisation: a GPU computes while the next step's numbers are drawn.
+        noise = torch.empty((len(indices), *self.image_shape), pin_memory=self.device.type == "cuda")
+        for row, i in zip(noise, indices, strict=True):
+            torch.randn(self.image_shape, generator=generator("cpu", seed, "sample", i, step), out=row)
+        return noise.to(self.device, non_blocking=True)
 
     def sigmas(self, sampling: "SamplingConfig | None" = None) -> Tensor:
         """The shifted grid of sampling settings (None: the generator's own), float64, ending in 0."""
@@ -69,20 +81,43 @@ class Generator:
     ) -> Denoise:
         """D(x, sigma) for `epg.samplers`: labels (N,) and guidance are in it, and predictions keep to real pixels."""
         guided = self._guided(labels, sampling or self.sampling, guide)
-        return clamped(guided, self.normalizer.bounds(self.device))
+        denoise = clamped(guided, self.normalizer.bounds(self.device))
+        if self.dtype not in HALF:
+            return denoise
+
+        def in_half_precision(x: Tensor, sigma: float) -> Tensor:
+            with torch.autocast(self.device.type, self.dtype):
+                return denoise(x, sigma)
+
+        return in_half_precision
 
     def _guided(self, labels: Tensor | None, sampling: "SamplingConfig", guide: "Generator | None") -> Denoise:
         interval = (sampling.interval[0] * self.shift, sampling.interval[1] * self.shift)
         plain = bind(self.denoiser, labels)
         if guide is not None:
-            return Autoguidance(plain, bind(guide.denoiser, labels), sampling.guidance, interval)
+            weak = bind(guide.denoiser, labels if guide.num_classes else None)
+            return Autoguidance(plain, weak, sampling.guidance, interval)
         if sampling.guidance == 1:
             return plain
         if labels is None:
             raise UserError("--guidance: an unconditional model has no classifier-free guidance; leave it at 1")
         return IntervalGuidance(self.denoiser, labels, sampling.guidance, interval)
 
-    @torch.no_grad()
+    def place_labels(self, labels: Tensor | None, count: int) -> Tensor | None:
+        """Labels (count,) on the model's device, checked before: there, a wrong one would end the process.
+
+        Raises UserError for labels out of range or of another shape or type, and for any of an unconditional model.
+        """
+        if labels is None:
+            return None
+        if self.num_classes == 0:
+            raise UserError("labels: this model is unconditional and takes none")
+        if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise UserError(f"labels: {count} integers are expected, not {tuple(labels.shape)} {labels.dtype}")
+        if not bool(((labels >= 0) & (labels < self.num_classes)).all()):
+            raise UserError(f"labels must be between 0 and {self.num_classes - 1}")
+        return labels.to(self.device, torch.int64, non_blocking=True)
+
     def draw(
         self,
         labels: Tensor | None,
@@ -94,16 +129,30 @@ class Generator:
     ) -> Tensor:
         """One batch: network values (N, C, H, W) of the images with these indices of a seed.
 
+        On a GPU it returns before they are computed: nothing in it waits for the device.
+
         Args:
-            labels: (N,) int64, or None.
+            labels: (N,) integers, best on the CPU; None for an unconditional model, or the null class of another.
             sampling: sampler, steps and guidance; None takes the generator's own.
             guide: a weaker generator for autoguidance, in place of classifier-free guidance.
             watch: called after every step of a sampler that has several.
         """
+        labels = self.place_labels(labels, len(indices))
+        return self.walk(self.denoise(labels, sampling, guide), indices, seed, sampling, watch)
+
+    @torch.no_grad()
+    def walk(
+        self,
+        denoise: Denoise,
+        indices: Sequence[int],
+        seed: int = 0,
+        sampling: "SamplingConfig | None" = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """`draw` with a denoiser in the hand: the one that `denoise` gives, or something around it."""
         sampling = sampling or self.sampling
         sigmas = self.sigmas(sampling)
         x = self.unit_noise(indices, seed) * float(sigmas[0])
-        denoise = self.denoise(labels, sampling, guide)
 
         def noise(step: int) -> Tensor:
             return self.unit_noise(indices, seed, step)
@@ -146,27 +195,42 @@ class Generator:
         count = len(labels) if labels is not None else count
         if count is None:
             raise ValueError("an unconditional model needs `count`")
-        if labels is not None and self.num_classes and not bool(((labels >= 0) & (labels < self.num_classes)).all()):
-            raise UserError(f"labels must be between 0 and {self.num_classes - 1}")
+        self.place_labels(labels, count)  # all of them before the first batch is drawn
         parts = []
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
-            batch_labels = None if labels is None else labels[start:stop].to(self.device)
+            batch_labels = None if labels is None else labels[start:stop]
             drawn = self.draw(batch_labels, range(first + start, first + stop), seed, sampling, guide)
             parts.append(self.normalizer.decode(drawn).cpu())
             if on_progress:
                 on_progress(stop, count)
         return torch.cat(parts)
 
-    def count_evaluations(self, sampling: "SamplingConfig | None" = None) -> float:
-        """NFE of one image, counted by running the sampler."""
-        labels = torch.zeros(1, dtype=torch.long, device=self.device) if self.num_classes else None
-        with EvaluationCounter(self.denoiser) as counter:
-            self.draw(labels, [0], 0, sampling)
-        return counter.images
+    def count_evaluations(self, sampling: "SamplingConfig | None" = None, guide: "Generator | None" = None) -> float:
+        """NFE of one image, those of a guide included."""
+        return sum(self.evaluations(sampling, guide))
+
+    def evaluations(
+        self, sampling: "SamplingConfig | None" = None, guide: "Generator | None" = None
+    ) -> tuple[float, float]:
+        """Evaluations of one image, of this network and of the guide's, counted by running the sampler on neither."""
+        idle = replace(self, denoiser=_Idle(self.denoiser.network))
+        idle_guide = None if guide is None else replace(guide, denoiser=_Idle(guide.denoiser.network))
+        labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
+        with EvaluationCounter(idle.denoiser) as own:
+            if idle_guide is None:
+                idle.draw(labels, [0], 0, sampling)
+                return own.images, 0
+            with EvaluationCounter(idle_guide.denoiser) as weak:
+                idle.draw(labels, [0], 0, sampling, idle_guide)
+        return own.images, weak.images
 
     def make_labels(self, count: int, *, classes: Sequence[int] = (), balanced: bool, seed: int = 0) -> Tensor | None:
-        """Labels (count,): cycling through `classes` (or all) when balanced, drawn at random otherwise."""
+        """Labels (count,) of `classes` (or of all): in turn when balanced, else drawn at random.
+
+        Random ones follow `class_counts` where they are known and are uniform otherwise. Label i does not depend on
+        `count`. None for an unconditional model. Raises UserError for a class that the model does not have.
+        """
         if self.num_classes == 0:
             if classes:
                 raise UserError("--classes: this model is unconditional")
@@ -175,6 +239,33 @@ class Generator:
         if wrong:
             raise UserError(f"--classes {wrong[0]}: out of range, the model has classes 0 to {self.num_classes - 1}")
         choices = torch.tensor(list(classes) or range(self.num_classes))
-        if balanced or classes:
+        if balanced:
             return choices[torch.arange(count) % len(choices)]
-        return choices[torch.randint(len(choices), (count,), generator=generator("cpu", seed, "sample labels"))]
+        weights = torch.tensor(self.class_counts, dtype=torch.float64)[choices] if self.class_counts else None
+        if weights is None or not bool(weights.sum() > 0):
+            weights = torch.ones(len(choices), dtype=torch.float64)
+        drawn = torch.rand(count, generator=generator("cpu", seed, "sample labels"), dtype=torch.float64)
+        return choices[torch.searchsorted(weights.cumsum(0) / weights.sum(), drawn, right=True)]
+
+
+def to_half_precision(network: nn.Module, dtype: torch.dtype) -> None:
+    """Converts the weights that are multiplied, those of linear layers and convolutions, in place.
+
+    Norms, embeddings and all residual sums stay float32, as in training.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
+
+
+class _Idle(Denoiser):
+    """Stands in for a denoiser where only its calls matter."""
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        labels: Tensor | None = None,
+        dropout: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        return torch.zeros_like(x)

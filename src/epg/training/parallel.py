@@ -80,9 +80,15 @@ def refuse_uneven_processes(config: RunConfig, processes: int) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA, then Apple's GPU, then the CPU; with several processes each takes the GPU of its local rank."""
+    """`auto` is CUDA, then Apple's GPU, then the CPU; with several processes each takes the GPU of its local rank.
+
+    Raises UserError for a device that this machine, or this version of torch, does not have.
+    """
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"--device {name}: cannot be used ({str(error).splitlines()[0]}). Try auto.") from error
     if torch.cuda.is_available():
         return torch.device("cuda", rank() % torch.cuda.device_count())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

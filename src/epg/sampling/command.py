@@ -1,0 +1,36 @@
+"""What `epg sample` does."""
+
+import sys
+from pathlib import Path
+
+from epg.distributed import failing_together, processes, rank
+from epg.errors import UserError
+from epg.sampling.job import Job
+from epg.sampling.settings import Request
+from epg.training.lock import locked
+
+
+def write_samples(checkpoint: Path, out: Path, request: Request) -> None:
+    """Draws images into `out`: `000000.png` and so on, `grid.png`, and `samples.npz` or an animation if asked for.
+
+    Under torchrun the processes share the work. An interrupted run is continued by the same command; its images are
+    those of an uninterrupted one.
+
+    Raises UserError for impossible settings or a folder begun with others, OutputError where it cannot be written.
+    """
+    if request.count < 1 or request.batch_size < 1:
+        raise UserError(f"--count {request.count}, --batch-size {request.batch_size}: must be at least 1")
+    with processes():
+        with failing_together():
+            job = Job(checkpoint, out, request)
+        with locked(out):
+            with failing_together():
+                continued = job.folder.claim(job.record) if rank() == 0 else False
+            if continued:
+                print(f"continuing in {out}", file=sys.stderr)
+            with failing_together():
+                rate = job.draw()
+            if rank() == 0:
+                job.finish()
+                speed = f", {rate:.1f} images/s" if rate else ""
+                print(f"{request.count} images in {out}{speed}; see {out / 'grid.png'}")

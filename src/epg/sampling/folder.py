@@ -1,0 +1,87 @@
+"""The folder of a sampling run: what is in it, and the record that keeps other settings out."""
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from epg.errors import ArtefactError, OutputError, UserError
+from epg.sampling.files import is_complete_png, replace_file
+from epg.training.artefact import encode_json, read_json
+
+RECORD = "samples.json"
+FORMAT = 1
+# What decides an image; whatever else a record names changes at most its rounding.
+DECISIVE = ("weights", "guide", "seed", "classes", "labels", "sampling", "dtype")
+OURS = re.compile(r"\d{6,}\.png|grid\.png|samples\.npz")
+
+
+class SampleFolder:
+    """`000000.png` and so on, `samples.json`, and what is made from them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def image(self, index: int) -> Path:
+        return self.path / f"{index:06d}.png"
+
+    def claim(self, record: Mapping[str, Any]) -> bool:
+        """Makes the folder and records the settings, or compares them with those it was begun with.
+
+        Returns whether it goes on with an earlier run. Removes what a killed run left unfinished.
+
+        Raises UserError for other settings, fewer images, or pictures of something else; OutputError.
+        """
+        file = self.path / RECORD
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for rest in self.path.glob(".*.tmp"):
+                rest.unlink()
+            recorded = file.is_file()
+            foreign = [] if recorded else [entry.name for entry in self.path.iterdir() if OURS.fullmatch(entry.name)]
+        except OSError as error:
+            raise OutputError(
+                f"--out {self.path}: cannot be written ({error.strerror}). Choose another folder."
+            ) from error
+        if foreign:
+            raise UserError(
+                f"--out {self.path}: holds pictures already ({min(foreign)}) but no {RECORD} that says what they are. "
+                "Choose another folder."
+            )
+        if recorded:
+            self.compare(record)
+        if not recorded or read_json(file)[0].get("count") != record["count"]:
+            replace_file(file, encode_json({"format": FORMAT, **record}))
+        return recorded
+
+    def compare(self, record: Mapping[str, Any]) -> None:
+        """Raises UserError listing settings, old -> new, that would make other images; notes those that would not."""
+        file = self.path / RECORD
+        old, _ = read_json(file)
+        if old.get("format") != FORMAT or not isinstance(old.get("count"), int):
+            raise ArtefactError(f"{file}: not a record of this version of epg. Choose another --out.")
+        different = [name for name in record if name not in ("count",) and old.get(name) != record[name]]
+        changes = {name: f"  {name}: {old.get(name)} -> {record[name]}" for name in different}
+        decisive = [changes[name] for name in different if name in DECISIVE]
+        if decisive:
+            raise UserError(
+                f"--out {self.path}: was begun with other settings:\n"
+                + "\n".join(decisive)
+                + "\nChoose another --out, or the settings it was begun with."
+            )
+        if record["count"] < old["count"]:
+            raise UserError(
+                f"--count {record['count']}: {self.path} was begun for {old['count']}. Choose another --out, or at "
+                "least that many."
+            )
+        if changes:
+            print(
+                "images drawn from now on may differ in rounding from the earlier ones:\n"
+                + "\n".join(changes.values()),
+                file=sys.stderr,
+            )
+
+    def missing(self, count: int) -> list[int]:
+        """Indices below `count` of images that are not there or cut off."""
+        return [i for i in range(count) if not is_complete_png(self.image(i))]

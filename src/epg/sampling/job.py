@@ -1,0 +1,187 @@
+"""The work of `epg sample`: a model, the images that are missing, and what is made from them."""
+
+import copy
+import hashlib
+import importlib.metadata
+import sys
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from epg.cost import forward_macs
+from epg.distributed import rank, world_size
+from epg.errors import DivergedError, UserError
+from epg.generator import Generator, to_half_precision
+from epg.loading import load
+from epg.pictures import grid
+from epg.sampling.animation import save_animation, trajectory
+from epg.sampling.classes import class_numbers
+from epg.sampling.files import images_in_npz, png, read_pngs, replace_file, write_npz, writing
+from epg.sampling.folder import RECORD, SampleFolder
+from epg.sampling.progress import Meter
+from epg.sampling.settings import Request, changed, check_guide, columns_for, label_kind
+from epg.training.parallel import pick_device, transformer_blocks
+
+LARGEST_GRID = 256
+ANIMATED = 16
+WRITERS = 2  # threads that fetch, encode and write while the next batch is computed
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Job:
+    """A model with everything decided: labels, settings, cost."""
+
+    def __init__(self, checkpoint: Path, out: Path, request: Request) -> None:
+        self.request, self.folder = request, SampleFolder(out)
+        device = pick_device(request.device)
+        model = load(checkpoint, ema=request.ema)
+        weak = None if request.guide is None else load(request.guide)
+        self.sampling = changed(model.sampling, request.changes, guided=weak is not None)
+        if weak is not None:
+            check_guide(model, weak)
+        self.classes = class_numbers(request.classes, model.class_names)
+        balanced = request.labels == "balanced"
+        self.labels = model.make_labels(request.count, classes=self.classes, balanced=balanced, seed=request.seed)
+        self.record = self.describe(model, weak)
+        self.model = self.move(model, device)
+        self.guide = None if weak is None else self.move(weak, device)
+        self.shape = (model.image_size, model.image_size, model.normalizer.channels)
+
+    def describe(self, model: Generator, weak: Generator | None) -> dict[str, Any]:
+        """What `samples.json` says; also prints what is about to happen."""
+        own, other = model.evaluations(self.sampling, weak)
+        macs = own * macs_of(model) + (0 if weak is None else other * macs_of(weak))
+        request = self.request
+        if rank() == 0:
+            print(
+                f"{self.sampling.sampler}, {own + other:g} network evaluations and {macs / 1e9:,.4g} GFLOPs an image "
+                f"(the paper's counting), {request.count * macs / 1e12:,.4g} TFLOPs in all; labels: "
+                + label_kind(model, request.labels, self.classes),
+                file=sys.stderr,
+            )
+        return {
+            "count": request.count,
+            "weights": digest(model.denoiser),
+            "guide": None if weak is None else digest(weak.denoiser),
+            "seed": request.seed,
+            "classes": self.classes,
+            "labels": None if self.labels is None else request.labels,
+            "sampling": self.sampling.model_dump(mode="json"),
+            "dtype": request.dtype,
+            "nfe": own + other,
+            "gflops": macs / 1e9,
+            "batch_size": request.batch_size,
+            "compile": request.compile,
+            "device": pick_device(request.device).type,
+            "threads": torch.get_num_threads(),
+            "versions": {name: importlib.metadata.version(name) for name in ("epg", "torch")},
+        }
+
+    def move(self, model: Generator, device: torch.device) -> Generator:
+        """The model on its device, in its precision, compiled if asked for."""
+        network = model.denoiser.network.requires_grad_(False)
+        if self.request.dtype != "fp32":
+            to_half_precision(network, DTYPES[self.request.dtype])
+        network.to(device)
+        if self.request.compile:
+            for block in transformer_blocks(network):
+                block.compile(dynamic=False)  # few shapes occur: a batch, twice that under guidance, the last batch
+        return model
+
+    def draw(self) -> float:
+        """This process's share of the images that are not there yet; returns images per second, 0 for none.
+
+        Batches are those of an uninterrupted run whatever is missing, so that every image is computed as it would
+        have been there.
+        """
+        request, missing = self.request, set(self.folder.missing(self.request.count))
+        if not missing:
+            return 0.0
+        meter = Meter(request.count, request.count - len(missing), world_size(), show=rank() == 0)
+        pending = deque[Future[int]]()
+        with meter, ThreadPoolExecutor(WRITERS) as pool:
+            for start in range(0, request.count, request.batch_size)[rank() :: world_size()]:
+                indices = range(start, min(start + request.batch_size, request.count))
+                wanted = [i for i in indices if i in missing]
+                if not wanted:
+                    continue
+                pending.append(pool.submit(self.write, *self.draw_batch(indices), start, wanted))
+                if len(pending) > WRITERS:  # a GPU is ahead of the files by so many batches at most
+                    meter.add(pending.popleft().result())
+            for written in pending:
+                meter.add(written.result())
+        return meter.rate
+
+    def draw_batch(self, indices: range) -> tuple[Tensor, Tensor]:
+        """uint8 (N, C, H, W) and whether all values are finite, both still on the device."""
+        labels = None if self.labels is None else self.labels[indices.start : indices.stop]
+        try:
+            values = self.model.draw(labels, indices, self.request.seed, self.sampling, self.guide)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"--batch-size {self.request.batch_size}: more than the memory of {self.model.device}. Run the same "
+                f"command with --batch-size {max(1, self.request.batch_size // 2)}; finished images stay."
+            ) from error
+        return self.model.normalizer.decode(values), values.isfinite().all()
+
+    def write(self, pixels: Tensor, finite: Tensor, start: int, wanted: Sequence[int]) -> int:
+        """Waits for a batch and writes those of its images that are wanted; returns their number."""
+        images = pixels.permute(0, 2, 3, 1).cpu().numpy()
+        if not bool(finite):
+            raise DivergedError(
+                f"images {wanted[0]} to {wanted[-1]}: values that are not finite, with --dtype {self.request.dtype}. "
+                "Try bf16 or fp32; if it stays, the weights are broken."
+            )
+        for i in wanted:
+            replace_file(self.folder.image(i), png(images[i - start]))
+        return len(wanted)
+
+    def finish(self) -> None:
+        """The grid, and what else was asked for, from the image files; what is there already stays."""
+        request, path = self.request, self.folder.path
+        files = [self.folder.image(i) for i in range(request.count)]
+        columns = columns_for(self.classes or range(self.model.num_classes), request)
+        if not newer(path / "grid.png", path / RECORD):
+            shown = np.stack(list(read_pngs(files[:LARGEST_GRID], self.shape)))
+            with writing(path / "grid.png") as temporary:
+                grid(torch.from_numpy(shown).permute(0, 3, 1, 2), columns).save(temporary, "PNG")
+        if request.npz and images_in_npz(path / "samples.npz") != request.count:
+            write_npz(path / "samples.npz", files, self.shape, None if self.labels is None else self.labels.numpy())
+        if request.animation and not newer(path / f"animation.{request.animation}", path / RECORD):
+            indices = range(min(ANIMATED, request.count))
+            labels = None if self.labels is None else self.labels[: len(indices)]
+            moments = trajectory(self.model, labels, indices, request.seed, self.sampling, self.guide)
+            save_animation(moments, path / f"animation.{request.animation}")
+
+
+def macs_of(model: Generator) -> int:
+    """Multiply-adds of one evaluation of one image as the paper counts them."""
+    network = model.denoiser.network
+    image = torch.zeros(1, *model.image_shape, device="meta")
+    labels = torch.zeros(1, dtype=torch.long, device="meta") if model.num_classes else None
+    return forward_macs(on_meta(network), image, torch.zeros(1, device="meta"), labels)[0]
+
+
+def on_meta(network: nn.Module) -> nn.Module:
+    """A copy without numbers: it has shapes, and runs for nothing."""
+    memo = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in network.parameters()}
+    return copy.deepcopy(network, memo)
+
+
+def digest(module: nn.Module) -> str:
+    """Sha256 of all weights with their names."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def newer(file: Path, than: Path) -> bool:
+    return file.is_file() and file.stat().st_mtime_ns >= than.stat().st_mtime_ns

@@ -1,0 +1,349 @@
+"""`epg sample`: what lands in the folder, and which requests are refused."""
+
+import json
+import time
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageSequence
+
+from epg.errors import ArtefactError, DivergedError, OutputError, UserError
+from epg.loading import load
+from epg.sampling import Request, class_numbers, write_samples
+from epg.sampling.files import png, write_npz
+from epg.sampling.progress import Meter
+from epg.training.checkpoint import read
+from tests.generators import levels_apart, save_export, save_run
+from tests.helpers import tiny_config
+
+
+def sample(run: Path, out: Path, **options: Any) -> Path:
+    write_samples(run, out, Request(**{"count": 5, "batch_size": 2, "device": "cpu", **options}))
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("sampling") / "run", tiny_config(training={"ema": [0.9, 0.5]}))
+
+
+def arrays(out: Path) -> dict[str, Any]:
+    with np.load(out / "samples.npz") as archive:
+        return dict(archive)
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir() if p.name != "run.lock"}
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def test_files_of_a_run(run, tmp_path, capsys):
+    out = sample(run, tmp_path / "out", npz=True, seed=4)
+    files = sorted(p.name for p in out.iterdir())
+    assert files == [*(f"{i:06d}.png" for i in range(5)), "grid.png", "run.lock", "samples.json", "samples.npz"]
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    expected = load(run).sample(labels, seed=4)
+    images, classes = arrays(out)["arr_0"], arrays(out)["arr_1"]
+    assert (images.shape, images.dtype, images.flags.c_contiguous) == ((5, 8, 8, 1), np.uint8, True)
+    assert (classes.tolist(), classes.dtype) == (labels.tolist(), np.int64)
+    assert levels_apart(torch.from_numpy(images).permute(0, 3, 1, 2), expected) <= 1
+    for i in range(5):
+        picture = Image.open(out / f"{i:06d}.png")
+        assert (picture.size, picture.mode, picture.info) == ((8, 8), "L", {})
+        assert np.array_equal(np.asarray(picture), images[i, :, :, 0])
+    said = capsys.readouterr()
+    assert "heun, 7 network evaluations" in said.err
+    assert "all 3 classes in turn" in said.err
+    assert "5 images in" in said.out
+    record = json.loads((out / "samples.json").read_text())
+    assert (record["nfe"], record["count"], record["seed"]) == (7, 5, 4)
+    macs = 64 * 4 / 4  # the patch embedding alone is more than that
+    assert record["gflops"] > 7 * macs / 1e9
+
+
+def test_colour_samples_of_an_unconditional_model(tmp_path, capsys):
+    config = tiny_config(data={"channels": 3}, model={"num_classes": 0})
+    out = sample(save_run(tmp_path / "run", config), tmp_path / "out", npz=True, animation="webp", labels="random")
+    assert Image.open(out / "000001.png").mode == "RGB"
+    assert list(arrays(out)) == ["arr_0"]
+    assert arrays(out)["arr_0"].shape == (5, 8, 8, 3)
+    assert "labels: none" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--classes: this model is unconditional"):
+        sample(tmp_path / "run", tmp_path / "other", classes=["0"])
+
+
+def test_a_finished_folder_is_left_alone(run, tmp_path, capsys):
+    out = sample(run, tmp_path / "out", npz=True, animation="gif")
+    before = contents(out)
+    capsys.readouterr()
+    sample(run, out, npz=True, animation="gif")
+    assert contents(out) == before
+    assert "images/s" not in capsys.readouterr().out
+
+
+def test_more_images_continue_a_folder(run, tmp_path):
+    out = sample(run, tmp_path / "out", npz=True, count=4)
+    before = contents(out)
+    sample(run, out, npz=True, count=7)
+    after = contents(out)
+    assert all(after[f"{i:06d}.png"] == before[f"{i:06d}.png"] for i in range(4))
+    assert arrays(out)["arr_1"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert len(arrays(out)["arr_0"]) == 7
+    assert after["grid.png"] != before["grid.png"]
+    assert json.loads(after["samples.json"][0])["count"] == 7
+    with pytest.raises(UserError, match=r"--count 5: .* was begun for 7"):
+        sample(run, out)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x89PNG\r\n\x1a\n", None])
+def test_a_missing_or_torn_image_is_drawn_again(run, tmp_path, damage):
+    out = sample(run, tmp_path / "out")
+    whole = contents(out)
+    file = out / "000003.png"
+    file.unlink() if damage is None else file.write_bytes(damage)
+    (out / ".000004.png.tmp").write_bytes(b"rest of a kill")
+    sample(run, out)
+    assert {name: content for name, (content, _) in contents(out).items()} == {n: c for n, (c, _) in whole.items()}
+    assert all(whole[n] == found for n, found in contents(out).items() if n != file.name)
+
+
+def test_an_image_that_is_no_picture_is_named(run, tmp_path):
+    out = sample(run, tmp_path / "out")
+    good = (out / "000002.png").read_bytes()
+    (out / "000002.png").write_bytes(good[:50] + bytes(8) + good[58:])
+    with pytest.raises(ArtefactError, match=r"000002\.png: damaged .* Remove it"):
+        sample(run, out, npz=True)
+    assert not (out / "samples.npz").exists()
+    (out / "000002.png").write_bytes(png(np.zeros((9, 8, 1), np.uint8)))
+    with pytest.raises(ArtefactError, match=r"000002\.png: .*shape \(9, 8, 1\)"):
+        sample(run, out, npz=True)
+
+
+def test_the_npz_is_assembled_in_bounded_memory(tmp_path):
+    shape, count = (64, 64, 3), 300
+    noise = np.random.default_rng(0).integers(256, size=(8, *shape), dtype=np.uint8)
+    files = [tmp_path / f"{i}.png" for i in range(count)]
+    for i, file in enumerate(files):
+        file.write_bytes(png(noise[i % 8]))
+    tracemalloc.start()
+    write_npz(tmp_path / "samples.npz", files, shape, np.arange(count))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < count * 64 * 64 * 3 / 2
+    assert np.array_equal(arrays(tmp_path)["arr_0"][10:18], np.roll(noise, -2, axis=0))
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp"])
+def test_animation(run, tmp_path, kind):
+    out = sample(run, tmp_path / "out", animation=kind, count=6)
+    picture = Image.open(out / f"animation.{kind}")
+    frames = [np.asarray(frame.convert("RGB"), int) for frame in ImageSequence.Iterator(picture)]
+    assert len(frames) == 4  # one per level
+    half = frames[0].shape[1] // 2
+    last = np.asarray(Image.open(out / "000000.png"), int)
+    shown = frames[-1][14 + 4 : 14 + 52 : 6, half + 4 : half + 52 : 6, 0]
+    assert np.abs(shown - last).max() <= (8 if kind == "gif" else 1)
+    assert np.abs(frames[0] - frames[-1])[20:, :half].mean() > 10
+
+
+def test_animation_of_one_step(tmp_path):
+    run = save_export(tmp_path / "export", tiny_config("consistency"))
+    out = sample(run, tmp_path / "out", animation="png")
+    assert getattr(Image.open(out / "animation.png"), "n_frames", 1) == 1
+
+
+# Labels ---------------------------------------------------------------------------------------------------------------
+
+
+def test_classes_by_name_and_number(run, tmp_path):
+    for name, classes in [("a", ["goldfish", "cat"]), ("b", ["2", "0"]), ("c", ["GoldFish", "CAT"])]:
+        assert arrays(sample(run, tmp_path / name, classes=classes, npz=True))["arr_1"].tolist() == [2, 0, 2, 0, 2]
+
+
+IMAGENET = [
+    "tench, Tinca tinca",
+    "goldfish, Carassius auratus",
+    "crane",
+    "golden retriever",
+    "crane, lifting machine",
+    "black_swan",
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "number"),
+    [
+        ("tench", 0),
+        ("Tinca tinca", 0),
+        ("carassius  AURATUS", 1),
+        ("goldfish, Carassius auratus", 1),
+        ("crane", 2),
+        ("Golden Retriever", 3),
+        ("golden_retriever", 3),
+        ("black swan", 5),
+        ("207", 207),
+    ],
+)
+def test_synonyms(wanted, number):
+    assert class_numbers([wanted], IMAGENET) == [number]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ("golden retreiver", ["no such class", "did you mean golden retriever"]),
+        ("Carasius auratus", ["did you mean Carassius auratus"]),
+        ("xyzzy", ["no such class (a name"]),
+        ("²", ["no such class"]),
+        ("9" * 5000, ["no such class"]),
+        ("", ["no such class"]),
+    ],
+)
+def test_unknown_classes(wanted, words):
+    with pytest.raises(UserError) as error:
+        class_numbers([wanted], IMAGENET)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_an_ambiguous_name_wants_a_number():
+    with pytest.raises(UserError, match=r"2 classes have this name .*0 is 'crane, bird'; 1 is 'crane, machine'"):
+        class_numbers(["crane"], ["crane, bird", "crane, machine"])
+
+
+def test_random_labels(run, tmp_path, capsys):
+    labels = arrays(sample(run, tmp_path / "out", labels="random", npz=True, count=30))["arr_1"]
+    assert labels.tolist() == load(run).make_labels(30, balanced=False).tolist()
+    assert set(labels) == {0, 1, 2}
+    assert "at random, all equally likely" in capsys.readouterr().err
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": ["goldfsh"]}, "--classes goldfsh: no such class; did you mean goldfish"),
+        ({"classes": ["9"]}, "--classes 9: out of range"),
+        ({"count": 0}, "--count 0"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"changes": {"steps": 1}}, "--steps 1"),
+        ({"changes": {"steps": 10**9}}, "--steps 1000000000"),
+        ({"changes": {"guidance": float("nan")}}, "--guidance nan"),
+        ({"changes": {"guidance": -1.0}}, "--guidance -1"),
+        ({"changes": {"interval": (2.0, 1.0)}}, "--interval 2.0 1.0"),
+        ({"changes": {"interval": (float("nan"), 1.0)}}, "--interval nan"),
+        ({"changes": {"sampler": "one_step"}}, "--sampler one_step: for consistency models"),
+        ({"ema": 0.1}, "no EMA with decay 0.1"),
+        ({"device": "warp"}, "--device warp"),
+        ({"device": "cuda:77"}, "--device cuda:77"),
+    ],
+)
+def test_wrong_options(run, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        sample(run, tmp_path / "out", **options)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_out_that_is_a_file(run, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(OutputError, match="--out"):
+        sample(run, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 1}, ["seed: 0 -> 1"]),
+        ({"changes": {"steps": 5}}, ["sampling:", "'steps': 5"]),
+        ({"changes": {"guidance": 2.0}}, ["'guidance': 2.0"]),
+        ({"classes": ["cat"]}, ["classes: [] -> [0]"]),
+        ({"labels": "random"}, ["labels: balanced -> random"]),
+        ({"dtype": "bf16"}, ["dtype: fp32 -> bf16"]),
+        ({"ema": 0.5}, ["weights:"]),
+    ],
+)
+def test_other_settings_are_refused(run, tmp_path, change, words):
+    out = sample(run, tmp_path / "out")
+    before = contents(out)
+    with pytest.raises(UserError, match="was begun with other settings") as error:
+        sample(run, out, **change)
+    assert all(word in str(error.value) for word in words)
+    assert contents(out) == before
+
+
+def test_settings_that_change_rounding_alone_are_noted(run, tmp_path, capsys):
+    out = sample(run, tmp_path / "out")
+    sample(run, out, batch_size=3, count=8)
+    said = capsys.readouterr().err
+    assert "may differ in rounding" in said
+    assert "batch_size: 2 -> 3" in said
+
+
+def test_the_same_weights_elsewhere_are_the_same(run, tmp_path):
+    out = sample(run, tmp_path / "out")
+    before = contents(out)
+    sample(read(run / "checkpoints" / "step-00000010").path, out)
+    assert contents(out) == before
+
+
+def test_pictures_of_something_else_are_refused(run, tmp_path):
+    Image.new("L", (3, 3)).save(tmp_path / "000000.png")
+    with pytest.raises(UserError, match=r"holds pictures already \(000000\.png\)"):
+        sample(run, tmp_path)
+    assert Image.open(tmp_path / "000000.png").size == (3, 3)
+
+
+@pytest.mark.parametrize("record", ["", "{", "[]", "{}", '{"format": 99, "count": 5}'])
+def test_a_broken_record_is_refused(run, tmp_path, record):
+    out = sample(run, tmp_path / "out")
+    (out / "samples.json").write_text(record)
+    with pytest.raises(ArtefactError, match=r"samples\.json"):
+        sample(run, out)
+
+
+def test_autoguidance_through_the_command(run, tmp_path, capsys):
+    weak = save_run(tmp_path / "weak", tiny_config(), seed=3)
+    guided = sample(run, tmp_path / "guided", guide=weak, changes={"guidance": 3.0, "interval": (0.0, 100.0)})
+    plain = sample(run, tmp_path / "plain")
+    assert (guided / "000000.png").read_bytes() != (plain / "000000.png").read_bytes()
+    assert "heun, 14 network evaluations" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--guide: does nothing without --guidance"):
+        sample(run, tmp_path / "no", guide=weak)
+    for other, words in [({"data": {"image_size": 16}}, "image size 8 and 16"), ({"noise": {"shift": 2.0}}, "shift")]:
+        guide = save_run(tmp_path / words[:4], tiny_config(**other))
+        with pytest.raises(UserError, match=f"--guide: does not fit the checkpoint: .*{words}"):
+            sample(run, tmp_path / "no", guide=guide, changes={"guidance": 3.0})
+
+
+def test_values_that_are_not_finite_are_no_images(run, tmp_path, monkeypatch):
+    model = load(run)
+    with torch.no_grad():
+        model.denoiser.network.decoder.out.bias += float("nan")
+    monkeypatch.setattr("epg.sampling.job.load", lambda path, ema=None: replace(model))
+    with pytest.raises(DivergedError, match="images 0 to 1: values that are not finite"):
+        sample(run, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+# Progress -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr("epg.sampling.progress.LINE_EVERY", 0.0)
+    with Meter(1000, 200, share=2) as meter:
+        time.sleep(0.02)
+        meter.add(50)
+    assert capsys.readouterr().err.startswith("300 of 1,000 images, ")
+    assert 0 < meter.rate <= 100 / 0.02
+    with Meter(10, 0, show=False) as quiet:
+        quiet.add(5)
+    assert capsys.readouterr().err == ""
