@@ -1,0 +1,98 @@
+"""Where the weights of published extractors come from: a path, the cache, or the web; never unchecked."""
+
+import os
+import urllib.error
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor
+
+from epg.distributed import world_size
+from epg.errors import ArtefactError
+from epg.training.artefact import fingerprint, read_tensors
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file of weights on the web."""
+
+    name: str
+    url: str
+    sha256: str
+    flag: str
+    """Option of the command line that takes a path instead."""
+
+
+def cache_folder() -> Path:
+    """EPG_CACHE, or `epg` in the user's cache folder."""
+    if chosen := os.environ.get("EPG_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "epg"
+
+
+def find(published: Published) -> Path:
+    """The published file in the cache, downloaded if it is not there; all processes must call it.
+
+    Raises ArtefactError where it cannot be downloaded, or is not the published one.
+    """
+    file = cache_folder() / published.name
+    if not file.is_file() and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        download(published, file)
+    if world_size() > 1:
+        dist.barrier()  # the others wait for the first process of their machine
+    if (found := fingerprint(file)["sha256"]) != published.sha256:
+        raise ArtefactError(
+            f"{file}: damaged: its sha256 is {found}, not {published.sha256}. Delete it, and it is downloaded again."
+        )
+    return file
+
+
+def download(published: Published, file: Path) -> None:
+    """Fetches into the cache; the file gets its name only after its checksum was right."""
+    cure = (
+        f"On a machine with access, fetch\n  {published.url}\n  (sha256 {published.sha256})\n"
+        f"and put it at {file}, or pass it as {published.flag} PATH."
+    )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(published.url, str(file), hash_prefix=published.sha256, progress=True)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise ArtefactError(
+            f"{published.name} is not in the cache and cannot be downloaded ({reason}). {cure}"
+        ) from error
+    except RuntimeError as error:
+        raise ArtefactError(
+            f"{published.name}: what was downloaded is not the published file ({error}). {cure}"
+        ) from error
+    except OSError as error:
+        raise ArtefactError(
+            f"{file}: cannot be written ({error.strerror}). Set EPG_CACHE to a folder with space. {cure}"
+        ) from error
+
+
+def read_weights(file: Path, flag: str) -> dict[str, Tensor]:
+    """A flat state dict from a safetensors or a PyTorch file. Programs in it (pickles, TorchScript) are never run.
+
+    Raises ArtefactError.
+    """
+    if not file.is_file():
+        raise ArtefactError(f"{flag} {file}: no such file")
+    if file.suffix == ".safetensors":
+        return read_tensors(file)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"{flag} {file}: cannot be read ({error})") from error
+    except Exception as error:  # the unpickler raises nearly every class on bytes that are not weights
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ArtefactError(
+            f"{flag} {file}: not a plain state dict ({reason}). Files with code in them (whole modules, TorchScript) "
+            "are refused; save the state dict instead."
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ArtefactError(f"{flag} {file}: not a plain state dict of tensors")
+    return content

@@ -1,0 +1,117 @@
+"""What an encoder makes of images at any noise level: of stage 1, of a trained generator, or with random weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from epg.config import RunConfig, parse
+from epg.data.normalize import Normalizer
+from epg.errors import UserError
+from epg.loading import load
+from epg.networks.build import build_encoder
+from epg.networks.encoder import CLS, PATCHES, Encoder
+from epg.objectives.base import at_levels, normalizer_for
+from epg.randomness import generator, key
+from epg.recipe import run_config
+from epg.schedule import input_scale, time_condition
+from epg.training import export
+from epg.training.checkpoint import find
+from epg.training.handover import hand_over, read_encoder
+
+Features = NDArray[np.float32]
+Pool = Literal["cls", "patches"]
+BLOCK = 64  # images that the network sees at once, always, so that no setting changes a number
+
+
+@dataclass(frozen=True)
+class NoisyEncoder:
+    """An encoder together with the scale of images and noise that it was trained with."""
+
+    name: str
+    encoder: Encoder
+    config: RunConfig
+    condition: Tensor | None = None
+    """What a class-conditional generator adds to the CLS token for "no class", (D,)."""
+
+    @property
+    def normalizer(self) -> Normalizer:
+        return normalizer_for(self.config)
+
+    @torch.no_grad()
+    def features(self, images: Tensor, noise: Tensor, level: float, pool: Pool = "cls") -> Features:
+        """Features (N, D) of uint8 images (N, C, H, W) with noise (N, C, H, W) of an unshifted level on them.
+
+        `pool` is the CLS token or the mean of the patch tokens, after the final norm.
+        """
+        parts = []
+        for block, eps in zip(images.split(BLOCK), noise.split(BLOCK), strict=True):
+            x, sigma = self._noisy(block, eps, level)
+            classes = None if self.condition is None else self.condition.expand(len(x), -1)
+            tokens, _ = self.encoder(x, time_condition(sigma), classes)
+            parts.append(tokens[:, CLS] if pool == "cls" else tokens[:, PATCHES].mean(1))
+        return torch.cat(parts).float().cpu().numpy()
+
+    def pixels(self, images: Tensor, noise: Tensor, level: float) -> Features:
+        """What the network is given: the same noisy images, scaled, as plain vectors (N, C H W)."""
+        return self._noisy(images, noise, level)[0].flatten(1).cpu().numpy()
+
+    def _noisy(self, images: Tensor, noise: Tensor, level: float) -> tuple[Tensor, Tensor]:
+        """`c_in (x + t eps)` and t (N,), shifted."""
+        device = next(self.encoder.parameters()).device
+        t = self.config.shift * max(level, self.config.noise.sigma_min)
+        sigma = torch.full((len(images),), t, device=device)
+        x = at_levels(self.normalizer.encode(images.to(device)), sigma, noise.to(device))
+        return input_scale(sigma, self.config.noise.sigma_data).view(-1, 1, 1, 1) * x, sigma
+
+    def untrained(self, seed: int = 0) -> "NoisyEncoder":
+        """The same architecture as it starts."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(seed, "untrained encoder"))
+            encoder = build_encoder(self.config.model, self.config.data)
+        device = next(self.encoder.parameters()).device
+        return NoisyEncoder("random weights", encoder.eval().to(device), self.config)
+
+
+def noise_of(indices: Sequence[int], shape: tuple[int, int, int], purpose: str, seed: int = 0) -> Tensor:
+    """Standard normal numbers (N, C, H, W): those of image i depend on (seed, purpose, i) alone, not on the level."""
+    return torch.stack([torch.randn(shape, generator=generator("cpu", seed, purpose, i)) for i in indices])
+
+
+def open_encoder(
+    path: Path, *, recipe: str | None = None, ema: float | None = None, device: torch.device | str = "cpu"
+) -> NoisyEncoder:
+    """The encoder of a run of any stage, of its checkpoint or export, or of a weight file of the authors' release.
+
+    Args:
+        recipe: architecture and normalisation of a weight file, which does not say.
+        ema: of a generator, which average; None is the run's first.
+
+    Raises UserError where a weight file comes without a recipe, ArtefactError where there is no encoder.
+    """
+    if path.is_file():
+        if recipe is None:
+            raise UserError(f"{path}: a weight file does not say its architecture. Add --recipe, such as imagenet256-b")
+        config = run_config(recipe, "pretraining")
+    else:
+        config = config_of(path)
+    if config.stage != "pretraining":
+        network = load(path, ema=ema, device=device).denoiser.network
+        nothing = None if network.class_embedding is None else network.class_embedding.weight[network.null_class]
+        return NoisyEncoder(str(path), network.encoder, config, None if nothing is None else nothing.detach())
+    encoder = build_encoder(config.model, config.data)
+    hand_over(encoder, read_encoder(path, config))
+    return NoisyEncoder(str(path), encoder.eval().to(device), config)
+
+
+def config_of(path: Path) -> RunConfig:
+    """The configuration of a run folder, checkpoint or export. Raises ArtefactError."""
+    if export.is_export(path):
+        return export.read(path).config
+    found = find(path)
+    return parse(found.state["config"], str(found.path))
