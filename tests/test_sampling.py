@@ -328,7 +328,7 @@ def test_values_that_are_not_finite_are_no_images(run, tmp_path, monkeypatch):
     model = load(run)
     with torch.no_grad():
         model.denoiser.network.decoder.out.bias += float("nan")
-    monkeypatch.setattr("epg.sampling.job.load", lambda path, ema=None: replace(model))
+    monkeypatch.setattr("epg.sampling.command.load", lambda path, ema=None: replace(model))
     with pytest.raises(DivergedError, match="images 0 to 1: values that are not finite"):
         sample(run, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.png"))

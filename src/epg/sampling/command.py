@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from epg.distributed import failing_together, processes, rank
-from epg.errors import UserError
+from epg.errors import InterruptedRunError, UserError
+from epg.loading import load
 from epg.sampling.job import Job
 from epg.sampling.settings import Request
 from epg.training.lock import locked
@@ -20,17 +21,27 @@ def write_samples(checkpoint: Path, out: Path, request: Request) -> None:
     """
     if request.count < 1 or request.batch_size < 1:
         raise UserError(f"--count {request.count}, --batch-size {request.batch_size}: must be at least 1")
-    with processes():
+    try:
+        with processes():
+            sample_together(checkpoint, out, request)
+    except KeyboardInterrupt:
+        raise InterruptedRunError(f"interrupted; finished images are in {out}, the same command continues") from None
+
+
+def sample_together(checkpoint: Path, out: Path, request: Request) -> None:
+    """`write_samples` as one of the processes that share the work."""
+    with failing_together():
+        model = load(checkpoint, ema=request.ema)
+        guide = None if request.guide is None else load(request.guide)
+        job = Job(model, guide, out, request)
+    with locked(out):
         with failing_together():
-            job = Job(checkpoint, out, request)
-        with locked(out):
-            with failing_together():
-                continued = job.folder.claim(job.record) if rank() == 0 else False
-            if continued:
-                print(f"continuing in {out}", file=sys.stderr)
-            with failing_together():
-                rate = job.draw()
-            if rank() == 0:
-                job.finish()
-                speed = f", {rate:.1f} images/s" if rate else ""
-                print(f"{request.count} images in {out}{speed}; see {out / 'grid.png'}")
+            continued = job.folder.claim(job.record) if rank() == 0 else False
+        if continued:
+            print(f"continuing in {out}", file=sys.stderr)
+        with failing_together():
+            rate = job.draw()
+        if rank() == 0:
+            job.finish()
+            speed = f", {rate:.1f} images/s" if rate else ""
+            print(f"{request.count} images in {out}{speed}; see {out / 'grid.png'}")

@@ -18,7 +18,6 @@ from epg.cost import forward_macs
 from epg.distributed import rank, world_size
 from epg.errors import DivergedError, UserError
 from epg.generator import Generator, to_half_precision
-from epg.loading import load
 from epg.pictures import grid
 from epg.sampling.animation import save_animation, trajectory
 from epg.sampling.classes import class_numbers
@@ -35,28 +34,26 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Job:
-    """A model with everything decided: labels, settings, cost."""
+    """A model with everything decided: labels, settings, cost. Raises UserError for what does not fit together."""
 
-    def __init__(self, checkpoint: Path, out: Path, request: Request) -> None:
+    def __init__(self, model: Generator, guide: Generator | None, out: Path, request: Request) -> None:
         self.request, self.folder = request, SampleFolder(out)
         device = pick_device(request.device)
-        model = load(checkpoint, ema=request.ema)
-        weak = None if request.guide is None else load(request.guide)
-        self.sampling = changed(model.sampling, request.changes, guided=weak is not None)
-        if weak is not None:
-            check_guide(model, weak)
+        self.sampling = changed(model.sampling, request.changes, guided=guide is not None)
+        if guide is not None:
+            check_guide(model, guide)
         self.classes = class_numbers(request.classes, model.class_names)
         balanced = request.labels == "balanced"
         self.labels = model.make_labels(request.count, classes=self.classes, balanced=balanced, seed=request.seed)
-        self.record = self.describe(model, weak)
+        self.record = self.describe(model, guide)
         self.model = self.move(model, device)
-        self.guide = None if weak is None else self.move(weak, device)
+        self.guide = None if guide is None else self.move(guide, device)
         self.shape = (model.image_size, model.image_size, model.normalizer.channels)
 
-    def describe(self, model: Generator, weak: Generator | None) -> dict[str, Any]:
+    def describe(self, model: Generator, guide: Generator | None) -> dict[str, Any]:
         """What `samples.json` says; also prints what is about to happen."""
-        own, other = model.evaluations(self.sampling, weak)
-        macs = own * macs_of(model) + (0 if weak is None else other * macs_of(weak))
+        own, other = model.evaluations(self.sampling, guide)
+        macs = own * macs_of(model) + (0 if guide is None else other * macs_of(guide))
         request = self.request
         if rank() == 0:
             print(
@@ -68,7 +65,7 @@ class Job:
         return {
             "count": request.count,
             "weights": digest(model.denoiser),
-            "guide": None if weak is None else digest(weak.denoiser),
+            "guide": None if guide is None else digest(guide.denoiser),
             "seed": request.seed,
             "classes": self.classes,
             "labels": None if self.labels is None else request.labels,
