@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from epg.training import checkpoint
-from tests.reliability.driver import STEPS, Driver, writing
+from tests.reliability.driver import STEPS, Driver, run_config
 
 
 @dataclass
@@ -50,20 +51,23 @@ def campaign(
     """Kills `kills` times at uniformly random moments, a part `aimed` of them at random file operations of a save."""
     chooser, figures = random.Random(f"{seed} {stage}"), Figures()
     folder.mkdir(parents=True, exist_ok=True)
-    status, duration = driver.train(folder / "reference", stage, steps=steps, naive=naive)
-    assert status == 0, (folder / "reference.log").read_text()
+    broken: dict[str, Any] = {"naive": {}} if naive else {}
+    config = run_config(stage, steps)
+    reference = driver.train(folder / "reference", config, kill_inside_a_write={"at": 0}, **broken)
+    assert reference.codes == [0], reference.said
+    duration = reference.seconds
     expected = state_hash(folder / "reference")
     operations = int((folder / "reference.operations").read_text())
     while figures.kills < kills:
         chain = folder / f"chain-{figures.chains}"
         left = min(kills_per_chain, kills - figures.kills)
         moments = [
-            {"kill_at": chooser.randint(1, operations // 2)}
+            {"kill_inside_a_write": {"at": chooser.randint(1, operations // 2)}}
             if chooser.random() < aimed or (i == 0 and aimed)  # a later one may find the run at its end already
             else {"kill_after": chooser.uniform(0, duration)}
             for i in range(left)
         ]
-        problem = _chain(driver, chain, stage, figures, moments, steps, naive)
+        problem = _chain(driver, chain, config, figures, moments, broken)
         if not problem and state_hash(chain) != expected:
             problem = "ends in another state"
         if problem:
@@ -76,24 +80,35 @@ def campaign(
 def _chain(
     driver: Driver,
     chain: Path,
-    stage: str,
+    config: Any,
     figures: Figures,
     moments: list[dict[str, Any]],
-    steps: int,
-    naive: bool,
+    broken: dict[str, Any],
 ) -> str:
     """Runs until the end, killed at these moments on the way; what went wrong, if anything."""
     for moment in [*moments, {}]:
-        status, _ = driver.train(chain, stage, steps=steps, naive=naive, **moment)
-        if status == 0:
+        job = driver.train(chain, config, **moment, **broken)
+        if job.codes == [0]:
             return ""
-        if status != 9:
-            return f"restart failed: {Path(f'{chain}.log').read_text().splitlines()[-1]}"
+        if job.codes != [-9]:
+            return f"restart failed: {job.said.splitlines()[-1]}"
         figures.kills += 1
-        figures.inside_write += writing(chain, naive)
-        if not naive:
+        figures.inside_write += writing(chain, bool(broken))
+        if not broken:
             figures.largest_loss = max(figures.largest_loss, _lost(chain))
     raise AssertionError("a run that nobody killed was killed")
+
+
+def writing(folder: Path, naive: bool = False) -> bool:
+    """Whether a checkpoint is half written, or half removed, at this moment."""
+    try:
+        names = os.listdir(folder / "checkpoints")
+    except FileNotFoundError:
+        return False
+    if not naive:
+        return any(name.startswith(".step-") for name in names)
+    newest = folder / "checkpoints" / max(names, default="none")
+    return newest.is_dir() and len(list(newest.glob("*.safetensors"))) < 3
 
 
 def _lost(chain: Path) -> int:

@@ -6,6 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.reliability.driver import Driver
+
+
+@pytest.fixture(scope="session")
+def driver() -> Iterator[Driver]:
+    """Starts fresh processes without importing everything again."""
+    driver = Driver()
+    yield driver
+    driver.close()
+
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Iterator[Path]:

@@ -1,108 +1,130 @@
-"""Trains on request, each time in a fresh copy of this process that a test may kill.
+"""Trains on request, each time in fresh processes that a test may kill, stop or signal.
 
-Importing takes seconds, so it is done once: `Driver` talks to one server that forks for every run.
+Importing takes seconds, so it is done once: `Driver` talks to one server that forks for every run, one process or as
+many as asked for (which find each other as those of torchrun do).
 """
 
 import contextlib
+import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 STEPS = 120
 
 
-def naive_save(folder: Path, step: int, tensors: Any, state: Any, keep: int, keep_every: int = 0) -> Path:
-    """The control: straight into the final folder, nothing synced, nothing checked."""
-    from epg.training import artefact, checkpoint
-
-    final = folder / f"step-{step:08d}"
-    final.mkdir(parents=True, exist_ok=True)
-    (final / checkpoint.STATE).write_text(json.dumps({"format": 1, "step": step, **state}))
-    for name, group in tensors.items():
-        file = final / f"{name}.safetensors"
-        file.unlink(missing_ok=True)
-        artefact.write_tensors(file, group)
-    checkpoint.prune(folder, final, keep)
-    return final
-
-
-def naive_newest(folder: Path) -> Any:
-    """The control: the newest folder is taken as it is."""
-    from epg.training import checkpoint, manifest
-
-    for path in reversed(checkpoint.listing(folder)):
-        state = json.loads((path / checkpoint.STATE).read_text())
-        entry = manifest.FileEntry(sha256="", size=0)
-        files = {file.name: entry for file in path.glob("*.safetensors")}
-        return checkpoint.Checkpoint(
-            path, state, manifest.Manifest(format=1, files=files, config="", data="", versions={}, threads=1, digest="")
-        )
-    return None
-
-
-def run_config(stage: Any, steps: int) -> Any:
+def run_config(stage: Any, steps: int = STEPS, **changes: Any) -> Any:
+    """A tiny run that saves every second step and logs each."""
+    from epg.recipe import merge
     from tests.training.test_loop import tiny
 
-    return tiny(stage, training={"steps": steps, "checkpoint_every": 2, "log_every": 1})
+    training = {"steps": steps, "checkpoint_every": 2, "log_every": 1, "trackers": []}
+    return tiny(stage, **merge({"training": training}, changes))
 
 
-def _child(request: dict[str, Any]) -> None:
-    from epg.runs import train
-    from epg.training import checkpoint, fsops
+# The process that trains ----------------------------------------------------------------------------------------------
 
-    folder, count = Path(request["folder"]), 0
 
-    def hook(operation: fsops.Operation, action: Any) -> Any:
-        nonlocal count
-        of_weights = operation.kind in ("write", "fsync") and operation.path.suffix == ".safetensors"
-        inside = of_weights and folder / "checkpoints" in operation.path.parents  # and not of the export
-        count += inside
-        if inside and 0 < request["kill_at"] <= count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return action()
+def _child(request: dict[str, Any], number: int) -> int:
+    """What the command line does with a configuration, for rank `number`: its exit code."""
+    from epg import runs
+    from epg.config import parse
+    from epg.errors import UserError
 
-    fsops.hook = hook
+    if request["processes"] > 1:
+        names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": request["processes"]}
+        os.environ.update({name: str(value) for name, value in names.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=request["port"], GLOO_SOCKET_IFNAME="lo")
+    folder = Path(request["folder"])
     log = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    if request["naive"]:
-        checkpoint.save, checkpoint.newest = naive_save, naive_newest
-        checkpoint._is_intact = lambda path: True
-    train(run_config(request["stage"], request["steps"]), folder)
-    Path(f"{folder}.operations").write_text(str(count))
+    for name, options in request["sabotage"].items():
+        getattr(importlib.import_module("tests.reliability.sabotage"), name)(folder, **options)
+    try:
+        runs.train(
+            parse(request["config"], "request"),
+            folder,
+            encoder=None if request["encoder"] is None else Path(request["encoder"]),
+            resume=None if request["resume"] is None else Path(request["resume"]),
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
 
 
 def _serve() -> None:
     import torch
+    import torch.distributed.fsdp
     import torch.utils.tensorboard
 
+    import tests.reliability.sabotage  # noqa: F401
     from epg.runs import open_training_data
 
     torch.set_num_threads(1)
     open_training_data(run_config("diffusion", 2).data)  # imports what it needs
     print("ready", flush=True)
     for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                _child(json.loads(line))
-                code = 0
-            except BaseException as error:
-                print(f"{type(error).__name__}: {error}", flush=True)
-            finally:
-                os._exit(code)
-        print(pid, flush=True)
-        print(os.waitpid(pid, 0)[1], flush=True)
+        request = json.loads(line)
+        pids = []
+        for number in range(request["processes"]):
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    code = _child(request, number)
+                except BaseException as error:
+                    print(f"{type(error).__name__}: {error}", flush=True)
+                finally:
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                    os._exit(code)
+            pids.append(pid)
+        print(json.dumps(pids), flush=True)
+        print(json.dumps([os.waitpid(pid, 0)[1] for pid in pids]), flush=True)
+
+
+# The test's side ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Job:
+    """A run under way. `codes` are exit codes, negative where a signal ended the process."""
+
+    driver: "Driver"
+    pids: list[int]
+    log: Path
+    started: float
+    codes: list[int]
+    seconds: float = 0.0
+
+    def signal(self, number: int, ranks: list[int] | None = None) -> None:
+        """Sends a signal to these ranks, or to all."""
+        for rank in range(len(self.pids)) if ranks is None else ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pids[rank], number)
+
+    def wait(self) -> list[int]:
+        if not self.codes:
+            self.codes = [os.waitstatus_to_exitcode(status) for status in json.loads(self.driver.read())]
+            self.seconds = time.monotonic() - self.started
+        return self.codes
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
 
 
 class Driver:
-    """One server; `train` starts a run and, if asked, kills it."""
+    """One server; `start` begins a run, `train` waits for its end as well."""
 
     def __init__(self) -> None:
         self.server = subprocess.Popen(
@@ -113,55 +135,55 @@ class Driver:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             cwd=Path(__file__).parents[2],
         )
-        assert self._read() == "ready"
+        assert self.read() == "ready"
 
-    def train(
+    def start(
         self,
         folder: Path,
-        stage: str = "diffusion",
+        config: Any,
         *,
-        steps: int = STEPS,
-        kill_after: float | None = None,
-        kill_at: int | None = None,
-        naive: bool = False,
-    ) -> tuple[int, float]:
-        """Runs to its end, or until it is killed: `kill_after` seconds after its start, or (by itself, as only it can
-        know the moment) from write or sync number `kill_at` on, inside a checkpoint.
-
-        Returns the wait status, 0 for a run that ended, and the seconds it took.
-        """
+        processes: int = 1,
+        encoder: Path | None = None,
+        resume: Path | None = None,
+        **sabotage: dict[str, Any],
+    ) -> Job:
+        """Begins a run into `folder`. Functions of `sabotage.py` named in `sabotage` are called before, with these
+        options, in every process."""
         assert self.server.stdin is not None
-        request = {"folder": str(folder), "stage": stage, "steps": steps, "naive": naive, "kill_at": kill_at or 0}
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        request = {
+            "folder": str(folder),
+            "config": config.model_dump(mode="json"),
+            "processes": processes,
+            "port": port,
+            "encoder": None if encoder is None else str(encoder),
+            "resume": None if resume is None else str(resume),
+            "sabotage": sabotage,
+        }
+        folder.parent.mkdir(parents=True, exist_ok=True)
         self.server.stdin.write(json.dumps(request) + "\n")
         self.server.stdin.flush()
-        pid, started = int(self._read()), time.monotonic()
+        return Job(self, json.loads(self.read()), Path(f"{folder}.log"), time.monotonic(), [])
+
+    def train(self, folder: Path, config: Any, *, kill_after: float | None = None, **options: Any) -> Job:
+        """Runs to the end, or until it is killed `kill_after` seconds after its start."""
+        job = self.start(folder, config, **options)
         if kill_after is not None:
             time.sleep(kill_after)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        status = int(self._read())
-        return status, time.monotonic() - started
+            job.signal(signal.SIGKILL)
+        job.wait()
+        return job
 
     def close(self) -> None:
         assert self.server.stdin is not None
         self.server.stdin.close()
         self.server.wait()
 
-    def _read(self) -> str:
+    def read(self) -> str:
         assert self.server.stdout is not None
         return self.server.stdout.readline().strip()
-
-
-def writing(folder: Path, naive: bool = False) -> bool:
-    """Whether a checkpoint is half written, or half removed, at this moment."""
-    try:
-        names = os.listdir(folder / "checkpoints")
-    except FileNotFoundError:
-        return False
-    if not naive:
-        return any(name.startswith(".step-") for name in names)
-    newest = folder / "checkpoints" / max(names, default="none")
-    return newest.is_dir() and len(list(newest.glob("*.safetensors"))) < 3
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,6 @@ from tests.reliability.driver import Driver
 from tests.training.test_loop import tiny
 
 STEPS = 40
-
-
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Driver]:
-    driver = Driver()
-    yield driver
-    driver.close()
 
 
 @pytest.mark.parametrize("stage", ["pretraining", "diffusion"])

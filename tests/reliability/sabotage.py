@@ -1,0 +1,237 @@
+"""What a process of `driver.py` has done to it before it trains: faults, recordings, and the controls' broken variants.
+
+Each function is called with the run folder and its options, in the process of each rank, before training begins.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from epg.distributed import full, rank, world_size
+from epg.randomness import Draws
+from epg.training import artefact, checkpoint, fsops, loop, manifest
+from epg.training.loop import Trainer
+
+# Moments --------------------------------------------------------------------------------------------------------------
+
+
+def kill_inside_a_write(folder: Path, at: int) -> None:
+    """SIGKILL at write or sync number `at` of a checkpoint's tensors; 0 only counts them (`RUN.operations`)."""
+    count = 0
+
+    def hook(operation: fsops.Operation, action: Any) -> Any:
+        nonlocal count
+        of_weights = operation.kind in ("write", "fsync") and operation.path.suffix == ".safetensors"
+        inside = of_weights and folder / "checkpoints" in operation.path.parents  # and not of the export
+        count += inside
+        if inside and at and count >= at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = action()
+        if not at:
+            Path(f"{folder}.operations").write_text(str(count))
+        return result
+
+    fsops.hook = hook
+
+
+def act(
+    folder: Path, what: str, moment: str, step: int = 0, ranks: tuple[int, ...] = (0,), seconds: float = 3600
+) -> None:
+    """Does something once (a file remembers it) in these ranks, at a moment of step `step` (counted from 0).
+
+    what: the name of a signal for the own process, `exception`, `exit` (code 0), `sleep`, or `crash`.
+    moment: `startup` (before the data is opened), `step` (between forward and backward pass), `micro` (before the
+    second micro-batch), `boundary` (before step `step`), `preview`, or `save` (inside a write).
+    """
+
+    def now() -> None:
+        done = Path(f"{folder}.acted-{rank()}")
+        if rank() not in ranks or done.exists():
+            return
+        done.write_text(str(time.time()))
+        if what.startswith("SIG"):
+            os.kill(os.getpid(), getattr(signal, what))
+            time.sleep(0.01)  # the interpreter delivers it between two instructions
+        elif what == "sleep":
+            time.sleep(seconds)
+        elif what == "exit":
+            os._exit(0)
+        elif what == "crash":
+            os._exit(9)
+        else:
+            raise RuntimeError("an exception for a test")
+
+    _at(moment, step, now)
+
+
+def _at(moment: str, step: int, now: Callable[[], None]) -> None:
+    """Calls `now` at that moment."""
+    if moment == "startup":
+        from epg import runs
+
+        original_open = runs.open_training_data
+
+        def opening(*args: Any) -> Any:
+            now()
+            return original_open(*args)
+
+        runs.open_training_data = opening
+    elif moment == "save":
+        count = 0
+
+        def hook(operation: fsops.Operation, action: Any) -> Any:
+            nonlocal count
+            count += operation.kind == "write"
+            result = action()
+            if count == 3:
+                now()
+            return result
+
+        fsops.hook = hook
+    elif moment == "preview":
+        original_draw = Trainer._draw_preview
+
+        def draw(self: Trainer, trackers: Any) -> None:
+            if self.step >= step:
+                now()
+            original_draw(self, trackers)
+
+        Trainer._draw_preview = draw  # type: ignore[method-assign]
+    elif moment == "boundary":
+        original_step = Trainer.train_step
+
+        def train_step(self: Trainer, batches: Any) -> Any:
+            if self.step == step:
+                now()
+            return original_step(self, batches)
+
+        Trainer.train_step = train_step  # type: ignore[method-assign]
+    else:
+        original_autocast, passes = Trainer._autocast, 0
+
+        def autocast(self: Trainer) -> Any:
+            nonlocal passes
+            passes = passes + 1 if self.step == step else 0
+            if passes == (2 if moment == "micro" else 1):
+                now()
+            return original_autocast(self)
+
+        Trainer._autocast = autocast  # type: ignore[method-assign]
+
+
+# Recordings -----------------------------------------------------------------------------------------------------------
+
+
+def record(folder: Path, gradients: tuple[int, ...] = ()) -> None:
+    """Writes which samples every step had (`RUN.samples-RANK`), and the whole gradient of these steps."""
+    original = Trainer._forward_backward
+
+    def forward_backward(self: Trainer, batches: Any) -> Any:
+        with Path(f"{folder}.samples-{rank()}").open("a") as stream:
+            for batch in batches:
+                stream.write(json.dumps([self.step, batch.first, batch.indices.tolist()]) + "\n")
+        losses = original(self, batches)
+        if self.step in gradients:
+            found = {n: full(p.grad) for n, p in self.objective.named_parameters() if p.grad is not None}
+            if rank() == 0:
+                save_file({n: g.contiguous() for n, g in found.items()}, f"{folder}.gradient-{self.step}")
+        return losses
+
+    Trainer._forward_backward = forward_backward  # type: ignore[method-assign]
+
+
+def uncached(folder: Path) -> None:
+    """The images are read by worker processes, though they would fit into memory."""
+    from epg import runs
+
+    runs.CACHE_BYTES = 0
+
+
+# Controls -------------------------------------------------------------------------------------------------------------
+
+
+def naive(folder: Path) -> None:
+    """Checkpoints straight into their final folder, nothing synced, nothing checked; the newest is taken as it is."""
+
+    def save(folder: Path, step: int, tensors: Any, state: Any, keep: int, keep_every: int = 0) -> Path:
+        final = folder / f"step-{step:08d}"
+        final.mkdir(parents=True, exist_ok=True)
+        (final / checkpoint.STATE).write_text(json.dumps({"format": 1, "step": step, **state}))
+        for name, group in tensors.items():
+            file = final / f"{name}.safetensors"
+            file.unlink(missing_ok=True)
+            artefact.write_tensors(file, group)
+        checkpoint.prune(folder, final, keep)
+        return final
+
+    def newest(folder: Path) -> Any:
+        for path in reversed(checkpoint.listing(folder)):
+            state = json.loads((path / checkpoint.STATE).read_text())
+            entry = manifest.FileEntry(sha256="", size=0)
+            files = {file.name: entry for file in path.glob("*.safetensors")}
+            versions = {"epg": "0"}
+            made = manifest.Manifest(
+                format=1, files=files, config="", data="", versions=versions, threads=1, digest=path.name
+            )
+            return checkpoint.Checkpoint(path, state, made)
+        return None
+
+    checkpoint.save, checkpoint.newest = save, newest
+    checkpoint._is_intact = lambda path: True
+
+
+def noise_by_rank(folder: Path) -> None:
+    """Every process draws its own numbers, whatever part of the batch it has."""
+    original = Draws.generators
+
+    def generators(self: Draws, purpose: str) -> list[torch.Generator]:
+        return original(self, f"{purpose} of rank {rank()} of {world_size()}")
+
+    Draws.generators = generators  # type: ignore[method-assign]
+
+
+def uneven_shares(folder: Path) -> None:
+    """Rank 0 gets twice as many images as rank 1, and each takes the mean of its own."""
+    from epg import runs
+    from epg.data import loader
+
+    original = loader.BatchLoader.__init__
+
+    def init(self: Any, dataset: Any, **options: Any) -> None:
+        count, options["world_size"] = options["world_size"], 1
+        number, options["rank"] = options["rank"], 0
+        original(self, dataset, **options)
+        if count == 2:
+            third = options["batch_size"] // 3
+            size = third * (2 if number == 0 else 1)
+            self.shape = (size, *self.shape[1:])
+            self.firsts = range(number * 2 * third, number * 2 * third + 1)
+
+    loader.BatchLoader.__init__ = init  # type: ignore[method-assign]
+    runs.refuse_uneven_processes = loop.refuse_uneven_processes = lambda config, processes: None
+
+
+def schedule_by_process(folder: Path) -> None:
+    """The learning rate advances once per process and step."""
+    original = loop.learning_rate
+    loop.learning_rate = lambda step, *rest: original(step * world_size(), *rest)
+
+
+def global_generator(folder: Path) -> None:
+    """Noise comes from torch's global generator, seeded once: what restoring its state alone would have to save."""
+    torch.manual_seed(0)
+    Draws.normal = lambda self, purpose, shape=(): torch.randn(self.count, *shape, dtype=self.dtype)  # type: ignore
+
+
+def unsorted_names(folder: Path) -> None:
+    """Image files in the order of a set of their names, which changes with PYTHONHASHSEED."""
+    from epg.data import folder as module
+
+    module.sorted = lambda values, **more: list(set(values))  # type: ignore[attr-defined]
