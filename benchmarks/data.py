@@ -10,7 +10,7 @@ Images are parts of scikit-learn's two photographs, or those of --source (anythi
 import argparse
 import io
 import multiprocessing as mp
-import resource
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -50,7 +50,7 @@ def stores(folder, options):
     """A prepared set per format."""
     if options.source is None:
         make_photographs(folder, options.images, options.image_size)
-    for name in FORMATS:
+    for name in options.formats:
         if name == "jpeg" and options.source is not None:
             continue
         source = options.source or str(folder / ("exact" if name == "jpeg" else "larger"))
@@ -121,26 +121,39 @@ def bare_rate(folder, workers, count):
 
 
 def loader_rate(folder, options, workers):
-    """The same of our loader; CPU time is that of all its processes, with what they fetched ahead counted."""
+    """The same of our loader. CPU time is that of all its processes, from idle to idle, when as much is decoded as is
+    taken; starting the processes is not counted."""
     dataset = open_dataset(folder, image_size=options.image_size)
     dataset.seen = np.full(-(-len(dataset) // 8), 255, np.uint8)  # as after the first epoch
-    before = cpu_seconds()
-    loader = iter(BatchLoader(dataset, batch_size=options.batch_size, seed=0, workers=workers))
-    for _ in range(2 * workers):
+    batches = BatchLoader(dataset, batch_size=options.batch_size, seed=0, workers=workers)
+    loader = iter(batches)
+    for _ in range(2 * batches.slots):  # every slot has been touched, and nothing is ready beforehand
         next(loader)
     start = time.perf_counter()
     for _ in range(options.steps):
         next(loader)
     wall = time.perf_counter() - start
-    time.sleep(1 + 4 * wall / options.steps)  # until the workers wait
+    cpu = idle_cpu_seconds()
+    for _ in range(options.steps):
+        next(loader)
+    cpu = idle_cpu_seconds() - cpu
     loader.close()
-    produced = (options.steps + 4 * workers) * options.batch_size
-    return options.steps * options.batch_size / wall, produced / (cpu_seconds() - before)
+    images = options.steps * options.batch_size
+    return images / wall, images / cpu
 
 
-def cpu_seconds():
-    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+def idle_cpu_seconds():
+    """CPU time of this process and its children once it stops growing."""
+    last = -1.0
+    while (now := time.process_time() + sum(map(child_seconds, mp.active_children()))) > last + 0.01:
+        last = now
+        time.sleep(0.3)
+    return now
+
+
+def child_seconds(process):
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def loader(options, sets):
@@ -183,6 +196,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=["decode", "loader", "views"])
     parser.add_argument("--source", help="anything that epg prepare takes, instead of scikit-learn's photographs")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=64)

@@ -44,6 +44,11 @@ class DataConfig(Section):
     """Use only this part of every class, the same images in every run; a smaller part lies in a larger one."""
     workers: int = 4
     """Loader processes; small sets are decoded once into memory and need none."""
+    timeout: float = 120.0
+    """Seconds that reading one image may take a loader process before the run ends; slow storage needs more."""
+    max_damaged: int = 0
+    """Damaged images after which training stops; up to there each is replaced by another, counted and named. 0 stops
+    at the first."""
 
 
 class EncoderConfig(Section):

@@ -46,7 +46,7 @@ def open_training_data(data: DataConfig, split: str = "train") -> ImageDataset:
     if split == "train":
         dataset = subset(dataset, per_class=data.per_class, fraction=data.fraction)
     small = len(dataset) * data.channels * data.image_size**2 <= CACHE_BYTES
-    dataset = CachedDataset(dataset) if small else dataset
+    dataset = CachedDataset(dataset, max_damaged=data.max_damaged) if small else dataset
     dataset.balanced = data.balanced
     return dataset
 

@@ -21,6 +21,7 @@ def problems(config: RunConfig) -> Iterator[str]:
     for flag, value, low in [
         ("data.image-size", data.image_size, 1),
         ("data.workers", data.workers, 0),
+        ("data.max-damaged", data.max_damaged, 0),
         ("data.per-class", 1 if data.per_class is None else data.per_class, 1),
         ("model.patch-size", model.patch_size, 1),
         ("model.num-classes", model.num_classes or 0, 0),
@@ -45,6 +46,8 @@ def problems(config: RunConfig) -> Iterator[str]:
             yield f"--{flag} {value}: must be at least {low}"
     if not 0 < data.fraction <= 1:
         yield f"--data.fraction {data.fraction}: must be more than 0 and at most 1"
+    if not data.timeout > 0:
+        yield f"--data.timeout {data.timeout}: must be more than 0"
     if data.channels not in (1, 3):
         yield f"--data.channels {data.channels}: must be 1 or 3"
     if data.channels == 1 and data.normalization == "imagenet":

@@ -67,7 +67,7 @@ def test_png_pixels_survive_exactly_from_bytes_and_from_a_path(tmp_path):
         result = decode_image(source, 24, 3)
         assert result.dtype == np.uint8
         assert result.shape == (3, 24, 24)
-        assert result.flags["C_CONTIGUOUS"]
+        assert result.transpose(1, 2, 0).flags["C_CONTIGUOUS"]
         np.testing.assert_array_equal(result, as_array(image))
 
 

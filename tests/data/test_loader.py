@@ -1,16 +1,18 @@
 """Global batches: the same samples in the same order however they are divided."""
 
+import multiprocessing
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
-from epg.data.base import CachedDataset, ImageDataset
+from epg.data.base import CachedDataset
 from epg.data.digits import DigitsDataset
 from epg.data.loader import Batch, BatchLoader
 from epg.data.order import EpochOrder
-from epg.errors import DataError, UserError
+from epg.data.ring import Ring
+from epg.errors import UserError
 
 STEPS = 5
 
@@ -111,49 +113,39 @@ def test_batches_move_and_have_a_length():
     assert {moved.images.device.type, moved.labels.device.type, moved.indices.device.type} == {"meta"}
 
 
-class Faulty(ImageDataset):
-    """Sixteen images that fail to load in the given way."""
-
-    def __init__(self, how):
-        super().__init__(np.zeros(16, np.int64), ("a",), 2, 1)
-        self.how = how
-
-    def __getitem__(self, index):
-        self.how()
-        return np.zeros((1, 2, 2), np.uint8), 0
-
-    def describe(self, index):
-        return f"sample {index}"
-
-    def fingerprint(self):
-        return ""
+def test_a_batch_is_never_overwritten_while_anything_refers_to_it(digits):
+    """However much is kept, and of whatever part or kind."""
+    options = {"batch_size": 24, "seed": 4}
+    expected = [batches[0].images for batches in islice(BatchLoader(digits, **options), 40)]
+    kept = []
+    for step, (batch,) in enumerate(islice(BatchLoader(digits, workers=2, **options), 40)):
+        parts = [batch.images, batch.images[3:4], batch.images.numpy(), batch.to("cpu").images, batch.images.view(-1)]
+        kept.append((step, parts[step % 5]))
+        del batch, parts
+    for step, part in kept:
+        whole = expected[step]
+        truth = whole[3:4] if step % 5 == 1 else whole.reshape(-1) if step % 5 == 4 else whole
+        assert np.array_equal(np.asarray(part), truth.numpy())
 
 
-def broken_image():
-    raise DataError("cat.png: cannot decode")
+def test_control_slots_that_are_reused_too_early_are_noticed(digits, monkeypatch):
+    def lend(self, slot):
+        self.free.append(slot)
+        return torch.from_numpy(self.pixels(slot))
+
+    monkeypatch.setattr(Ring, "lend", lend)
+    expected = stream(digits, steps=40)
+    with pytest.raises(AssertionError):
+        assert_same(stream(digits, steps=40, workers=1), expected)
 
 
-def die():
-    import os
-
-    os._exit(1)
-
-
-def hang():
-    import time
-
-    time.sleep(60)
+def test_memory_is_used_again(digits):
+    loader = BatchLoader(digits, batch_size=24, seed=4, workers=1)
+    places = {batches[0].images.data_ptr() for batches in islice(loader, 60)}
+    assert len(places) <= loader.slots
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_errors_of_the_data_arrive_unchanged(workers):
-    with pytest.raises(DataError) as caught:
-        next(iter(BatchLoader(Faulty(broken_image), batch_size=2, seed=0, workers=workers)))
-    assert str(caught.value) == "cat.png: cannot decode"
-
-
-@pytest.mark.parametrize("how", [die, hang])
-def test_a_dead_or_hanging_worker_is_an_error_that_names_step_and_sample(how):
-    loader = BatchLoader(Faulty(how), batch_size=2, seed=0, start_step=7, workers=1, timeout_s=2)
-    with pytest.raises(DataError, match=r"loading step 7 \(from sample \d+\) failed.*--data.workers"):
-        list(islice(loader, 3))
+def test_processes_that_are_not_forked_work_too(digits, monkeypatch):
+    spawn = multiprocessing.get_context("spawn")
+    monkeypatch.setattr("epg.data.workers.mp.get_context", lambda *_: spawn)
+    assert_same(stream(digits, workers=1, steps=2), stream(digits, steps=2))

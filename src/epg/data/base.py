@@ -77,21 +77,34 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]], ABC):
 class CachedDataset(ImageDataset):
     """A data set decoded once and kept in memory as one uint8 tensor `images` (N, C, H, W).
 
-    `on_progress(done, total)` is called now and then while decoding. Raises DataError for a broken image.
+    `on_progress(done, total)` is called now and then while decoding. Raises DataError for more than `max_damaged`
+    images that cannot be read; up to there they are kept in `damaged`, and reading one of them raises its DataError.
     """
 
-    def __init__(self, dataset: ImageDataset, on_progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        on_progress: Callable[[int, int], None] | None = None,
+        max_damaged: int = 0,
+    ) -> None:
         super().__init__(dataset.labels, dataset.class_names, dataset.image_size, dataset.channels)
         self.dataset = dataset
+        self.damaged: dict[int, str] = {}
         total, size = len(dataset), dataset.image_size
         self.images = torch.empty(total, dataset.channels, size, size, dtype=torch.uint8)
         pixels = self.images.numpy()
         for index in range(total):
-            pixels[index] = dataset[index][0]
+            try:
+                pixels[index] = dataset[index][0]
+            except DataError as error:
+                self.damaged[index] = str(error)
+                refuse_damaged(str(error), len(self.damaged), max_damaged)
             if on_progress and ((index + 1) % 256 == 0 or index + 1 == total):
                 on_progress(index + 1, total)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        if index in self.damaged:
+            raise DataError(self.damaged[index])
         return self.images[index].numpy(), int(self.labels[index])
 
     def describe(self, index: int) -> str:
@@ -99,3 +112,11 @@ class CachedDataset(ImageDataset):
 
     def fingerprint(self) -> str:
         return self.dataset.fingerprint()
+
+
+def refuse_damaged(message: str, number: int, limit: int) -> None:
+    """Raises DataError for damaged image `number` (from 1) where more than `limit` were met."""
+    if limit == 0:
+        raise DataError(message)
+    if number > limit:
+        raise DataError(f"{message}\nIt is damaged image {number}: more than --data.max-damaged {limit} allows")

@@ -66,15 +66,18 @@ def decode_image(
 
     EXIF rotation is applied, transparency is composited on white, every colour mode becomes RGB (channels = 3) or
     luminance (channels = 1), 16-bit values are scaled to 8 bits, then `center_crop_adm` brings it to size.
-    `name` replaces the path in messages. Raises DataError when the image cannot be decoded completely.
+    `name` replaces the path in messages. The values of a pixel lie together in memory, and may be read-only. Raises
+    DataError when the image cannot be decoded completely.
     """
     assert channels in (1, 3), channels
     name = name or ("image" if isinstance(source, bytes) else str(source))
     try:
         array = np.asarray(center_crop_adm(open_flat(source, channels)[0], image_size), dtype=np.uint8)
+    except MemoryError:
+        raise
     except Exception as error:  # decoders meet arbitrary bytes and raise nearly every exception class there is
         raise DataError(f"{name}: cannot decode this image: {error}. Replace it or remove it.") from error
-    return np.ascontiguousarray(array.reshape(image_size, image_size, channels).transpose(2, 0, 1))
+    return array.reshape(image_size, image_size, channels).transpose(2, 0, 1)
 
 
 def open_flat(source: bytes | str | Path, channels: int, background: str = "white") -> tuple[Image.Image, Origin]:

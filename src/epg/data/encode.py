@@ -92,13 +92,15 @@ def decode_stored(data: bytes, image_size: int, channels: int) -> NDArray[np.uin
     header = b"%s\n%d %d\n255\n" % (PPM_MAGIC[channels], image_size, image_size)
     if data.startswith(header) and len(data) == len(header) + channels * image_size**2:
         pixels = np.frombuffer(data, np.uint8, offset=len(header)).reshape(image_size, image_size, channels)
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return pixels.transpose(2, 0, 1)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             exact = image.size == (image_size, image_size) and image.mode == MODES[channels]
             if exact and "transparency" not in image.info:
                 pixels = np.asarray(image).reshape(image_size, image_size, channels)
-                return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+                return pixels.transpose(2, 0, 1)
+    except MemoryError:
+        raise
     except Exception as error:  # decoders meet arbitrary bytes and raise nearly every exception class there is
         raise DataError(f"cannot decode this image: {error}") from error
     return decode_image(data, image_size, channels)

@@ -1,21 +1,20 @@
 """Global batches in a fixed order, whatever the number of processes, micro-batches and workers."""
 
-import math
+import warnings
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from epg.data.base import CachedDataset, ImageDataset
-from epg.errors import DataError, UserError
-
-Task = tuple[int, NDArray[np.int64]]  # position inside the global batch, dataset indices
+from epg.data.base import CachedDataset, ImageDataset, refuse_damaged
+from epg.data.reading import Damaged, Reader, Reading
+from epg.data.ring import Ring
+from epg.data.workers import CHUNK, Pending, Workers
+from epg.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,14 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Copy to a device, without waiting where the memory is pinned."""
+        """Copy to a device, without waiting where the memory is pinned; there, the images are contiguous."""
         images, labels, indices = (
             tensor.to(device, non_blocking=True) for tensor in (self.images, self.labels, self.indices)
         )
-        return Batch(images, labels, indices, self.first)
+        return Batch(images.contiguous(), labels, indices, self.first)
 
     def pin_memory(self) -> "Batch":
-        """Copy to page-locked memory; DataLoader calls this by name."""
+        """Copy to page-locked memory."""
         return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices.pin_memory(), self.first)
 
 
@@ -47,8 +46,14 @@ class BatchLoader:
 
     Position j of step s is position `s * batch_size + j` of the stream that `dataset.order` defines; rank r owns the
     r-th of `world_size` equal slices, cut in order into micro-batches (default: one). `workers` decode in the
-    background, except for a CachedDataset, which is indexed directly. Raises UserError where the sizes do not
-    divide, DataError for broken images and for a worker that died or gave nothing for `timeout_s` seconds.
+    background, except for a CachedDataset, which is indexed directly. A batch belongs to whoever receives it.
+
+    Args:
+        max_damaged: images that cannot be read before the stream ends with a DataError; up to there each is replaced
+            by another (see `Reader`), named in a warning and kept in `damaged`.
+        timeout_s: seconds that one image may take a worker.
+
+    Raises UserError where the sizes do not divide, DataError for damaged images and for a worker that died or hangs.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class BatchLoader:
         micro_batch: int | None = None,
         workers: int = 0,
         pin_memory: bool = False,
+        max_damaged: int = 0,
         timeout_s: float = 120.0,
     ) -> None:
         assert 0 <= rank < world_size, (rank, world_size)
@@ -77,98 +83,70 @@ class BatchLoader:
                 f"--training.batch-size {batch_size}"
             )
         self.dataset = dataset
-        self.order = dataset.order(seed)
+        self.reader = Reader(dataset, dataset.order(seed), replace=max_damaged > 0)
         self.batch_size = batch_size
         self.start_step = start_step
-        self.micro_batch = micro_batch
+        self.shape = (micro_batch, dataset.image_size, dataset.image_size, dataset.channels)
         self.firsts = range(rank * share, (rank + 1) * share, micro_batch)
         self.workers = 0 if isinstance(dataset, CachedDataset) else workers
         self.pin_memory = pin_memory and torch.cuda.is_available()
+        self.max_damaged = max_damaged
         self.timeout_s = timeout_s
-
-    def plan(self, step: int) -> list[Task]:
-        """(first, dataset indices) of this rank's micro-batches of a step."""
-        return [
-            (first, self.order.indices(step * self.batch_size + first + np.arange(self.micro_batch)))
-            for first in self.firsts
-        ]
+        self.damaged: dict[int, str] = {}
+        # Batches in work: a step, or enough to keep the workers busy. Lent: a step, asked for while its predecessor is
+        # still held.
+        self.ahead = 1 + max(len(self.firsts), -(-2 * self.workers * CHUNK // micro_batch))
+        self.slots = self.ahead + 2 * len(self.firsts)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        if self.workers > 0:
-            yield from self._iterate_with_workers()
+        batches = self._read_ahead() if self.workers else self._read_now()
+        while True:
+            yield [next(batches) for _ in self.firsts]
+
+    def _positions(self) -> Iterator[tuple[int, int]]:
+        """(first, position in the stream) of this rank's micro-batches."""
         for step in count(self.start_step):
-            batches = [_read(self.dataset, task) for task in self.plan(step)]
-            yield [batch.pin_memory() for batch in batches] if self.pin_memory else batches
+            for first in self.firsts:
+                yield first, step * self.batch_size + first
 
-    def _iterate_with_workers(self) -> Iterator[list[Batch]]:
-        # The stream never ends, so one iterator (and its workers) lasts as long as the run.
-        loader: DataLoader[Any] = DataLoader(
-            _TaskDataset(self.dataset),
-            batch_size=None,
-            sampler=_TaskStream(self),
-            num_workers=self.workers,
-            pin_memory=self.pin_memory,
-            timeout=self.timeout_s,
-            generator=torch.Generator(),  # else it would draw the workers' seed from the global generator
-        )
-        stream = iter(loader)
-        for step in count(self.start_step):
-            yield [self._next(stream, step) for _ in self.firsts]
+    def _read_now(self) -> Iterator[Batch]:
+        for first, position in self._positions():
+            if isinstance(self.dataset, CachedDataset) and not self.dataset.damaged:
+                indices = self.reader.order.indices(position + np.arange(self.shape[0]))
+                yield self._batch(self.dataset.images[torch.from_numpy(indices)], Reading(indices, []), first)
+                continue
+            images = torch.empty(self.shape, dtype=torch.uint8).permute(0, 3, 1, 2)
+            yield self._batch(images, self.reader.read(position, images.numpy()), first)
 
-    def _next(self, stream: Iterator[Any], step: int) -> Batch:
+    def _read_ahead(self) -> Iterator[Batch]:
+        """The same from workers."""
+        ring = Ring(self.slots, self.shape, self.workers)
+        workers = Workers(self.reader, ring, self.workers, self.timeout_s)
+        positions, pending = self._positions(), deque[tuple[int, Pending]]()
         try:
-            result = next(stream)
-        except RuntimeError as error:
-            sample = self.dataset.describe(int(self.plan(step)[0][1][0]))
-            raise DataError(
-                f"loading step {step} (from {sample}) failed: {error}. If memory ran out or storage is slow, lower "
-                "--data.workers"
-            ) from error
-        if isinstance(result, UserError):
-            raise result
-        assert isinstance(result, Batch)
-        return result
+            while True:
+                while ring.free:
+                    first, position = next(positions)
+                    pending.append((first, workers.start(position)))
+                first, task = pending.popleft()
+                reading = workers.finish(task)
+                hoarded = len(ring.free) + len(pending) < self.ahead
+                yield self._batch(ring.copy(task.slot) if hoarded else ring.lend(task.slot), reading, first)
+        finally:
+            workers.close()
 
+    def _batch(self, images: Tensor, reading: Reading, first: int) -> Batch:
+        for damaged in reading.damaged:
+            self._count(damaged)
+        labels = torch.from_numpy(self.dataset.labels[reading.indices])
+        batch = Batch(images, labels, torch.from_numpy(reading.indices), first)
+        return batch.pin_memory() if self.pin_memory else batch
 
-def _read(dataset: ImageDataset, task: Task) -> Batch:
-    first, indices = task
-    if isinstance(dataset, CachedDataset):
-        images = dataset.images[torch.from_numpy(indices)]
-    else:
-        images = _allocate((len(indices), dataset.channels, dataset.image_size, dataset.image_size))
-        pixels = images.numpy()
-        for place, index in enumerate(indices):
-            pixels[place] = dataset[int(index)][0]
-    return Batch(images, torch.from_numpy(dataset.labels[indices]), torch.from_numpy(indices), first)
-
-
-def _allocate(shape: tuple[int, ...]) -> Tensor:
-    """An uninitialised uint8 tensor; in a worker in shared memory at once, or sending it would copy it there."""
-    if torch.utils.data.get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # what torch's own collate function does
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-
-
-class _TaskStream:
-    """The endless sequence of tasks, as a sampler."""
-
-    def __init__(self, loader: BatchLoader) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[Task]:
-        for step in count(self.loader.start_step):
-            yield from self.loader.plan(step)
-
-
-class _TaskDataset(Dataset[Batch | UserError]):
-    """What a worker does. Our own errors travel as values: DataLoader would bury their message in a traceback."""
-
-    def __init__(self, dataset: ImageDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, task: Task) -> Batch | UserError:
-        try:
-            return _read(self.dataset, task)
-        except UserError as error:
-            return type(error)(str(error))
+    def _count(self, damaged: Damaged) -> None:
+        if damaged.index in self.damaged:
+            return
+        self.damaged[damaged.index] = damaged.message
+        number = len(self.damaged)
+        refuse_damaged(damaged.message, number, self.max_damaged)
+        text = damaged.message.rstrip(".")
+        warnings.warn(f"{text}. Another takes its place ({number} of {self.max_damaged} allowed)", stacklevel=2)

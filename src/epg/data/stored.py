@@ -47,18 +47,16 @@ class StoredDataset(ImageDataset):
             image = decode_stored(data, self.image_size, self.channels)
         except DataError as error:
             raise DataError(f"{self.describe(index)}: {error}") from error
+        assert self.seen is not None
+        self.seen[index >> 3] |= 1 << (index & 7)  # not before: a damaged image is to fail in every epoch
         return image, int(self.labels[index])
 
     def _is_due(self, index: int) -> bool:
         """Whether to compare this image with its hash now."""
         if self.seen is None:
             self.seen = np.zeros(-(-len(self) // 8), dtype=np.uint8)
-        byte, bit = index >> 3, np.uint8(1 << (index & 7))
         self.reads += 1
-        if self.seen[byte] & bit and self.reads % RECHECK:
-            return False
-        self.seen[byte] |= bit
-        return True
+        return not (self.seen[index >> 3] & (1 << (index & 7)) and self.reads % RECHECK)
 
     def describe(self, index: int) -> str:
         return self.store.describe(index)

@@ -99,6 +99,8 @@ class Trainer:
             micro_batch=training.micro_batch,
             workers=self.config.data.workers,
             pin_memory=self.device.type == "cuda",
+            max_damaged=self.config.data.max_damaged,
+            timeout_s=self.config.data.timeout,
         )
         reporter = Reporter(self.config, self.device, self.step)
         with self.writer, self.watchdog.watching(), open_trackers(self.config, self.folder, self.step) as trackers:
@@ -112,7 +114,9 @@ class Trainer:
                 trackers.advance(self.step)
                 log = self.step % training.log_every == 0 or self.step == training.steps
                 if log:
-                    trackers.log(self.step, reporter.line(self.step, self._numbers(result, micro_batches[0])))
+                    damaged = {"damaged": len(loader.damaged)} if loader.damaged else {}
+                    numbers = {**damaged, **self._numbers(result, micro_batches[0])}
+                    trackers.log(self.step, reporter.line(self.step, numbers))
                 self._after_step(trackers)
                 self.watchdog.beat(self.step)
                 if log:

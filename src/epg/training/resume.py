@@ -15,6 +15,8 @@ from epg.training.checkpoint import Checkpoint
 # Settings that change neither the weights nor the order of anything: a resumed run may have others.
 HARMLESS = {
     "data.workers",
+    "data.timeout",
+    "data.max_damaged",
     "training.micro_batch",
     "training.device",
     "training.log_every",
