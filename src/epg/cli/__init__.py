@@ -9,8 +9,10 @@ from typing import Any
 
 import tyro
 
+from epg.cli.convert import Convert
 from epg.cli.data import Inspect, Prepare
-from epg.cli.evaluate import Evaluate
+from epg.cli.evaluate import Evaluate, MakeReference
+from epg.cli.probe import Probe
 from epg.cli.quickstart import Quickstart
 from epg.cli.sample import Sample
 from epg.cli.tools import Ema, Info, Verify
@@ -28,6 +30,9 @@ VERBS: dict[str, type] = {
     "finetune": Finetune,
     "sample": Sample,
     "evaluate": Evaluate,
+    "reference": MakeReference,
+    "probe": Probe,
+    "convert": Convert,
     "verify": Verify,
     "ema": Ema,
     "info": Info,

@@ -1,0 +1,57 @@
+"""Files of an analysis: a folder for them, JSON, figures. Failing to write one is the user's to mend."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from epg.errors import OutputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def analysis_folder(path: Path) -> Path:
+    """Where analyses of a run, checkpoint, export or weight file go unless told otherwise: `analysis` beside it.
+
+    Never into a checkpoint, which holds nothing but what its manifest names.
+    """
+    if path.is_file() or path.resolve().name == "export":
+        path = path.resolve().parent
+    elif path.resolve().parent.name == "checkpoints":
+        path = path.resolve().parent.parent
+    return path / "analysis"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what goes wrong in writing below `path` into OutputError naming it."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"--out {path}: cannot be written ({error.strerror}). Choose another folder.") from error
+
+
+def write_json(content: Any, file: Path) -> None:
+    """Whole or not at all; folders are made. Raises OutputError."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        os.replace(temporary, file)
+
+
+def new_figure(width: float = 7, height: float = 4) -> "Figure":
+    """A figure of these inches that belongs to no window."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def save_figure(figure: "Figure", file: Path) -> None:
+    """As PNG; folders are made. Raises OutputError."""
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file)
