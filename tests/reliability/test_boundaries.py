@@ -1,4 +1,4 @@
-"""R5 with every change: some boundaries of each stage; all, with and without workers, in `benchmarks/reliability.py`."""
+"""R5 with every change: some boundaries of each stage; all are in `benchmarks/reliability.py`, also with workers."""
 
 from pathlib import Path
 
