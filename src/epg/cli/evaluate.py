@@ -1,33 +1,122 @@
-"""`epg evaluate`."""
+"""`epg evaluate` and `epg reference`."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
+
+Metric = Literal["fid", "sfid", "is", "fd", "pr", "dc", "kid", "mmd", "accuracy"]
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Judge samples with a classifier trained on the run's own labelled images (no download; not an FID)."""
+    """Judge samples against real images; writes a receipt (JSON) and prints a table.
 
-    checkpoint: tyro.conf.Positional[Path]
-    """Run folder or checkpoint."""
-    count: int = 1000
-    """Number of samples."""
-    seed: int = 0
-    batch_size: int = 250
+    Without --reference, a run is compared with its own training images by a classifier trained on their labels: no
+    download, and not an FID. For FID, sFID, IS, precision and recall as papers report them: --features inception
+    --reference VIRTUAL_imagenet256_labeled.npz --count 50000. Processes of torchrun share the work.
+    """
+
+    samples: tyro.conf.Positional[str]
+    """Run folder, checkpoint, export, pipeline or Hub name (sampled here, nothing touches the disk); an .npz of ADM's
+    layout; a folder of images; or a data set."""
+    reference: str | None = None
+    """A data set, a folder made by `epg reference`, or an .npz of ADM's; a run's own training images if not given."""
+    metrics: tuple[Metric, ...] = ()
+    """fid, sfid, is (Inception score), fd (Frechet distance of other features), pr (precision and recall), dc (density
+    and coverage), kid, mmd, accuracy (recognised classes); the usual ones of --features if not given."""
+    features: tuple[str, ...] = ()
+    """inception, classifier (trained on the labelled reference), encoder=RUN; what needs no download if not given."""
+    inception: Path | None = None
+    """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""
+    count: int | None = None
+    """Number of samples; 1000 of a generator and all otherwise if not given. Papers use 50000."""
     out: Path | None = None
-    """JSON file for the numbers; evaluation.json in the run folder if not given."""
+    """JSON file for the receipt; evaluation.json in the folder of the samples, or here, if not given."""
+    seed: int = 0
+    """Sample i depends on the seed, its label and i alone."""
+    classes: tuple[str, ...] = ()
+    """Class names or numbers to sample; all classes if not given."""
+    labels: Literal["balanced", "random"] = "balanced"
+    """Classes in turn, or drawn at random, which is how ADM's published numbers are made."""
+    sampler: Literal["heun", "euler", "edm_stochastic", "euler_ancestral", "one_step", "multistep"] | None = None
+    """The recipe's if not given."""
+    steps: int | None = None
+    """Levels of the sampling grid."""
+    guidance: float | None = None
+    """Scale of guidance; 1 is none."""
+    interval: tuple[float, float] | None = None
+    """Unshifted noise levels (low, high] in which guidance acts."""
+    guide: Path | None = None
+    """A weaker checkpoint: autoguidance instead of classifier-free guidance."""
+    ema: float | None = None
+    """Which EMA decay to load; the first if not given."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the generator; features are computed in float32, metrics in float64."""
+    image_size: int | None = None
+    """Of samples that are a data set which is not prepared."""
+    samples_split: str = "test"
+    """Of samples that are a data set."""
+    split: str = "train"
+    """Of a data set as reference."""
+    kept: int = 10_000
+    """Images of a data set as reference that precision, recall, density, coverage and KID use."""
+    batch_size: int = 64
+    """Images that a process samples at once; no number depends on it beyond the rounding of the sampler."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    cache: bool = True
+    """Keep statistics of the reference in the cache (EPG_CACHE)."""
+
+    def __call__(self) -> None:
+        from epg.evaluation.command import Options, run_evaluate
+        from epg.sampling import Request
+
+        changes = {name: getattr(self, name) for name in ("sampler", "steps", "guidance", "interval")}
+        shared = ("classes", "labels", "seed", "guide", "ema", "dtype", "batch_size", "device")
+        request = Request(
+            **{name: getattr(self, name) for name in shared},
+            changes={name: value for name, value in changes.items() if value is not None},
+        )
+        names = ("features", "inception", "image_size", "split", "kept", "seed", "batch_size", "device", "cache")
+        run_evaluate(
+            self.samples,
+            self.reference,
+            self.metrics or None,
+            self.count,
+            request,
+            Options(**{name: getattr(self, name) for name in names}),
+            samples_split=self.samples_split,
+            out=self.out,
+        )
+
+
+@dataclass(frozen=True)
+class MakeReference:
+    """Statistics and features of a data set, for `epg evaluate --reference`: computed once, with a manifest of how."""
+
+    dataset: tyro.conf.Positional[str]
+    """A prepared set (best), a folder of images, parquet files, or digits."""
+    out: Path
+    """Folder for the reference."""
+    features: tuple[str, ...] = ("inception",)
+    """inception, encoder=RUN; several are computed in one pass."""
+    inception: Path | None = None
+    """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""
+    image_size: int | None = None
+    """Of a set that is not prepared; FID depends on how images were scaled."""
+    split: str = "train"
+    """train, test, validation or val."""
+    kept: int = 10_000
+    """Images, chosen at random, whose features are kept for precision, recall, density, coverage and KID."""
+    seed: int = 0
+    """Of that choice."""
+    batch_size: int = 64
     device: str = "auto"
 
     def __call__(self) -> None:
-        from epg.evaluation.quick import evaluate_checkpoint
+        from epg.evaluation.command import Options, run_reference
 
-        evaluate_checkpoint(
-            self.checkpoint,
-            count=self.count,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            out=self.out,
-            device=self.device,
-        )
+        names = ("features", "inception", "image_size", "split", "kept", "seed", "batch_size", "device")
+        run_reference(self.dataset, self.out, Options(**{name: getattr(self, name) for name in names}))

@@ -4,13 +4,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from epg.distributed import rank
+from epg.distributed import failing_together, rank
 from epg.errors import UserError
 from epg.evaluation import receipt
 from epg.evaluation.accuracy import accuracy
 from epg.evaluation.extraction import Collector, extract
 from epg.evaluation.extractors.base import LOGITS, Extractor
-from epg.evaluation.measures import ACCURACY, MEASURES, Evidence, choose
+from epg.evaluation.measures import ACCURACY, MEASURES, Evidence, Measure, choose
 from epg.evaluation.receipt import ClassAccuracy, Number, Receipt
 from epg.evaluation.reference import Reference
 from epg.evaluation.sources import ImageSource, Progress
@@ -45,7 +45,8 @@ def evaluate(
     chosen = choose(words, extractors)
     if words is None and samples.labels is None:
         chosen = {name: [word for word in of if word != ACCURACY] for name, of in chosen.items()}
-    _check(samples, reference, chosen)
+    with failing_together():
+        _check(samples, reference, extractors, chosen)
     collector = Collector()
     pixels = extract(samples, extractors, collector, batch_size=batch_size, on_progress=on_progress)
     if pixels is None:
@@ -92,7 +93,9 @@ def _described(extractor: Extractor) -> dict[str, Any]:
     return told
 
 
-def _check(samples: ImageSource, reference: Reference | None, chosen: dict[str, list[str]]) -> None:
+def _check(
+    samples: ImageSource, reference: Reference | None, extractors: Sequence[Extractor], chosen: dict[str, list[str]]
+) -> None:
     """Everything that can be refused before hours of sampling."""
     words = {word for of in chosen.values() for word in of}
     if ACCURACY in words and samples.labels is None:
@@ -100,23 +103,43 @@ def _check(samples: ImageSource, reference: Reference | None, chosen: dict[str, 
     least = 6 if words & {"pr", "dc"} else 2
     if samples.count < least:
         raise UserError(f"--count {samples.count}: these metrics need at least {least} images")
+    for extractor in extractors:
+        if extractor.shape not in (None, samples.shape):
+            raise UserError(
+                f"--features {extractor.name}: takes images of shape {extractor.shape}, the samples are {samples.shape}"
+            )
     if rank() != 0:
         return
     assert reference is not None
-    for name, of in chosen.items():
-        statistics = reference.statistics.get(name)
-        if statistics is None:
-            have = ", ".join(reference.statistics) or "none"
-            raise UserError(f"--reference {reference.name}: has no {name} statistics, only {have}")
-        measures = [MEASURES[word] for word in of if word != ACCURACY]
-        missing = {m.output for m in measures if not m.needs_images} - statistics.moments.keys() - {LOGITS}
-        if missing:
-            raise UserError(f"--reference {reference.name}: has no statistics of {name}'s {', '.join(missing)}")
-        if any(m.needs_images for m in measures) and statistics.features is None:
-            raise UserError(
-                f"--reference {reference.name}: has mean and covariance but no images; precision, recall, density, "
-                "coverage and kernel distances need them. Leave these out of --metrics, or use another reference."
-            )
+    size, side = reference.manifest.get("image_size"), samples.shape[1]
+    if size is not None and size != side:
+        raise UserError(
+            f"--reference {reference.name}: made of {size}x{size} images, the samples are {side}x{side}. Distances "
+            "between sizes measure the scaling; use a reference of the samples' size."
+        )
+    for extractor in extractors:
+        _fits(reference, extractor, [MEASURES[word] for word in chosen[extractor.name] if word != ACCURACY])
+
+
+def _fits(reference: Reference, extractor: Extractor, measures: Sequence[Measure]) -> None:
+    """Raises UserError where a reference lacks what the measures need, or has it from other weights."""
+    name, where = extractor.name, f"--reference {reference.name}"
+    statistics = reference.statistics.get(name)
+    if statistics is None:
+        raise UserError(f"{where}: has no statistics of {name}, only of {', '.join(reference.statistics) or 'nothing'}")
+    if statistics.sha256 not in ("", extractor.sha256):
+        raise UserError(
+            f"{where}: its {name} features are those of other weights (sha256 {statistics.sha256[:12]}..., here "
+            f"{extractor.sha256[:12]}...); make the reference again with these"
+        )
+    missing = {m.output for m in measures if not m.needs_images} - statistics.moments.keys() - {LOGITS}
+    if missing:
+        raise UserError(f"{where}: has no statistics of {name}'s {', '.join(missing)} output")
+    if any(m.needs_images for m in measures) and statistics.features is None:
+        raise UserError(
+            f"{where}: has mean and covariance but no images; precision, recall, density, coverage and kernel "
+            "distances need them. Leave these out of --metrics, or use another reference."
+        )
 
 
 def _few(samples: ImageSource, numbers: dict[str, Number]) -> list[str]:

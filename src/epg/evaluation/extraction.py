@@ -15,7 +15,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from epg.distributed import rank, world_size
+from epg.distributed import failing_together, rank, world_size
 from epg.evaluation.extractors.base import Extractor
 from epg.evaluation.sources import ImageSource, Progress
 
@@ -50,9 +50,10 @@ def extract(
         start = min(first + rank() * unit, source.count)
         stop = min(start + unit, source.count)
         mine: dict[str, Any] = {}
-        if start < stop:
-            images = source.read(start, stop)
-            mine = {"pixels": _hashes(images)} | {e.name: _blockwise(e, images) for e in extractors}
+        with failing_together():
+            if start < stop:
+                images = source.read(start, stop)
+                mine = {"pixels": _hashes(images)} | {e.name: _blockwise(e, images) for e in extractors}
         for part in gather(mine):
             if part:
                 pixels.update(part["pixels"])

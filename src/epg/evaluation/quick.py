@@ -16,9 +16,10 @@ from rich.table import Table
 from torch import Tensor
 
 from epg.config import DataConfig, SamplingConfig, parse
-from epg.data.dataset import ImageDataset, NoSplitError
+from epg.data.dataset import NoSplitError
 from epg.errors import OutputError, UserError
 from epg.evaluation.classifier import Judge, train_classifier
+from epg.evaluation.extractors.indomain import images_and_labels
 from epg.evaluation.metrics import frechet_between
 from epg.generator import Generator
 from epg.loading import load
@@ -46,13 +47,6 @@ class Reference:
     def distance(self, images: Tensor) -> float:
         """Frechet distance of uint8 images (N, C, H, W) to the real training images."""
         return frechet_between(self.judge.features(images), self.judge.features(self.train[0]))
-
-
-def images_and_labels(dataset: ImageDataset, indices: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-    """uint8 (N, C, H, W) and int64 (N,) of (some of) a data set."""
-    chosen = range(len(dataset)) if indices is None else indices
-    images = torch.stack([torch.from_numpy(np.array(dataset[int(i)][0])) for i in chosen])
-    return images, torch.from_numpy(dataset.labels[np.asarray(chosen)])
 
 
 def make_reference(data: DataConfig, seed: int = 0, steps: int = 400) -> Reference:

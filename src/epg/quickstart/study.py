@@ -17,7 +17,8 @@ from epg.config import RunConfig, Stage, parse
 from epg.data.dataset import ImageDataset
 from epg.data.loader import BatchLoader
 from epg.errors import UserError
-from epg.evaluation.quick import Reference, evaluate, images_and_labels, make_reference
+from epg.evaluation.extractors.indomain import images_and_labels
+from epg.evaluation.quick import Reference, evaluate, make_reference
 from epg.loading import generator_of, load
 from epg.networks import EPG
 from epg.pictures import save_grid

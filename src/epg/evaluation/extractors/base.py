@@ -23,6 +23,8 @@ class Extractor:
     """In words: resize, range, channels."""
     compute: Callable[[Tensor], dict[str, Tensor]] = field(repr=False)
     """uint8 (N, C, H, W) on the CPU -> FEATURES and, where there are any, SPATIAL and LOGITS, float32 on the CPU."""
+    shape: tuple[int, int, int] | None = None
+    """Channels, height and width of the only images it takes; None takes any."""
     class_names: tuple[str, ...] = ()
     """What the logits stand for, where these are the classes of the data set."""
     held_out_accuracy: float | None = None

@@ -1,16 +1,17 @@
 """Where the weights of published extractors come from: a path, the cache, or the web; never unchecked."""
 
+import hashlib
 import os
 import urllib.error
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
 
-from epg.distributed import world_size
+from epg.distributed import failing_together
 from epg.errors import ArtefactError
 from epg.training.artefact import fingerprint, read_tensors
 
@@ -39,10 +40,9 @@ def find(published: Published) -> Path:
     Raises ArtefactError where it cannot be downloaded, or is not the published one.
     """
     file = cache_folder() / published.name
-    if not file.is_file() and int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        download(published, file)
-    if world_size() > 1:
-        dist.barrier()  # the others wait for the first process of their machine
+    with failing_together():  # where the others wait for the first process of their machine
+        if not file.is_file() and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            download(published, file)
     if (found := fingerprint(file)["sha256"]) != published.sha256:
         raise ArtefactError(
             f"{file}: damaged: its sha256 is {found}, not {published.sha256}. Delete it, and it is downloaded again."
@@ -96,3 +96,14 @@ def read_weights(file: Path, flag: str) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ArtefactError(f"{flag} {file}: not a plain state dict of tensors")
     return content
+
+
+def digest_of(tensors: Mapping[str, Tensor], *parts: str) -> str:
+    """Sha256 (hex) of tensors, their names, types and shapes, and of further words."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    digest.update("\n".join(parts).encode())
+    return digest.hexdigest()

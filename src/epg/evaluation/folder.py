@@ -1,0 +1,87 @@
+"""A folder of images as they are: nothing is resized, because that would be judged along."""
+
+import contextlib
+import warnings as python_warnings
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from epg.data.decode import FORMATS, open_flat
+from epg.data.folder import FolderDataset
+from epg.errors import ArtefactError, DataError
+from epg.training.artefact import read_json
+
+NOT_SAMPLES = {"grid.png"}  # what `epg sample` writes beside the images
+RECORD = "samples.json"
+JPEG = (".jpg", ".jpeg")
+
+
+class FolderSource:
+    """Image files, in the order of their names; sub-folders are classes, in the order of theirs.
+
+    Raises DataError for a folder without images, and on reading one that has another size or mixes grey and colour.
+    """
+
+    def __init__(self, path: Path, count: int | None = None) -> None:
+        # For its listing, which knows class folders; its decoding, which resizes, is not used.
+        listing = FolderDataset(path, image_size=1, channels=3)
+        kept = [i for i in range(len(listing)) if Path(listing.describe(i)).name not in NOT_SAMPLES][:count]
+        if not kept:
+            raise DataError(f"{path}: holds no images besides {', '.join(NOT_SAMPLES)}")
+        self.path, self.files = path, [Path(listing.describe(i)) for i in kept]
+        self.labels = torch.from_numpy(listing.labels[kept]) if listing.num_classes else None
+        width, height, grey = self._look(self.files[0])
+        self.shape = (1 if grey else 3, height, width)
+
+    @property
+    def count(self) -> int:
+        return len(self.files)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        jpeg = sum(file.name.lower().endswith(JPEG) for file in self.files)
+        if not jpeg:
+            return []
+        mixed = f"; the other {self.count - jpeg} are not" if jpeg < self.count else ""
+        return [
+            f"{jpeg} of the samples are JPEG files{mixed}: its artefacts change every metric. Save samples losslessly, "
+            "as PNG or .npz"
+        ]
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return torch.stack([self._decode(file) for file in self.files[start:stop]])
+
+    def _decode(self, file: Path) -> Tensor:
+        width, height, grey = self._look(file)
+        channels = 1 if grey else 3
+        if (channels, height, width) != self.shape:
+            first = f"{self.shape[2]}x{self.shape[1]} {'grey' if self.shape[0] == 1 else 'colour'}"
+            raise DataError(
+                f"{file}: {width}x{height} {'grey' if grey else 'colour'}, but {self.files[0].name} is {first}. "
+                "The samples of one evaluation have one size; nothing is resized here."
+            )
+        try:
+            pixels = np.array(open_flat(file, channels)[0], dtype=np.uint8).reshape(height, width, channels)
+        except Exception as error:  # decoders meet arbitrary bytes and raise nearly every exception class there is
+            raise DataError(f"{file}: cannot decode this image ({error})") from error
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def _look(self, file: Path) -> tuple[int, int, bool]:
+        """Width, height, and whether it is grey; without decoding."""
+        try:
+            with python_warnings.catch_warnings(), Image.open(file, formats=FORMATS) as image:
+                python_warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `open_flat` has limits
+                return image.width, image.height, image.mode in ("1", "L", "LA", "I", "I;16", "F")
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{file}: no image ({error})") from error
+
+    def describe(self) -> dict[str, Any]:
+        described: dict[str, Any] = {"kind": "folder", "name": self.path.name}
+        with contextlib.suppress(ArtefactError):
+            described["record"] = read_json(self.path / RECORD)[0]  # what `epg sample` wrote down
+        return described

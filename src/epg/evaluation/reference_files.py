@@ -1,0 +1,147 @@
+"""References on disk: folders of our own, and ADM's published `.npz`.
+
+```
+manifest.json             source, counts, image size, extractors with the sha256 of their weights; checksums
+statistics.safetensors    EXTRACTOR.OUTPUT.mean, .covariance (float64) and EXTRACTOR.kept (float32 features)
+```
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from epg.errors import ArtefactError, DataError, OutputError, UserError
+from epg.evaluation.extraction import Collector, extract
+from epg.evaluation.extractors.base import FEATURES, SPATIAL, Extractor
+from epg.evaluation.metrics import Moments
+from epg.evaluation.npz import MAX_WIDTH, Npz, NpzSource
+from epg.evaluation.receipt import environment, now
+from epg.evaluation.reference import Reference, Statistics
+from epg.evaluation.sources import Progress
+from epg.training.artefact import fingerprint, read_json, read_tensors, write_json, write_tensors
+from epg.training.manifest import digest
+
+FORMAT, KIND = 1, "epg reference"
+MANIFEST, TENSORS = "manifest.json", "statistics.safetensors"
+
+
+def save(reference: Reference, folder: Path) -> None:
+    """Writes a folder that `load` reads; the manifest comes last. Raises OutputError, UserError for a folder in use."""
+    if folder.exists() and not is_saved(folder) and any(folder.iterdir()):
+        raise UserError(f"--out {folder}: is not empty, and holds no reference; choose another folder")
+    tensors: dict[str, torch.Tensor] = {}
+    described: dict[str, Any] = {}
+    for name, statistics in reference.statistics.items():
+        for output, moments in statistics.moments.items():
+            tensors[f"{name}.{output}.mean"] = torch.from_numpy(moments.mean)
+            tensors[f"{name}.{output}.covariance"] = torch.from_numpy(moments.covariance)
+        if statistics.features is not None:
+            tensors[f"{name}.kept"] = torch.from_numpy(statistics.features)
+        described[name] = {
+            "sha256": statistics.sha256,
+            "preprocessing": statistics.preprocessing,
+            "counts": {output: moments.count for output, moments in statistics.moments.items()},
+        }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        content = {
+            "format": FORMAT,
+            "kind": KIND,
+            "name": reference.name,
+            "extractors": described,
+            "made": {"time": now(), "environment": environment()},
+            "manifest": reference.manifest,
+            "files": {TENSORS: write_tensors(folder / TENSORS, tensors)},
+        }
+        write_json(folder / MANIFEST, {**content, "digest": digest(content)})
+    except OSError as error:
+        raise OutputError(f"--out {folder}: cannot be written ({error.strerror}). Choose another folder.") from error
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `save` has written this folder."""
+    return (path / TENSORS).is_file() and (path / MANIFEST).is_file()
+
+
+def load(folder: Path) -> Reference:
+    """A saved reference, compared with its checksums. Raises ArtefactError."""
+    content, _ = read_json(folder / MANIFEST)
+    if content.get("kind") != KIND or content.get("format") != FORMAT:
+        raise ArtefactError(f"{folder / MANIFEST}: not a reference of this version of epg; make it again")
+    told = content.pop("digest", None)
+    if told != digest(content):
+        raise ArtefactError(f"{folder / MANIFEST}: does not match its own checksum; the file is damaged or was changed")
+    if fingerprint(folder / TENSORS) != content["files"][TENSORS]:
+        raise ArtefactError(f"{folder / TENSORS}: does not match the manifest; the file is damaged")
+    tensors = read_tensors(folder / TENSORS)
+    statistics = {}
+    for name, described in content["extractors"].items():
+        moments = {
+            output: Moments(
+                count, tensors[f"{name}.{output}.mean"].numpy(), tensors[f"{name}.{output}.covariance"].numpy()
+            )
+            for output, count in described["counts"].items()
+        }
+        kept = tensors.get(f"{name}.kept")
+        statistics[name] = Statistics(
+            name,
+            described["sha256"],
+            described["preprocessing"],
+            moments,
+            None if kept is None else kept.numpy(),
+        )
+    return Reference(content["name"], statistics, content["manifest"], content["files"][TENSORS]["sha256"])
+
+
+def load_adm(
+    path: Path, extractors: Sequence[Extractor], *, batch_size: int = 64, on_progress: Progress | None = None
+) -> Reference:
+    """ADM's published reference: FID and sFID from the statistics stored in it, precision and recall from its images.
+
+    The statistics are of the whole data set; the images (10,000 for ImageNet) are there for precision and recall
+    alone, and the evaluator of ADM does not use them for FID either. All processes must call it.
+
+    Raises UserError for other extractors than Inception, DataError for a damaged archive.
+    """
+    wrong = [extractor.name for extractor in extractors if extractor.name != "inception"]
+    if wrong:
+        raise UserError(
+            f"--features {wrong[0]}: {path} holds statistics of Inception. Pass the images themselves as --reference, "
+            "or use --features inception"
+        )
+    npz = Npz(path)
+    moments = {FEATURES: _moments(npz, "mu", "sigma")}
+    if "mu_s" in npz:
+        moments[SPATIAL] = _moments(npz, "mu_s", "sigma_s")
+    manifest: dict[str, Any] = {"count": None, "source": {"kind": "adm", "name": path.name}}
+    kept = None
+    if "arr_0" in npz:
+        source = NpzSource(path)
+        collector = Collector()
+        pixels = extract(source, extractors, collector, batch_size=batch_size, on_progress=on_progress)
+        manifest |= {"image_size": source.shape[1], "channels": source.shape[0], "kept": source.count, "pixels": pixels}
+        kept = collector.outputs("inception")[FEATURES] if pixels is not None else None
+    statistics = Statistics("inception", "", "as published with ADM (TensorFlow)", moments, kept)
+    return Reference(path.name, {"inception": statistics}, manifest, fingerprint(path)["sha256"])
+
+
+def is_adm(path: Path) -> bool:
+    """Whether an `.npz` holds statistics, and not only images."""
+    return "mu" in Npz(path)
+
+
+def _moments(npz: Npz, mean: str, covariance: str) -> Moments:
+    mu, sigma = npz.small(mean, (MAX_WIDTH,)), npz.small(covariance, (MAX_WIDTH, MAX_WIDTH))
+    expected = {"mu": 2048, "mu_s": 2023}[mean]
+    if mu.shape != (expected,) or sigma.shape != (expected, expected):
+        raise DataError(
+            f"{npz.path}: {mean} {mu.shape} and {covariance} {sigma.shape}; {expected} and {expected}x{expected} are "
+            "expected"
+        )
+    mu, sigma = mu.astype("float64"), sigma.astype("float64")
+    if not (torch.from_numpy(mu).isfinite().all() and torch.from_numpy(sigma).isfinite().all()):
+        raise DataError(f"{npz.path}: {mean} or {covariance} is not finite")
+    return Moments(0, mu, sigma)  # it does not say of how many images

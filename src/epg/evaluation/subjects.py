@@ -1,0 +1,163 @@
+"""What is to be judged: a trained generator, an `.npz`, a folder of images, or a data set."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from epg import hub
+from epg.config import DataConfig
+from epg.data.base import ImageDataset
+from epg.data.dataset import find_store, open_dataset
+from epg.data.sources.remote import is_remote
+from epg.data.store import read_manifest
+from epg.errors import UserError
+from epg.evaluation.extractors.weights import digest_of
+from epg.evaluation.folder import FolderSource
+from epg.evaluation.npz import NpzSource
+from epg.evaluation.sources import DatasetSource, GeneratorSource, ImageSource
+from epg.generator import to_half_precision
+from epg.loading import load, read
+from epg.pipeline import folder as pipeline
+from epg.randomness import generator
+from epg.sampling import Request, changed, class_numbers
+from epg.sampling.settings import check_guide, label_kind
+from epg.training import checkpoint, export
+from epg.training.parallel import pick_device
+
+DEFAULT_COUNT = 1000  # samples of a generator
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Images to be judged and what is known of them."""
+
+    source: ImageSource
+    warnings: list[str] = field(default_factory=list)
+    data: DataConfig | None = None
+    """What a run was trained on: the reference unless another one is named."""
+
+
+def open_subject(path: str, count: int | None, request: Request, *, image_size: int | None, split: str) -> Subject:
+    """Images of whatever `path` is.
+
+    Args:
+        count: how many; None is all, or DEFAULT_COUNT of a generator.
+        request: how a generator samples.
+        image_size, split: of a data set that is not prepared.
+    """
+    if count is not None and count < 2:
+        raise UserError(f"--count {count}: must be at least 2")
+    place = Path(path).expanduser()
+    if is_generator(path):
+        return _generator(path, replace(request, count=count or DEFAULT_COUNT))
+    if place.suffix == ".npz":
+        archive = NpzSource(place, count)
+        return Subject(archive, _part(archive.count, archive.header.shape[0], path))
+    if is_dataset(path):
+        dataset = open_whole(path, image_size=image_size, split=split)
+        return Subject(some_of(dataset, Path(path).name, count, {"split": split}))
+    if not place.is_dir():
+        raise UserError(f"{path}: nothing here. Pass a run folder, an .npz, a folder of images, or a data set.")
+    folder = FolderSource(place, count)
+    return Subject(folder, folder.warnings)
+
+
+def some_of(
+    dataset: ImageDataset, name: str, count: int | None = None, details: dict[str, Any] | None = None
+) -> DatasetSource:
+    """`count` images of a data set, chosen at random but always the same; None for all."""
+    if count is None or count >= len(dataset):
+        return DatasetSource(dataset, name, details=details or {})
+    chosen = torch.randperm(len(dataset), generator=generator("cpu", 0, "some images"))[:count]
+    return DatasetSource(dataset, name, chosen.sort().values.numpy(), details or {})
+
+
+def _part(count: int, total: int, path: str) -> list[str]:
+    return [f"only the first {count} of the {total} images of {Path(path).name}"] if count < total else []
+
+
+def is_generator(path: str) -> bool:
+    """A run folder, checkpoint, export or pipeline folder, or the name of a repository."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        is_checkpoint = (place / checkpoint.STATE).is_file() and (place / checkpoint.MANIFEST).is_file()
+        trained = (place / "checkpoints").is_dir() or export.is_export(place) or export.is_export(place / export.FOLDER)
+        return is_checkpoint or trained or pipeline.is_pipeline(place)
+    return hub.is_repository(path)
+
+
+def is_dataset(path: str) -> bool:
+    """Something that images are trained on rather than a folder of samples: prepared, tables, digits, remote."""
+    place = Path(path).expanduser()
+    tables = place.suffix == ".parquet" or (place.is_dir() and any(place.glob("*.parquet")))
+    return path == "digits" or is_remote(path) or tables or find_store(place, "train") is not None
+
+
+def open_whole(path: str, *, image_size: int | None, channels: int | None = None, split: str = "train") -> ImageDataset:
+    """A data set at the size it was prepared for, or at `image_size`. Raises UserError where neither is known."""
+    store = None if path == "digits" or is_remote(path) else find_store(Path(path).expanduser(), split)
+    if store is not None:
+        options = read_manifest(store)["options"]
+        prepared, colours = int(options["image_size"]), int(options["channels"])
+        if image_size not in (None, prepared):
+            raise UserError(
+                f"{path}: prepared at {prepared}x{prepared}, but {image_size}x{image_size} is asked for. Prepare it "
+                "again at that size: scaling twice is another preprocessing, and changes every metric."
+            )
+        return open_dataset(path, image_size=prepared, channels=colours, split=split)
+    if path == "digits":
+        image_size, channels = image_size or 8, channels or 1
+    if image_size is None:
+        raise UserError(f"--image-size: {path} is not prepared; which size shall its images have?")
+    return open_dataset(path, image_size=image_size, channels=channels or 3, split=split)
+
+
+def _generator(path: str, request: Request) -> Subject:
+    model = load(path, ema=request.ema)
+    weak = None if request.guide is None else load(request.guide)
+    sampling = changed(model.sampling, request.changes, guided=weak is not None)
+    if weak is not None:
+        check_guide(model, weak)
+    classes = class_numbers(request.classes, model.class_names)
+    labels = model.make_labels(request.count, classes=classes, balanced=request.labels == "balanced", seed=request.seed)
+    data, details = _provenance(path, request)
+    details |= {
+        "weights": digest_of(model.denoiser.state_dict()),
+        "guide": None if weak is None else digest_of(weak.denoiser.state_dict()),
+        "labels": label_kind(model, request.labels, classes),
+        "dtype": request.dtype,
+        "to_pixels": "round to the nearest of 256 values after clamping",
+    }
+    device = pick_device(request.device)
+    for part in (model, *([] if weak is None else [weak])):
+        network = part.denoiser.network.requires_grad_(False)
+        if request.dtype != "fp32":
+            to_half_precision(network, DTYPES[request.dtype])
+        network.to(device)
+    source = GeneratorSource(
+        model, request.count, labels, request.seed, sampling, weak, request.batch_size, details=details
+    )
+    return Subject(source, [], data)
+
+
+def _provenance(path: str, request: Request) -> tuple[DataConfig | None, dict[str, Any]]:
+    """What a run was trained on, and which of its weights these are."""
+    place = hub.local(path)
+    if pipeline.is_pipeline(place):
+        return None, {"name": Path(path).name}
+    trained = read(place, request.ema)
+    told: dict[str, Any] = {"name": Path(path).name, "recipe": trained.config.recipe, "stage": trained.config.stage}
+    return trained.config.data, {
+        **told,
+        "step": trained.step,
+        "ema": trained.kind,
+        "trained_on": _data_of(trained.path),
+    }
+
+
+def _data_of(path: Path) -> str | None:
+    """Fingerprint of a checkpoint's training data; an export does not say."""
+    return None if export.is_export(path) else str(checkpoint.read(path).state["data"])
