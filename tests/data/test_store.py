@@ -1,4 +1,4 @@
-"""Goal I1 on prepared sets: every changed byte is found and named; and what opening a large set costs."""
+"""Prepared sets: changed images, splits, foreign files, and what opening a large set costs."""
 
 import hashlib
 import itertools
@@ -14,32 +14,13 @@ from tests.data.photos import photo_folder
 from epg.cli import main
 from epg.data import store as store_module
 from epg.data.dataset import open_dataset
-from epg.data.encode import PixelOptions, decode_stored
+from epg.data.encode import PixelOptions
 from epg.data.inspection import verify_store
 from epg.data.loader import BatchLoader
 from epg.data.prepare import prepare
 from epg.data.store import FORMAT_VERSION, INDEX, INDEX_FILE, MANIFEST, Store, seal
 from epg.data.stored import RECHECK
 from epg.errors import DataError, UserError
-
-MUTATIONS = ("flip a bit", "cut the end", "zero 64 bytes", "swap", "append")
-
-
-def mutate(data, kind, rng):
-    data = bytearray(data)
-    place = int(rng.integers(0, len(data)))
-    if kind == "flip a bit":
-        data[place] ^= 1 << int(rng.integers(0, 8))
-    elif kind == "cut the end":
-        del data[place:]
-    elif kind == "zero 64 bytes":
-        data[place : place + 64] = bytes(len(data[place : place + 64]))
-    elif kind == "swap":
-        other = int(rng.integers(0, len(data)))
-        data[place], data[other] = data[other], data[place]
-    else:
-        data += b"x"
-    return bytes(data)
 
 
 def prepared(folder, images=40, **options):
@@ -48,76 +29,6 @@ def prepared(folder, images=40, **options):
     source = photo_folder(folder / "in", classes=2, each=images // 2, **exact)
     prepare(str(source), folder / "out", PixelOptions(32, **options))
     return folder / "out"
-
-
-@pytest.mark.parametrize("file_format", ["png", "webp", "raw", "jpeg"])
-def test_every_changed_image_is_found_and_named_and_no_other(tmp_path, file_format):
-    """I1, images: one change inside the bytes of one image at a time."""
-    out = prepared(tmp_path, format=file_format)
-    rng, missed_by_decoding, trials = np.random.default_rng(1), 0, 150
-    for _ in range(trials):
-        store = Store(out)
-        index = int(rng.integers(0, len(store)))
-        shard = out / "shards" / store.shards[store.locate(index)[0]][0]
-        whole = bytearray(shard.read_bytes())
-        start, length = int(store.index[index]["offset"]), int(store.index[index]["length"])
-        old = bytes(whole[start : start + length])
-        new = old
-        while new == old:
-            new = mutate(old, rng.choice(MUTATIONS[:3:2]), rng)
-        shard.write_bytes(bytes(whole[:start]) + new + bytes(whole[start + length :]))
-        found = verify_store(out)
-        assert len(found) == 1, found
-        assert f"offset {start} ({store.name(index)})" in found[0]
-        try:
-            decode_stored(new, 32, 3)  # the control: decoding alone
-            missed_by_decoding += 1
-        except DataError:
-            pass
-        shard.write_bytes(bytes(whole))
-    assert verify_store(out) == []
-    print(f"decoding alone missed {missed_by_decoding} of {trials} changes of {file_format} images")
-    if file_format != "png":  # png has a checksum of its own
-        assert missed_by_decoding > trials / 2
-
-
-def test_any_change_of_any_file_is_found(tmp_path):
-    """I1, shards and indices."""
-    out = prepared(tmp_path)
-    files = sorted(path for path in out.rglob("*") if path.is_file() and path.stat().st_size)
-    rng, found = np.random.default_rng(2), 0
-    for trial in range(200):
-        path = files[trial % len(files)]
-        whole = path.read_bytes()
-        new = whole
-        while new == whole:
-            new = mutate(whole, rng.choice(MUTATIONS), rng)
-        path.write_bytes(new)
-        try:
-            problems = verify_store(out)
-        except DataError as error:
-            problems = [str(error)]
-        meaning = json.loads(whole) if path.name == MANIFEST else None
-        same = False
-        if meaning is not None:
-            try:
-                same = json.loads(new) == meaning  # a blank between two values
-            except ValueError:
-                same = False
-        assert problems or same, (path, new[:100])
-        assert same or str(path) in problems[0], problems
-        found += bool(problems)
-        path.write_bytes(whole)
-    assert found >= 190
-    for change in (lambda path: path.unlink(), lambda path: path.write_bytes(b"")):
-        for path in files:
-            whole = path.read_bytes()
-            change(path)
-            with pytest.raises(DataError):
-                raise DataError("\n".join(verify_store(out)) or pytest.fail(f"{path} is not missed"))
-            path.write_bytes(whole)
-    (out / "shards" / "99999.arrow").write_bytes(b"x")
-    assert "not part of this set" in verify_store(out)[0]
 
 
 def test_control_without_hashes_changes_go_unnoticed(tmp_path, monkeypatch):
