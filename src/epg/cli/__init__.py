@@ -12,7 +12,7 @@ import tyro
 from epg.cli.convert import Convert
 from epg.cli.data import Inspect, Prepare
 from epg.cli.evaluate import Evaluate, MakeReference
-from epg.cli.probe import Probe
+from epg.cli.probe import Denoising, Neighbours, Probe
 from epg.cli.quickstart import Quickstart
 from epg.cli.sample import Sample
 from epg.cli.tools import Ema, Info, Verify
@@ -31,6 +31,8 @@ VERBS: dict[str, type] = {
     "sample": Sample,
     "evaluate": Evaluate,
     "reference": MakeReference,
+    "neighbours": Neighbours,
+    "denoising": Denoising,
     "probe": Probe,
     "convert": Convert,
     "verify": Verify,

@@ -52,3 +52,89 @@ class Probe:
             out=self.out,
             device=self.device,
         )
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The training images nearest to samples, and a memorisation score against held-out images.
+
+    The score is 0 for a generator that cannot tell training from held-out images, and 1 for one that only copies.
+    """
+
+    samples: tyro.conf.Positional[str]
+    """Run folder, checkpoint or export (sampled here), an .npz of ADM's layout, or a folder of images."""
+    train: str | None = None
+    """Images it was trained on; a run's own if not given."""
+    held_out: str | None = None
+    """Images of the same kind it has never seen; the test split, and what --data.fraction left out, if not given."""
+    features: tuple[str, ...] = ()
+    """Compared besides pixels: inception, encoder=RUN."""
+    inception: Path | None = None
+    """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""
+    count: int | None = None
+    """Number of samples; 1000 of a generator and all otherwise if not given."""
+    most: int = 50_000
+    """Training images (and held-out images) at most; of more, so many are chosen at random."""
+    seed: int = 0
+    guidance: float | None = None
+    """Scale of guidance; 1 is none."""
+    steps: int | None = None
+    """Levels of the sampling grid."""
+    ema: float | None = None
+    """Which EMA decay to load; the first if not given."""
+    out: Path | None = None
+    """Folder for neighbours.json, curves and sheets; `analysis` in the run folder if not given."""
+    batch_size: int = 64
+    device: str = "auto"
+
+    def __call__(self) -> None:
+        from epg.evaluation.neighbours import run_neighbours
+        from epg.sampling import Request
+
+        changes = {name: value for name in ("guidance", "steps") if (value := getattr(self, name)) is not None}
+        shared = {name: getattr(self, name) for name in ("seed", "ema", "batch_size", "device")}
+        run_neighbours(
+            self.samples,
+            train=self.train,
+            held_out=self.held_out,
+            features=self.features,
+            inception=self.inception,
+            count=self.count,
+            most=self.most,
+            request=Request(**shared, changes=changes),
+            out=self.out,
+        )
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Denoising error of a generator by noise level, on training and on held-out images."""
+
+    model: tyro.conf.Positional[Path]
+    """Run folder, checkpoint or export."""
+    held_out: str | None = None
+    """Images of the same kind it has never seen; the test split, and what --data.fraction left out, if not given."""
+    ema: float | None = None
+    """Which EMA decay to load; the first if not given."""
+    levels: int = 16
+    """Noise levels, from sigma_min to sigma_max."""
+    count: int = 2000
+    """Training images, and held-out images, at most."""
+    seed: int = 0
+    out: Path | None = None
+    """Folder for denoising.json and denoising.png; `analysis` in the run folder if not given."""
+    device: str = "auto"
+
+    def __call__(self) -> None:
+        from epg.evaluation.denoising_report import run_denoising
+
+        run_denoising(
+            self.model,
+            held_out=self.held_out,
+            ema=self.ema,
+            levels=self.levels,
+            count=self.count,
+            seed=self.seed,
+            out=self.out,
+            device=self.device,
+        )

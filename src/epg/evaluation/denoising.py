@@ -39,8 +39,8 @@ class Level:
 
     @property
     def gap(self) -> float:
-        """By how much held-out images are denoised worse, relative to training images: 0 without memorisation."""
-        return self.held_out / self.train - 1
+        """By which part the error on training images is smaller: 0 without memorisation, 1 where they are known."""
+        return 1 - self.train / self.held_out
 
     @property
     def z(self) -> float:
