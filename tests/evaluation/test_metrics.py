@@ -50,8 +50,8 @@ def test_frechet_equals_scipys_square_root() -> None:
     [
         (20, 30, 256, 0.0),  # far fewer images than dimensions, as in ten-minute evaluations
         (100, 2000, 256, 0.0),  # singular against regular
-        (1500, 1500, 128, 0.1),  # spectrum over 11 orders of magnitude
-        (1500, 1500, 128, 0.3),  # near-singular to rounding
+        (400, 500, 64, 0.2),  # spectrum over 11 orders of magnitude
+        (400, 500, 64, 0.6),  # near-singular to rounding
     ],
 )
 def test_frechet_of_singular_covariances(n: int, m: int, d: int, decay: float) -> None:
@@ -87,6 +87,19 @@ def test_moments_do_not_depend_on_how_the_rows_arrive() -> None:
         moments = accumulator.moments()
         np.testing.assert_array_equal(moments.mean, whole.mean)
         np.testing.assert_array_equal(moments.covariance, whole.covariance)
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 200), (400, 20)])
+def test_merged_moments_are_those_of_all(n: int, d: int) -> None:
+    """With the root of few features (40 in 200 dimensions), and without one."""
+    x, y = features(n, d), features(60, d, seed=1, shift=0.2)
+    parts = metrics.merged([metrics.statistics(x[i::3]) for i in range(3)])
+    np.testing.assert_allclose(parts.covariance, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-9, atol=1e-12)
+    assert (parts.root is not None) == (n < d)
+    expected = frechet_by_singular_values(x, y)
+    assert metrics.frechet_distance(parts, metrics.statistics(y)) == pytest.approx(expected, rel=1e-9)
+    stripped = Moments(parts.count, parts.mean, parts.covariance)  # by its eigenvalues
+    assert metrics.frechet_distance(stripped, metrics.statistics(y)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_inception_score_in_consecutive_splits() -> None:

@@ -46,7 +46,8 @@ def save(reference: Reference, folder: Path) -> None:
         }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)
+        for name in (MANIFEST, TENSORS):
+            (folder / name).unlink(missing_ok=True)
         content = {
             "format": FORMAT,
             "kind": KIND,

@@ -20,10 +20,14 @@ class Moments:
     count: int
     mean: Array
     covariance: Array
+    root: Array | None = None
+    """(D, R) with `root root^T` the covariance, where it is known from few features."""
 
     @cached_property
     def factor(self) -> Array:
-        """F (D, R) with `F F^T` the covariance, R its numerical rank."""
+        """F (D, R) with `F F^T` the covariance, R at least its numerical rank."""
+        if self.root is not None:
+            return self.root
         tensor = torch.from_numpy(np.ascontiguousarray(self.covariance, dtype=np.float64))
         values, vectors = (t.numpy() for t in torch.linalg.eigh(tensor))  # ascending
         kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
@@ -79,9 +83,14 @@ class MomentsAccumulator:
 
 
 def statistics(features: NDArray[np.floating]) -> Moments:
-    """Mean and covariance of features (N, D), N >= 2."""
+    """Mean and covariance of features (N, D), N >= 2. Raises ValueError for fewer."""
+    count, width = features.shape
+    if 2 <= count <= width:  # the centred features are a root of their covariance, to the last digit
+        mean = features.mean(0, dtype=np.float64)
+        root = ((features - mean) / np.sqrt(count - 1)).T
+        return Moments(count, mean, root @ root.T, root)
     accumulator = MomentsAccumulator()
-    for start in range(0, len(features), BLOCK):
+    for start in range(0, count, BLOCK):
         accumulator.add(features[start : start + BLOCK])
     return accumulator.moments()
 
@@ -91,11 +100,16 @@ def merged(parts: Sequence[Moments]) -> Moments:
     count = sum(part.count for part in parts)
     mean: Array = np.sum([part.mean * (part.count / count) for part in parts], axis=0)
     scatter = np.zeros_like(parts[0].covariance)
+    columns = []
     for part in parts:
         shift = part.mean - mean
         scatter += part.covariance * (part.count - 1)
         scatter += np.outer(shift, shift * part.count)
-    return Moments(count, mean, scatter / (count - 1))
+        if part.root is not None:
+            columns += [part.root * np.sqrt(part.count - 1), shift[:, None] * np.sqrt(part.count)]
+    known = all(part.root is not None for part in parts) and count + len(parts) <= len(mean)
+    root = np.concatenate(columns, 1) / np.sqrt(count - 1) if known else None
+    return Moments(count, mean, scatter / (count - 1), root)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
