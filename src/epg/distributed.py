@@ -41,7 +41,13 @@ def processes(timeout: float = 0.0) -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     limit = timedelta(seconds=timeout + SLACK if timeout else FOR_EVER)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
+    store, number, count = next(dist.rendezvous("env://", timeout=limit))
+    # After a restart torchrun's store still holds the addresses of the processes that died, which the new ones would
+    # call. (On several machines the restarts are counted by machine: there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps.)
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=limit)
     try:
         yield
     finally:

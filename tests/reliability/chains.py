@@ -25,11 +25,20 @@ class Figures:
     """Steps of the log that the newest checkpoint after a kill did not have."""
 
 
-def state_hash(folder: Path) -> str:
-    """Sha256 over every file of the newest checkpoint, and the loss log with its steps."""
+def state_hash(folder: Path, without: tuple[str, ...] = ()) -> str:
+    """Sha256 over every tensor file and the state of the newest checkpoint, and the loss log with its steps.
+
+    Settings in `without`, such as `data.source`, may differ.
+    """
     digest = hashlib.sha256()
-    for file in sorted(checkpoint.listing(folder / "checkpoints")[-1].iterdir()):
+    path = checkpoint.listing(folder / "checkpoints")[-1]
+    for file in sorted(path.glob("*.safetensors")):
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    state = json.loads((path / "state.json").read_text())
+    for name in without:
+        section, setting = name.split(".")
+        del state["config"][section][setting]
+    digest.update(json.dumps(state).encode())
     for line in (folder / "log.jsonl").read_text().splitlines():
         numbers = json.loads(line)
         digest.update(f"{numbers['step']} {numbers['loss']!r} {numbers['grad_norm']!r}\n".encode())

@@ -46,12 +46,8 @@ def global_batches(
     """Samples of these steps, put together from what every rank of `world` reads."""
     more = {"seed": seed, "start_step": start}
     loaders = [
-        iter(
-            BatchLoader(
-                dataset, batch_size=batch, seed=seed, start_step=start, rank=r, world_size=world, micro_batch=micro
-            )
-        )
-        for r in range(world)
+        iter(BatchLoader(dataset, rank=rank, world_size=world, batch_size=batch, micro_batch=micro, **more))
+        for rank in range(world)
     ]
     found = []
     for _ in range(steps):

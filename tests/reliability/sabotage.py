@@ -3,6 +3,7 @@
 Each function is called with the run folder and its options, in the process of each rank, before training begins.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -46,7 +47,8 @@ def act(
 ) -> None:
     """Does something once (a file remembers it) in these ranks, at a moment of step `step` (counted from 0).
 
-    what: the name of a signal for the own process, `exception`, `exit` (code 0), `sleep`, or `crash`.
+    what: the name of a signal for the own process, `exception`, `exit` (code 0), `sleep`,
+    `gil` (sleep without giving others the interpreter), or `crash`.
     moment: `startup` (before the data is opened), `step` (between forward and backward pass), `micro` (before the
     second micro-batch), `boundary` (before step `step`), `preview`, or `save` (inside a write).
     """
@@ -61,6 +63,8 @@ def act(
             time.sleep(0.01)  # the interpreter delivers it between two instructions
         elif what == "sleep":
             time.sleep(seconds)
+        elif what == "gil":  # nothing else of this process runs: no watchdog, no signal handler
+            ctypes.PyDLL(None).sleep(int(seconds))
         elif what == "exit":
             os._exit(0)
         elif what == "crash":
