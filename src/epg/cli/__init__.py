@@ -5,10 +5,12 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 import tyro
 
+from epg.cli.compare import Compare
 from epg.cli.convert import Convert
 from epg.cli.data import Inspect, Prepare
 from epg.cli.evaluate import Evaluate, MakeReference
@@ -31,6 +33,7 @@ VERBS: dict[str, type] = {
     "sample": Sample,
     "evaluate": Evaluate,
     "reference": MakeReference,
+    "compare": Compare,
     "neighbours": Neighbours,
     "denoising": Denoising,
     "probe": Probe,
@@ -80,6 +83,8 @@ def run(arguments: list[str]) -> None:
 def parse(arguments: list[str]) -> tuple[Any, list[str]]:
     """The verb with its options, ready to be called, and the flags left for the recipe."""
     name, rest = arguments[0], arguments[1:]
+    if broken := [f"{before} {a!r}" for before, a in pairwise(arguments) if "\0" in a]:
+        raise UserError(f"{broken[0][:200]}: holds a NUL character")
     if name not in VERBS:
         close = difflib.get_close_matches(name, VERBS, n=1)
         hint = f"; did you mean {close[0]}?" if close else "."
