@@ -146,8 +146,9 @@ def encoder(path: Path, *, ema: float | None = None, device: torch.device | str 
     Raises ArtefactError where there is no encoder.
     """
     from epg.evaluation.noisy_features import open_encoder
+    from epg.loading import read
 
-    opened = open_encoder(path, ema=ema, device=device)
+    opened = open_encoder(read(path, ema).path, ema=ema, device=device)
     data = opened.config.data
 
     def compute(images: Tensor) -> dict[str, Tensor]:
