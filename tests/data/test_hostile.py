@@ -4,11 +4,13 @@ import io
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import tarfile
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -264,19 +266,94 @@ def test_damaged_archives_end_in_one_kind_of_error(tmp_path, suffix):
     assert "refused" in outcomes
 
 
-@pytest.mark.slow
-def test_a_million_members(tmp_path):
+def many_members(folder, count):
+    """A zip and a tar of `count` tiny images, written by hand: Python's own modules take minutes for a million."""
     png = encoded(Image.new("RGB", (1, 1)), "PNG")
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        for i in range(1_000_000):
-            archive.writestr(f"c/{i}.png", png)
-    info = tarfile.TarInfo("c/0.png")
-    with (tmp_path / "a.tar").open("wb") as stream:
-        for i in range(1_000_000):
-            info.name, info.size = f"c/{i}.png", len(png)
+    crc, size = zlib.crc32(png), len(png)
+    with (folder / "a.zip").open("wb") as stream:
+        directory, place = [], 0
+        for i in range(count):
+            name = b"train/n%04d/n%04d_%07d.png" % (i % 1000, i % 1000, i)
+            head = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 0, crc, size, size, len(name), 0) + name
+            stream.write(head + png)
+            rest = (len(name), 0, 0, 0, 0, 0, place)
+            directory.append(struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 0, 0, 0, crc, size, size, *rest) + name)
+            place += len(head) + size
+        stream.write(packed := b"".join(directory))
+        stream.write(struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(packed), place))
+        stream.write(struct.pack("<4sIQI", b"PK\6\7", 0, place + len(packed), 1))
+        stream.write(struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 2**32 - 1, 2**32 - 1, 0))
+    info = tarfile.TarInfo()
+    with (folder / "a.tar").open("wb") as stream:
+        for i in range(count):
+            info.name, info.size = f"train/n{i % 1000:04d}/n{i % 1000:04d}_{i:07d}.png", size
             stream.write(info.tobuf(tarfile.USTAR_FORMAT) + png.ljust(512, b"\0"))
         stream.write(bytes(1024))
+
+
+LIST = """
+import sys, time
+from epg.data.sources.base import SourceOptions
+from epg.data.sources.open import open_source
+peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+before, start = peak(), time.process_time()
+source = open_source(sys.argv[1], SourceOptions())
+seconds, memory = time.process_time() - start, peak() - before
+source.read(len(source) - 1)
+print(len(source), len(source.class_names), seconds, memory)
+"""
+
+
+def list_many(folder, count):
+    """CPU seconds and bytes of memory that listing takes."""
+    many_members(folder, count)
+    costs = {}
     for name in ("a.zip", "a.tar"):
-        start = time.perf_counter()
-        assert len(open_source(str(tmp_path / name), SourceOptions())) == 1_000_000
-        assert time.perf_counter() - start < 60
+        done = subprocess.run([sys.executable, "-c", LIST, folder / name], capture_output=True, text=True, check=True)
+        images, classes, seconds, memory = (float(value) for value in done.stdout.split())
+        assert (images, classes) == (count, min(count, 1000))
+        costs[name] = seconds, memory
+    return costs
+
+
+def test_twenty_thousand_members_are_listed_at_once(tmp_path):
+    for seconds, _ in list_many(tmp_path, 20_000).values():
+        assert seconds < 1
+
+
+@pytest.mark.slow
+def test_a_million_members_are_listed_in_seconds(tmp_path):
+    costs = list_many(tmp_path, 1_000_000)
+    print({name: f"{seconds:.1f} s, {memory / 1e6:.0f} MB" for name, (seconds, memory) in costs.items()})
+    assert costs["a.zip"][0] < 4
+    assert costs["a.tar"][0] < 8
+    assert max(memory for _, memory in costs.values()) < 400e6
+
+
+def test_archives_of_too_many_members_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("epg.data.sources.base.MAX_MEMBERS", 19)
+    monkeypatch.setattr("epg.data.sources.archives.MAX_MEMBERS", 19)
+    many_members(tmp_path, 20)
+    for name in ("a.zip", "a.tar"):
+        with pytest.raises(DataError, match=f"{name}: more than 19 members. Divide it"):
+            open_source(str(tmp_path / name), SourceOptions())
+
+
+def test_sizes_beyond_all_files_are_damage(tmp_path):
+    """In a tar: as a pax record of any length, and as GNU's binary number."""
+    png = encoded(photo(1, 64, 64), "PNG")
+    for digits in ("9" * 5000, "9" * 19):
+        info = tarfile.TarInfo("a/0.png")
+        info.size, info.pax_headers = len(png), {"size": digits}
+        data = info.tobuf(tarfile.PAX_FORMAT) + png.ljust(-(-len(png) // 512) * 512, b"\0") + bytes(1024)
+        (tmp_path / "a.tar").write_bytes(data)
+        if len(digits) > 20:  # no number at all, so the header's own counts
+            assert open_source(str(tmp_path / "a.tar"), SourceOptions()).read(0) == png
+            continue
+        with pytest.raises(DataError, match="impossible size"):
+            open_source(str(tmp_path / "a.tar"), SourceOptions())
+    info = tarfile.TarInfo("a/0.png")
+    info.size = 2**70
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(DataError, match="impossible size"):
+        open_source(str(tmp_path / "a.tar"), SourceOptions())

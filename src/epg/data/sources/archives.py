@@ -5,16 +5,27 @@ import gzip
 import io
 import lzma
 import os
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from epg.data.sources.base import Found, Source, SourceOptions, check_size
-from epg.data.sources.layout import METADATA, arrange, is_hidden, is_image, is_unsafe, require_images
+from epg.data.sources.base import MAX_FILE_BYTES, MAX_MEMBERS, Found, Source, SourceOptions, check_members, check_size
+from epg.data.sources.layout import (
+    METADATA,
+    arrange,
+    has_image_suffix,
+    is_hidden,
+    is_image,
+    is_unsafe,
+    require_images,
+)
 from epg.data.sources.tar import tar_members
-from epg.data.sources.zip import ZipEntry, zip_entries
+from epg.data.sources.zip import METHODS, problem, read_entry, zip_entries
 from epg.errors import DataError
 
 ZIP_SUFFIXES = (".zip",)
@@ -33,31 +44,27 @@ class ZipSource(Source):
     def __init__(self, open_file: Open, name: str, options: SourceOptions) -> None:
         self.open_file = open_file
         self.stream: BinaryIO | None = None
-        found, entries, extras = Found(), [], {}
         with open_file() as stream:
-            for member, entry in _last_of_each(zip_entries(stream, name), found):
-                reason = entry.problem()
-                if member in extras or member.split(b"/")[-1] in METADATA:
-                    extras[member] = entry
-                elif _is_candidate(member, found) and not reason:
-                    found.add(member, entry.size)
-                    entries.append((entry.offset, entry.compressed, entry.size, entry.method, entry.crc))
-                elif reason and is_image(member):
-                    found.reject(member, reason)
-        read_extra = lambda member: self._read(extras[member]) if member in extras else None  # noqa: E731
+            names, entries = zip_entries(stream, name)
+        usable = np.isin(entries["method"], METHODS) & (entries["flags"] & 1 == 0)
+        usable &= np.maximum(entries["size"], entries["compressed"]) <= MAX_FILE_BYTES
+        problems = {int(i): problem(entries[i]) or "" for i in np.flatnonzero(~usable)}
+        found, numbers, extras = _choose(names, entries["size"], problems)
+        del names
+        self.entries = entries
+        read_extra = lambda member: self.read_member(entries[extras[member]]) if member in extras else None  # noqa: E731
         found, chosen, labels = arrange(found, read_extra, options, name, archive=True)
         require_images(found, name)
         super().__init__("zip", name, found, *labels)
-        self.entries = np.array(entries, dtype=np.int64).reshape(-1, 5)[chosen]
+        self.entries = entries[numbers[chosen]]
 
     def read(self, index: int) -> bytes:
-        offset, compressed, size, method, crc = (int(value) for value in self.entries[index])
-        return self._read(ZipEntry(offset, compressed, size, method, crc, 0))
+        return self.read_member(self.entries[index])
 
-    def _read(self, entry: ZipEntry) -> bytes:
+    def read_member(self, entry: np.void) -> bytes:
         if self.stream is None:
             self.stream = self.open_file()
-        return entry.read(self.stream)
+        return read_entry(self.stream, entry)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "stream": None}
@@ -73,23 +80,24 @@ class TarSource(Source):
         self.open_file = open_file
         self.stream: BinaryIO | None = None
         self.packed_size = packed_size
-        found, places, extras = Found(), [], {}
+        names, places, problems = list[bytes](), array("q"), dict[int, str]()
         with open_file() as raw:
-            stream = decompressed(raw, name, packed_size)
-            for member, (offset, size, reason) in _last_of_each(tar_members(stream, name), found):
-                if member.split(b"/")[-1] in METADATA and not reason:
-                    extras[member] = (offset, size)
-                elif _is_candidate(member, found) and not reason:
-                    found.add(member, size)
-                    places.append((offset, size))
-                elif reason and is_image(member):
-                    found.reject(member, reason)
-        read_extra = lambda member: self._read(*extras[member]) if member in extras else None  # noqa: E731
+            for member, (offset, size, reason) in tar_members(decompressed(raw, name, packed_size), name):
+                if reason:
+                    problems[len(names)] = reason
+                names.append(member)
+                places.extend((offset, size))
+                if len(names) > MAX_MEMBERS:
+                    check_members(len(names), name)
+        table = np.array(places, dtype=np.int64).reshape(-1, 2)
+        found, numbers, extras = _choose(names, table[:, 1], problems)
+        del names, places
+        read_extra = lambda member: self._read(*map(int, table[extras[member]])) if member in extras else None  # noqa: E731
         self.name = name
         found, chosen, labels = arrange(found, read_extra, options, name, archive=True)
         require_images(found, name)
         super().__init__("tar", name, found, *labels)
-        self.places = np.array(places, dtype=np.int64).reshape(-1, 2)[chosen]
+        self.places = table[numbers[chosen]]
 
     def read(self, index: int) -> bytes:
         return self._read(*(int(value) for value in self.places[index]))
@@ -108,28 +116,47 @@ class TarSource(Source):
         return {**self.__dict__, "stream": None}
 
 
-def _is_candidate(member: bytes, found: Found) -> bool:
-    """Whether a member is an image to use; what looks like one but points out of the archive is rejected."""
-    if not is_image(member):
-        return False
-    if is_unsafe(member):
-        found.reject(member, "its name points outside the archive")
-        return False
-    return True
+def _choose(
+    names: list[bytes], sizes: NDArray[np.integer], problems: Mapping[int, str]
+) -> tuple[Found, NDArray[np.int64], dict[bytes, int]]:
+    """The images to use, which members they are, and the metadata files by name.
 
-
-def _last_of_each(members: Iterator[tuple[bytes, T]], found: Found) -> Iterator[tuple[bytes, T]]:
-    """Members without hidden ones; of several with one name the last, as unpacking would leave it."""
-    seen: dict[bytes, T] = {}
-    for member, value in members:
-        member = member.removeprefix(b"./")
-        if is_hidden(member) or not (is_image(member) or member.split(b"/")[-1] in METADATA):
+    Hidden members are left out; of several with one name the last counts, as unpacking would leave it; what looks like
+    an image and cannot be used is rejected.
+    """
+    usable = (i for i, name in enumerate(names) if has_image_suffix(name) or name.endswith(METADATA))
+    members = np.fromiter(usable, np.int64)
+    names = [names[i].removeprefix(b"./") for i in members]
+    last = {name: k for k, name in enumerate(names)} if len(set(names)) < len(names) else {}
+    found, extras, dropped = Found(), dict[bytes, int](), set[int]()
+    bad = np.flatnonzero(np.isin(members, list(problems))).tolist()
+    for k in _unusual(names).union(bad, (k for k, name in enumerate(names) if last and last[name] != k)):
+        name, reason = names[k], problems.get(int(members[k]))
+        if last.get(name, k) != k:
+            reason = "a later member of the archive has the same name and is used instead"
+        elif name.rpartition(b"/")[2] in METADATA and not reason:
+            extras[name] = int(members[k])
+        elif is_unsafe(name):
+            reason = "its name points outside the archive"
+        elif not reason and is_image(name):
             continue
-        if member in seen:
-            found.reject(member, "a later member of the archive has the same name and is used instead")
-            del seen[member]
-        seen[member] = value
-    yield from seen.items()
+        dropped.add(k)
+        if reason and not is_hidden(name):
+            found.reject(name, reason)
+    kept = np.delete(np.arange(len(names)), sorted(dropped))
+    found.names = [names[k] for k in kept] if dropped else names
+    found.sizes = sizes[members[kept]].tolist()
+    return found, members[kept], extras
+
+
+def _unusual(names: list[bytes]) -> set[int]:
+    """Which names want a closer look. A million ordinary ones are passed at once."""
+    blob = b"\n/".join((b"", *names))
+    signs = (b"/.", b"//", b"\\", b":/", b"\0", b"__MACOSX", *METADATA)
+    if not any(sign in blob for sign in signs):
+        return set()
+    search = re.compile(rb"^[./]|/[./]|\\|:/|\0|__MACOSX|metadata\.(csv|jsonl)$").search
+    return {k for k, name in enumerate(names) if search(name)}
 
 
 def decompressed(stream: BinaryIO, name: str, packed_size: int) -> BinaryIO:

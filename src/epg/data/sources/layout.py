@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,17 @@ METADATA = (b"metadata.csv", b"metadata.jsonl")
 Labelled = tuple[NDArray[np.int64], tuple[str, ...]]
 
 
+_SUFFIX = re.compile(f"(?:{'|'.join(map(re.escape, EXTENSIONS))})\\Z".encode(), re.IGNORECASE)
+
+
+def has_image_suffix(name: bytes) -> bool:
+    """Whether a path ends like an image, in any case."""
+    return _SUFFIX.search(name) is not None
+
+
 def is_image(name: bytes) -> bool:
     """Whether a path ends like an image (in any case) and no part of it is hidden."""
-    return name.lower().endswith(tuple(e.encode() for e in EXTENSIONS)) and not is_hidden(name)
+    return has_image_suffix(name) and not is_hidden(name)
 
 
 def is_hidden(name: bytes) -> bool:
@@ -34,27 +43,28 @@ def is_unsafe(name: bytes) -> bool:
     return name.startswith((b"/", b"\\")) or b".." in parts or b"\0" in name or parts[0].endswith(b":")
 
 
-def strip_common(names: Sequence[bytes]) -> bytes:
-    """The folders (with a final slash) that hold everything in an archive, less the one that may be a class."""
-    if not names:
+def folders_of(names: Sequence[bytes]) -> set[bytes]:
+    """The folders that files lie in; empty for the top."""
+    return {name.rpartition(b"/")[0] for name in names}
+
+
+def common_parent(folders: Collection[bytes]) -> bytes:
+    """The folder (with a final slash) that holds all of these folders, itself none of them, or nothing."""
+    if not folders:
         return b""
-    common = names[0].split(b"/")[:-2]
-    for name in names:
-        parts = name.split(b"/")[:-2]
-        count = 0
-        while count < min(len(common), len(parts)) and common[count] == parts[count]:
-            count += 1
-        common = common[:count]
-        if not common:
-            return b""
-    return b"/".join(common) + b"/"
+    parents = [folder.split(b"/")[:-1] for folder in folders]
+    low, high = min(parents), max(parents)
+    count = 0
+    while count < min(len(low), len(high)) and low[count] == high[count]:
+        count += 1
+    return b"".join(part + b"/" for part in low[:count])
 
 
-def split_prefix(names: Sequence[bytes], split: str, where: str) -> bytes:
-    """The folder (with a final slash) that holds `split`, or nothing where the names have no split folders."""
+def split_prefix(folders: Collection[bytes], split: str, where: str) -> bytes:
+    """The folder (with a final slash) that holds `split`, or nothing where no folder is one of a split."""
     if split not in SPLIT_NAMES:
         raise UserError(f"--split {split}: choose one of {', '.join(SPLIT_NAMES)}")
-    tops = {name.split(b"/", 1)[0].decode("utf-8", "replace") for name in names if b"/" in name}
+    tops = {folder.split(b"/", 1)[0].decode("utf-8", "replace") for folder in folders if folder}
     present = [name for name in ALL_SPLITS if name in tops]
     others = sorted(tops - set(ALL_SPLITS))
     if others and len(present) > 1:
@@ -71,27 +81,31 @@ def split_prefix(names: Sequence[bytes], split: str, where: str) -> bytes:
     raise UserError(f"--split {split}: {where} has only {', '.join(present)}")
 
 
-def keep_prefix(found: Found, prefix: bytes) -> tuple[Found, NDArray[np.int64]]:
-    """The entries below a folder, named relative to it, and which they were."""
-    chosen = [i for i, name in enumerate(found.names) if name.startswith(prefix)]
-    names = [found.names[i][len(prefix) :] for i in chosen]
-    return Found(names, [found.sizes[i] for i in chosen], found.rejected), np.array(chosen, dtype=np.int64)
+def keep_prefix(found: Found, prefix: bytes) -> NDArray[np.int64]:
+    """Leave only the entries below a folder, named relative to it: which they were."""
+    chosen = np.array([i for i, name in enumerate(found.names) if name.startswith(prefix)], dtype=np.int64)
+    if prefix:
+        found.names = [found.names[i][len(prefix) :] for i in chosen]
+        found.sizes = [found.sizes[i] for i in chosen]
+    return chosen
 
 
 def folder_labels(names: Sequence[bytes], options: SourceOptions, where: str) -> Labelled:
     """Labels by the first folder of each name. Raises DataError where some images lie in folders and others do not."""
-    tops = [name.split(b"/", 1)[0] if b"/" in name else None for name in names]
-    flat = sum(top is None for top in tops)
-    if options.labels == "none" or (options.labels == "auto" and flat == len(tops)):
+    flat = [name for name in names if b"/" not in name]
+    if options.labels == "none" or (options.labels == "auto" and len(flat) == len(names)):
         return np.full(len(names), -1, dtype=np.int64), ()
     if flat:
-        example = readable(names[tops.index(None)])
         raise DataError(
-            f"{where}: {flat} images, such as {example}, lie in no class folder, {len(tops) - flat} others do. Move "
+            f"{where}: {len(flat)} images, such as {readable(flat[0])}, lie in no class folder, "
+            f"{len(names) - len(flat)} others do. Move "
             "them into class folders, or pass --labels none to ignore folders"
         )
-    classes, labels = np.unique(np.array(tops, dtype=object), return_inverse=True)
-    return labels.astype(np.int64).reshape(-1), tuple(readable(name) for name in classes)
+    tops = [name.partition(b"/")[0] for name in names]
+    classes = sorted(set(tops))
+    number = {name: label for label, name in enumerate(classes)}
+    labels = np.fromiter(map(number.__getitem__, tops), np.int64, len(tops))
+    return labels, tuple(readable(name) for name in classes)
 
 
 def metadata_rows(content: bytes, file: str) -> list[dict[str, Any]]:
@@ -169,13 +183,12 @@ def arrange(
         read_extra: the content of a file of the source by name, None if there is none.
         archive: ignore folders that hold everything.
     """
-    prefix = strip_common(found.names) if archive else b""
-    found, chosen = keep_prefix(found, prefix)
-    inner = split_prefix(found.names, options.split, where)
-    found, kept = keep_prefix(found, inner)
-    chosen = chosen[kept]
+    folders = folders_of(found.names)
+    prefix = common_parent(folders) if archive else b""
+    prefix += split_prefix({folder[len(prefix) :] for folder in folders}, options.split, where)
+    chosen = keep_prefix(found, prefix)
     for extra in METADATA:
-        content = read_extra(prefix + inner + extra)
+        content = read_extra(prefix + extra)
         if content is not None and options.labels != "folder":
             file = extra.decode()
             found, kept, labels = apply_metadata(found, metadata_rows(content, file), options, file)

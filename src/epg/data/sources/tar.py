@@ -1,12 +1,16 @@
 """The members of a tar archive (ustar, GNU and pax), one header at a time, with constant memory."""
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from epg.errors import DataError
 
 BLOCK = 512
+WINDOW, NEAR = 2**16, 2**13
 MAX_HEADER_DATA = 2**20  # long names and pax records
+MAX_SIZE = 2**60
+ENDS = (b"", b"\0")  # a block of zeros, or the end of the file, ends the archive
 REGULAR = (b"0", b"\0", b"7")
 KINDS = {
     b"1": "a hard link",
@@ -21,10 +25,12 @@ Member = tuple[int, int, str | None]  # where the content starts, its size, why 
 
 def tar_members(stream: BinaryIO, name: str) -> Iterator[tuple[bytes, Member]]:
     """(member name, member) in order, folders left out. Raises DataError for a file that is no whole tar archive."""
-    position, pending = 0, dict[bytes, bytes]()
+    position, pending, read = 0, dict[bytes, bytes](), _windowed(stream)
     while True:
-        header = _read_at(stream, position, BLOCK)
-        if not header.strip(b"\0"):  # a block of zeros, or the end of the file, ends the archive
+        header = read(position, BLOCK)
+        if header[:1] in (b"", b"\0") and not header.strip(
+            b"\0"
+        ):  # a block of zeros, or the end of the file, ends the archive
             if position == 0:
                 raise DataError(f"{name} is an empty tar archive")
             return
@@ -35,19 +41,21 @@ def tar_members(stream: BinaryIO, name: str) -> Iterator[tuple[bytes, Member]]:
         if kind in (b"x", b"L", b"K", b"g"):
             if not 0 <= size <= MAX_HEADER_DATA:
                 raise DataError(f"{name}: a header record of {size} bytes at byte {position}; it is damaged")
-            data = _read_at(stream, start, size)
+            data = read(start, size)
             if kind == b"x":
                 pending.update(_pax_records(data))
             elif kind == b"L":
                 pending[b"path"] = data.rstrip(b"\0")
         else:
-            if b"size" in pending and pending[b"size"].isdigit():
-                own_size = int(pending[b"size"])
-            if own_size < 0:
-                raise DataError(f"{name}: a negative size at byte {position}; it is damaged")
+            digits = pending.get(b"size", b"")
+            if digits.isdigit() and len(digits) < 20:
+                own_size = int(digits)
+            if not 0 <= own_size < MAX_SIZE:
+                raise DataError(f"{name}: an impossible size at byte {position}; it is damaged")
             path = pending.get(b"path") or _name(header)
-            sparse = any(key.startswith(b"GNU.sparse") for key in pending)
-            pending = {}
+            sparse = bool(pending) and any(key.startswith(b"GNU.sparse") for key in pending)
+            if pending:
+                pending = {}
             if kind != b"5" and not path.endswith(b"/"):
                 reason = KINDS.get(b"S" if sparse else kind) if kind not in REGULAR or sparse else None
                 if reason or kind in REGULAR:
@@ -56,14 +64,29 @@ def tar_members(stream: BinaryIO, name: str) -> Iterator[tuple[bytes, Member]]:
         position = start + -(-size // BLOCK) * BLOCK
 
 
-def _read_at(stream: BinaryIO, position: int, size: int) -> bytes:
-    stream.seek(position)
-    return stream.read(size)
+def _windowed(stream: BinaryIO) -> Callable[[int, int], bytes]:
+    """Reads (position, size) of a stream: much at once where members are small, only what is asked for elsewhere."""
+    window, begin = b"", 0
+
+    def read(position: int, size: int) -> bytes:
+        nonlocal window, begin
+        place = position - begin
+        if place < 0 or place + size > len(window):
+            near = 0 <= place < len(window) + NEAR
+            stream.seek(position)
+            window, begin, place = stream.read(max(size, WINDOW if near else 0)), position, 0
+        return window[place : place + size]
+
+    return read
 
 
 def _is_header(header: bytes) -> bool:
-    """Whether the checksum is right: the sum of all bytes with the checksum's own taken as blanks."""
-    return sum(header) - sum(header[148:156]) + 8 * 32 == _number(header[148:156])
+    """Whether the checksum is right: the sum of all bytes with the checksum's own taken as blanks.
+
+    Modulo 65521, as the lower half of Adler-32 is that sum plus one, and fast.
+    """
+    own = header[148:156]
+    return ((zlib.adler32(header) & 0xFFFF) - 1 - sum(own) + 8 * 32 - _number(own)) % 65521 == 0
 
 
 def _number(field: bytes) -> int:

@@ -1,85 +1,126 @@
-"""The directory of a zip archive, read with constant memory per member (APPNOTE.TXT 6.3), and single members."""
+"""The directory of a zip archive, read as a whole (APPNOTE.TXT 6.3), and single members."""
 
 import struct
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from array import array
+from typing import BinaryIO
 
-from epg.data.sources.base import MAX_FILE_BYTES, check_size
+import numpy as np
+from numpy.typing import NDArray
+
+from epg.data.sources.base import MAX_FILE_BYTES, check_members, check_size
 from epg.errors import DataError
 
 END, END64, LOCATOR64, ENTRY, LOCAL = b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\1\2", b"PK\3\4"
-STORED, DEFLATED = 0, 8
+METHODS = STORED, DEFLATED = 0, 8
 MAX_DIRECTORY = 2**30
 UNKNOWN32 = 0xFFFFFFFF
+CHUNK = 2**16  # records taken apart at once
+RECORD = np.dtype(
+    [
+        ("signature", "<u4"),
+        ("versions", "<u4"),
+        ("flags", "<u2"),
+        ("method", "<u2"),
+        ("time", "<u4"),
+        ("crc", "<u4"),
+        ("compressed", "<u4"),
+        ("size", "<u4"),
+        ("name_length", "<u2"),
+        ("extra_length", "<u2"),
+        ("comment_length", "<u2"),
+        ("disk", "<u2"),
+        ("attributes", "u1", 6),
+        ("offset", "<u4"),
+    ]
+)
+LARGE = ("size", "compressed", "offset")
+ENTRIES = np.dtype(
+    [("offset", "u8"), ("compressed", "u8"), ("size", "u8"), ("method", "u2"), ("crc", "u4"), ("flags", "u2")]
+)
 
 
-class ZipEntry(NamedTuple):
-    """Where a member is and how it is packed."""
-
-    offset: int  # of its local header
-    compressed: int
-    size: int
-    method: int
-    crc: int
-    flags: int
-
-    def problem(self) -> str | None:
-        """Why this member cannot be read, if so."""
-        if self.flags & 1:
-            return "it is encrypted"
-        if self.method not in (STORED, DEFLATED):
-            return f"compression method {self.method} is not supported; pack it again with deflate or without"
-        if self.size > MAX_FILE_BYTES or self.compressed > MAX_FILE_BYTES:
-            return f"its {self.size} bytes are more than the limit of {MAX_FILE_BYTES} for one image"
-        return None
-
-    def read(self, stream: BinaryIO) -> bytes:
-        """The member's content. Raises DataError where it is damaged or larger than declared."""
-        check_size(self.size)
-        stream.seek(self.offset)
-        header = stream.read(30)
-        if len(header) < 30 or not header.startswith(LOCAL):
-            raise DataError("the archive has no header at its place")
-        name_length, extra_length = struct.unpack_from("<HH", header, 26)
-        stream.seek(self.offset + 30 + name_length + extra_length)
-        packed = stream.read(self.compressed)
-        if len(packed) < self.compressed:
-            raise DataError("the archive ends within this image")
-        data = packed
-        if self.method == DEFLATED:
-            unpacker = zlib.decompressobj(-15)
-            try:
-                data = unpacker.decompress(packed, self.size + 1)
-            except zlib.error as error:
-                raise DataError(f"its packed data is damaged: {error}") from error
-        if len(data) != self.size or zlib.crc32(data) != self.crc:
-            raise DataError("it differs from the size and checksum that the archive has for it")
-        return data
+def problem(entry: np.void) -> str | None:
+    """Why a member cannot be read, if so."""
+    if entry["flags"] & 1:
+        return "it is encrypted"
+    if entry["method"] not in METHODS:
+        return f"compression method {entry['method']} is not supported; pack it again with deflate or without"
+    if max(entry["size"], entry["compressed"]) > MAX_FILE_BYTES:
+        return f"its {entry['size']} bytes are more than the limit of {MAX_FILE_BYTES} for one image"
+    return None
 
 
-def zip_entries(stream: BinaryIO, name: str) -> Iterator[tuple[bytes, ZipEntry]]:
-    """(member name, entry) in directory order, folders included.
+def read_entry(stream: BinaryIO, entry: np.void) -> bytes:
+    """A member's content. Raises DataError where it is damaged or larger than declared."""
+    offset, packed_size, size, method, crc = (int(v) for v in entry.item()[:5])
+    check_size(size)
+    stream.seek(offset)
+    header = stream.read(30)
+    if len(header) < 30 or not header.startswith(LOCAL):
+        raise DataError("the archive has no header at its place")
+    name_length, extra_length = struct.unpack_from("<HH", header, 26)
+    stream.seek(offset + 30 + name_length + extra_length)
+    packed = stream.read(packed_size)
+    if len(packed) < packed_size:
+        raise DataError("the archive ends within this image")
+    data = packed
+    if method == DEFLATED:
+        unpacker = zlib.decompressobj(-15)
+        try:
+            data = unpacker.decompress(packed, size + 1)
+        except zlib.error as error:
+            raise DataError(f"its packed data is damaged: {error}") from error
+    if len(data) != size or zlib.crc32(data) != crc:
+        raise DataError("it differs from the size and checksum that the archive has for it")
+    return data
+
+
+def zip_entries(stream: BinaryIO, name: str) -> tuple[list[bytes], NDArray[np.void]]:
+    """Names and entries (`ENTRIES`) of all members in directory order, folders included.
 
     Raises DataError for a file that is no whole zip archive, and for one whose members overlap (a zip bomb).
     """
     directory, count, file_size = _read_directory(stream, name)
-    position, packed = 0, 0
-    for _ in range(count):
-        if directory[position : position + 4] != ENTRY or position + 46 > len(directory):
+    starts = _starts(directory, count, name)
+    data, names, entries = np.frombuffer(directory, np.uint8), list[bytes](), np.empty(count, ENTRIES)
+    for first in range(0, count, CHUNK):
+        places = starts[first : first + CHUNK]
+        records = data[places[:, None] + np.arange(RECORD.itemsize)].view(RECORD)[:, 0]
+        if (records["signature"] != np.frombuffer(ENTRY, "<u4")).any():
             raise DataError(f"{name}: its directory is damaged; pack it again")
-        flags, method, _, crc, compressed, size, name_length, extra_length, comment_length = struct.unpack_from(
-            "<HHIIIIHHH", directory, position + 8
-        )
-        (offset,) = struct.unpack_from("<I", directory, position + 42)
-        start = position + 46 + name_length
-        if UNKNOWN32 in (size, compressed, offset):
-            size, compressed, offset = _zip64(directory[start : start + extra_length], size, compressed, offset)
-        packed += compressed
-        if packed > file_size or offset + compressed > file_size:
-            raise DataError(f"{name}: its members overlap or lie outside of it; this is damage or a zip bomb")
-        yield directory[position + 46 : start], ZipEntry(offset, compressed, size, method, crc, flags)
-        position = start + extra_length + comment_length
+        part = entries[first : first + CHUNK]
+        for key in ENTRIES.names or ():
+            part[key] = records[key]
+        ends = places + RECORD.itemsize + records["name_length"]
+        names += [directory[p + RECORD.itemsize : e] for p, e in zip(places.tolist(), ends.tolist(), strict=True)]
+        large = (part["size"] == UNKNOWN32) | (part["compressed"] == UNKNOWN32) | (part["offset"] == UNKNOWN32)
+        for row in np.flatnonzero(large):
+            extra = directory[int(ends[row]) : int(ends[row]) + int(records["extra_length"][row])]
+            old = (int(part[key][row]) for key in LARGE)
+            part["size"][row], part["compressed"][row], part["offset"][row] = _zip64(extra, *old)
+    if (
+        (np.maximum(entries["offset"], entries["compressed"]) > file_size).any()
+        or (entries["offset"] + entries["compressed"] > file_size).any()
+        or np.cumsum(entries["compressed"], dtype=np.float64)[-1:] > file_size
+    ):
+        raise DataError(f"{name}: its members overlap or lie outside of it; this is damage or a zip bomb")
+    return names, entries
+
+
+def _starts(directory: bytes, count: int, name: str) -> NDArray[np.int64]:
+    """Where each record of the directory begins: only its predecessor says."""
+    starts, position, lengths = array("q"), 0, struct.Struct("<3H").unpack_from
+    try:
+        for _ in range(count):
+            starts.append(position)
+            name_length, extra_length, comment_length = lengths(directory, position + 28)
+            position += 46 + name_length + extra_length + comment_length
+    except struct.error:
+        position = len(directory) + 1
+    if position > len(directory):
+        raise DataError(f"{name}: its directory is damaged; pack it again")
+    return np.array(starts, np.int64)
 
 
 def _read_directory(stream: BinaryIO, name: str) -> tuple[bytes, int, int]:
@@ -101,6 +142,7 @@ def _read_directory(stream: BinaryIO, name: str) -> tuple[bytes, int, int]:
         count, size, offset = struct.unpack_from("<QQQ", record, 32)
     if offset + size > file_size or size > MAX_DIRECTORY or count * 46 > size:
         raise DataError(f"{name}: its directory is damaged; pack it again")
+    check_members(count, name)
     stream.seek(offset)
     return stream.read(size), count, file_size
 
