@@ -70,7 +70,8 @@ class Evaluate:
     """Keep statistics of the reference in the cache (EPG_CACHE)."""
 
     def __call__(self) -> None:
-        from epg.evaluation.command import Options, run_evaluate
+        from epg.evaluation.bench import Options
+        from epg.evaluation.command import run_evaluate
         from epg.sampling import Request
 
         changes = {name: getattr(self, name) for name in ("sampler", "steps", "guidance", "interval")}
@@ -116,7 +117,8 @@ class MakeReference:
     device: str = "auto"
 
     def __call__(self) -> None:
-        from epg.evaluation.command import Options, run_reference
+        from epg.evaluation.bench import Options
+        from epg.evaluation.command import run_reference
 
         names = ("features", "inception", "image_size", "split", "kept", "seed", "batch_size", "device")
         run_reference(self.dataset, self.out, Options(**{name: getattr(self, name) for name in names}))

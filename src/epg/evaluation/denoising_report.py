@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from epg.errors import UserError
-from epg.evaluation.command import reporting
+from epg.evaluation.bench import reporting
 from epg.evaluation.denoising import LEVELS, Level, compare, levels_between, squared_errors
 from epg.evaluation.output import analysis_folder, new_figure, save_figure, write_json
 from epg.evaluation.splits import training_and_held_out

@@ -17,7 +17,7 @@ from torch import Tensor
 from epg.config import DataConfig
 from epg.distributed import failing_together, processes
 from epg.errors import UserError
-from epg.evaluation.command import reporting
+from epg.evaluation.bench import reporting
 from epg.evaluation.extraction import Collector, extract
 from epg.evaluation.extractors import FEATURES, Extractor, choices, open_extractor
 from epg.evaluation.memorisation import Distances, Memorisation, distances, left_out, memorisation

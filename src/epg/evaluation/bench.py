@@ -1,0 +1,271 @@
+"""What samples are judged with: features, reference and metrics, opened once for any number of judgements."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from epg.config import DataConfig
+from epg.data.base import ImageDataset, NoSplitError
+from epg.distributed import failing_together, rank, world_size
+from epg.errors import UserError
+from epg.evaluation import reference_files
+from epg.evaluation.evaluate import evaluate
+from epg.evaluation.extractors import IN_DOMAIN, Choice, Extractor, choices, open_extractor
+from epg.evaluation.extractors.indomain import with_held_out
+from epg.evaluation.extractors.weights import cache_folder, digest_of
+from epg.evaluation.measures import choose
+from epg.evaluation.receipt import Number, Receipt
+from epg.evaluation.reference import KEPT, Reference, make_reference
+from epg.evaluation.sources import DatasetSource
+from epg.evaluation.sources import Progress as Report
+from epg.evaluation.subjects import Subject, open_whole, some_of
+from epg.training.parallel import pick_device
+
+
+@dataclass(frozen=True)
+class Options:
+    """What both verbs take."""
+
+    features: Sequence[str] = ()
+    """Words of `--features`; none asks for what fits the reference and needs no download."""
+    inception: Path | None = None
+    image_size: int | None = None
+    split: str = "train"
+    """Of a data set as reference."""
+    kept: int = KEPT
+    seed: int = 0
+    batch_size: int = 64
+    device: str = "auto"
+    cache: bool = True
+    """Whether statistics of data sets are kept in the cache."""
+
+
+@dataclass(frozen=True)
+class Real:
+    """The data set that samples are compared with, and images it does not contain."""
+
+    name: str
+    train: ImageDataset
+    held_out: ImageDataset
+    details: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def source(self) -> DatasetSource:
+        return DatasetSource(self.train, self.name, details=self.details)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Extractors and reference, opened once, on which several sets of samples are judged alike."""
+
+    real: Real | None
+    extractors: Sequence[Extractor]
+    against: Reference | None
+    words: Sequence[str] | None
+    options: Options
+    floors: dict[int, dict[str, Number]] = field(default_factory=dict)
+    """By number of samples; computed when they are first needed."""
+
+    def judge(self, subject: Subject) -> Receipt | None:
+        """Every process must call it; the first one gets the receipt."""
+        with reporting("evaluating") as report:
+            receipt = evaluate(
+                subject.source,
+                self.against,
+                self.extractors,
+                self.words,
+                batch_size=self.options.batch_size,
+                seed=self.options.seed,
+                on_progress=report,
+                warnings=[*subject.warnings, *_doubts(subject, self.real)],
+            )
+        count = subject.source.count
+        if count not in self.floors:
+            self.floors[count] = _floors(self.real, self.against, self.extractors, count, self.options)
+        if receipt is None:
+            return None
+        floors = {key: n for key, n in self.floors[count].items() if key.removesuffix("_floor") in receipt.metrics}
+        return receipt.model_copy(update={"metrics": receipt.metrics | floors})
+
+
+def open_bench(
+    subject: Subject,
+    samples: str,
+    reference: str | None,
+    words: Sequence[str] | None,
+    ema: float | None,
+    options: Options,
+) -> Bench:
+    """What a subject, and others like it, is judged with; every process must call it.
+
+    Args:
+        samples: the path that the subject was opened from.
+        reference: a data set, a saved reference or ADM's; None takes a run's own training images.
+    """
+    with failing_together():
+        place = reference or _own_data(samples, subject)
+        real = _real(place, subject, options)
+        chosen = _features(samples, subject, place, real, options)
+        if words is not None:
+            _refuse_early(words, chosen)
+    extractors = open_extractors(chosen, real, ema, options)
+    return Bench(real, extractors, _reference(place, real, extractors, options), words, options)
+
+
+def _own_data(samples: str, subject: Subject) -> str | DataConfig:
+    if subject.data is None:
+        raise UserError(
+            f"--reference: what shall {samples} be compared with? A data set, a folder made by `epg reference`, or one "
+            "of ADM's .npz files"
+        )
+    return subject.data
+
+
+def _real(place: str | DataConfig, subject: Subject, options: Options) -> Real | None:
+    """The reference as images, or None where it is a file of statistics."""
+    channels, size, _ = subject.source.shape
+    if isinstance(place, DataConfig):
+        from epg.runs import open_training_data
+
+        train = open_training_data(place)
+        try:
+            return Real(Path(place.source).name, train, open_training_data(place, split="test"), {"split": "train"})
+        except NoSplitError:
+            return Real(Path(place.source).name, *with_held_out(train), {"split": "four fifths of train"})
+    if place.endswith(".npz") or reference_files.is_saved(Path(place)):
+        return None
+    train = open_whole(place, image_size=size, channels=channels, split=options.split)
+    try:
+        other = "train" if options.split != "train" else "test"
+        return Real(
+            Path(place).name,
+            train,
+            open_whole(place, image_size=size, channels=channels, split=other),
+            {"split": options.split},
+        )
+    except (NoSplitError, UserError):
+        return Real(Path(place).name, *with_held_out(train), {"split": f"four fifths of {options.split}"})
+
+
+def _features(
+    samples: str, subject: Subject, place: str | DataConfig, real: Real | None, options: Options
+) -> list[Choice]:
+    """What the user asks for, or what fits the reference and needs no download."""
+    words = list(options.features)
+    if not words and isinstance(place, str) and reference_files.is_saved(Path(place)):
+        saved = list(reference_files.load(Path(place)).statistics)
+        if "encoder" in saved:
+            raise UserError("--features encoder=RUN: this reference has features of an encoder; of which run?")
+        words = saved
+    elif not words and (real is None or options.inception is not None):
+        words = ["inception"]
+    elif not words:
+        assert real is not None
+        words = ["classifier" if real.train.num_classes >= 2 else f"encoder={samples}"]
+        if real.train.num_classes < 2 and subject.data is None:
+            raise UserError("--features: which? inception, or encoder=RUN for the encoder of a run on this data")
+    return choices(words, options.inception)
+
+
+def _refuse_early(words: Sequence[str], chosen: Sequence[Choice]) -> None:
+    """Before weights are fetched and classifiers trained."""
+    choose(words, [Extractor(choice.name, "", "", lambda images: {}) for choice in chosen])
+
+
+def open_extractors(
+    chosen: Sequence[Choice], real: Real | None, ema: float | None, options: Options
+) -> list[Extractor]:
+    """Every process must call it: classifiers are trained where they are not in the cache."""
+    labelled = None if real is None or real.train.num_classes < 2 else (real.train, real.held_out)
+    device = pick_device(options.device)
+    extractors = []
+    for choice in chosen:
+        with reporting(f"training a {choice.name}") as report:
+            extractors.append(open_extractor(choice, labelled, ema=ema, device=device, on_progress=report))
+    return extractors
+
+
+def _reference(
+    place: str | DataConfig, real: Real | None, extractors: Sequence[Extractor], options: Options
+) -> Reference | None:
+    """Statistics from a file, from the cache, or computed now; all processes must call it."""
+    if real is None:
+        assert isinstance(place, str)
+        file = Path(place)
+        if not place.endswith(".npz"):
+            with failing_together():
+                return reference_files.load(file)
+        with reporting("reference") as report:
+            if reference_files.is_adm(file):
+                return reference_files.load_adm(file, extractors, batch_size=options.batch_size, on_progress=report)
+            from epg.evaluation.npz import NpzSource
+
+            return make_reference(NpzSource(file), extractors, batch_size=options.batch_size, on_progress=report)
+    key = digest_of({}, real.train.fingerprint(), *(f"{e.name} {e.sha256}" for e in extractors), str(options.kept))
+    cached = cache_folder() / "references" / key[:32]
+    found = [options.cache and rank() == 0 and reference_files.is_saved(cached)]
+    if world_size() > 1:
+        dist.broadcast_object_list(found)
+    if found[0]:
+        with failing_together():
+            return reference_files.load(cached) if rank() == 0 else None
+    with reporting("reference") as report:
+        made = make_reference(
+            real.source, extractors, kept=options.kept, batch_size=options.batch_size, on_progress=report
+        )
+    with failing_together():
+        if made is not None and options.cache:
+            reference_files.save(made, cached)
+    return made
+
+
+def _doubts(subject: Subject, real: Real | None) -> list[str]:
+    """What the receipt should say about samples and reference together."""
+    trained_on = subject.source.describe().get("trained_on")
+    if real is None or trained_on is None or (subject.data is not None and real.train.fingerprint() == trained_on):
+        return []
+    same = real.train.fingerprint() == trained_on
+    return [] if same else ["the run was trained on other images than this reference"]
+
+
+def _floors(
+    real: Real | None,
+    against: Reference | None,
+    extractors: Sequence[Extractor],
+    count: int,
+    options: Options,
+) -> dict[str, Number]:
+    """With in-domain features: the Frechet distance of `count` real images that the reference lacks."""
+    measured = [e for e in extractors if e.name in IN_DOMAIN]
+    if real is None or not measured:
+        return {}
+    held_out = some_of(real.held_out, f"{real.name}, held out", count)
+    with reporting("floor") as report:
+        found = evaluate(held_out, against, measured, ["fd"], batch_size=options.batch_size, on_progress=report)
+    if found is None:
+        return {}
+    floors = {}
+    for key, number in found.metrics.items():
+        name = f"{number.name} of {held_out.count} real held-out images"
+        floors[f"{key}_floor"] = number.model_copy(update={"name": name})
+    return floors
+
+
+@contextmanager
+def reporting(what: str) -> Iterator[Report]:
+    """A progress bar of the first process, which appears with the first report; nothing where it is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, disable=rank() != 0 or not console.is_terminal)
+    task = bar.add_task(what, total=None, visible=False)
+
+    def report(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total, visible=True)
+
+    with bar:
+        yield report
