@@ -212,13 +212,13 @@ def broken(**changes) -> dict:
         ({"trainings": {}}, "trainings"),
         ({"training": {"step": 3}}, "training.step"),
         ({"model": {"encoder": {"layers": 3}}}, "model.encoder.layers"),
-        ({"objective": {"momentum": 0.5}}, "objective.diffusion.momentum"),
+        ({"objective": {"momentum": 0.5}}, "objective.momentum"),
     ],
 )
 def test_unknown_key(changes, place):
     with pytest.raises(UserError, match=r"mine\.yaml: 1 wrong settings") as error:
         parse(broken(**changes), "mine.yaml")
-    assert f"{place}: Extra inputs are not permitted" in str(error.value)
+    assert f"{place}: no such setting" in str(error.value)
 
 
 def test_wrong_types_are_listed_together():
@@ -285,7 +285,7 @@ def test_several_problems_in_one_message():
         ("diffusion", {"model": {"num_classes": 0}, "sampling": {"guidance": 2.0}}, "--sampling.guidance"),
         ("diffusion", {"model": {"num_classes": -1}}, "--model.num-classes -1"),
         ("diffusion", {"data": {"channels": 2}}, "--data.channels 2"),
-        ("diffusion", {"optimizer": {"lr": float("nan")}}, "--optimizer.lr nan"),
+        ("diffusion", {"optimizer": {"lr": 0.0}}, "--optimizer.lr 0"),
         ("diffusion", {"model": {"patch_size": 0}}, "--model.patch-size 0"),
         ("diffusion", {"model": {"encoder": {"heads": 0}}}, "--model.encoder.heads 0"),
         ("diffusion", {"training": {"log_every": 0}}, "--training.log-every 0"),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from epg.complaints import Locate, complaints, nowhere
 from epg.errors import UserError
 
 RANDOM_BLOCK = 16
@@ -20,7 +21,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -266,10 +267,13 @@ class RunConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def parse(content: Mapping[str, Any], where: str) -> RunConfig:
-    """A RunConfig from plain data; unknown keys and wrong types are listed in one message."""
+def parse(content: Mapping[str, Any], where: str, locate: Locate = nowhere) -> RunConfig:
+    """A RunConfig from plain data; unknown keys and wrong types are listed in one message. Raises UserError.
+
+    `locate` says on which line of a file a setting stands.
+    """
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise UserError(f"{where}: {len(lines)} wrong settings:\n" + "\n".join(lines)) from None
+        lines = "\n".join(complaints(error, RunConfig, locate))
+        raise UserError(f"{where}: {error.error_count()} wrong settings:\n{lines}") from None

@@ -1,13 +1,14 @@
 """Recipes: YAML files with common sections and one section per stage, by name or path."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from epg.complaints import Locate
 from epg.config import STAGES, RunConfig, Stage, parse
 from epg.errors import UserError
+from epg.yaml_file import Keys, key_lines, read_yaml
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
@@ -19,23 +20,43 @@ def recipe_names() -> list[str]:
 
 def read_recipe(name: str, below: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe's mapping, by name or path, laid over its `base` recipe if it names one."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPE_FOLDER / f"{name}.yaml"
+    path = recipe_path(name)
     if not path.is_file():
         raise UserError(
             f"recipe {name!r}: not found. Recipes: {', '.join(recipe_names())}; or the path of a .yaml file."
         )
-    try:
-        recipe = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(recipe, dict):
-        raise UserError(f"{path}: a recipe is a mapping of sections")
+    recipe = read_yaml(path)
     base = recipe.pop("base", None)
     if base is None:
         return recipe
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: the name of a recipe or the path of a .yaml file is expected")
     if base in below:
         raise UserError(f"{path}: its base {base!r} leads back to itself")
     return merge(read_recipe(base, (*below, base)), recipe)
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe, by name or path."""
+    given = name.endswith((".yaml", ".yml")) and "\0" not in name
+    return Path(name) if given else RECIPE_FOLDER / f"{Path(name.replace(chr(0), '')).name}.yaml"
+
+
+def locator(recipe: str, stage: Stage | None) -> Locate:
+    """Where a setting of a stage stands in the recipe's own file."""
+
+    @functools.cache
+    def lines() -> dict[Keys, int]:
+        return key_lines(recipe_path(recipe))
+
+    def locate(keys: Keys) -> str:
+        for size in range(len(keys), 0, -1):
+            for place in ((str(stage), *keys[:size]), keys[:size]):
+                if place in lines():
+                    return f" ({recipe_path(recipe).name} line {lines()[place]})"
+        return ""
+
+    return locate
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +74,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 def stages_of(recipe: str) -> list[Stage]:
     """The stages that a recipe describes."""
     content = read_recipe(recipe)
-    return [content["objective"]["kind"]] if "objective" in content else [s for s in STAGES if s in content]
+    return [run_config(recipe).stage] if "objective" in content else [s for s in STAGES if s in content]
 
 
 def run_config(recipe: str, stage: Stage | None = None) -> RunConfig:
@@ -66,9 +87,11 @@ def run_config(recipe: str, stage: Stage | None = None) -> RunConfig:
         if stage not in stages:
             wanted = "choose one" if stage is None else f"it has no {stage}"
             raise UserError(f"recipe {recipe!r} has the stages {', '.join(stages) or 'none'}; {wanted}")
+        if not isinstance(stages[stage], dict):
+            raise UserError(f"{recipe}: {stage}: a mapping of sections is expected{locator(recipe, None)((stage,))}")
         content = merge(content, merge({"objective": {"kind": stage}}, stages[stage]))
         content.setdefault("recipe", Path(recipe).stem)
-    config = parse(content, recipe)
+    config = parse(content, recipe, locator(recipe, stage))
     if stage is not None and config.stage != stage:
         raise UserError(f"{recipe}: a configuration for {config.stage}, not for {stage}")
     return config

@@ -1,15 +1,26 @@
 """What is out of range or impossible in combination, found before anything runs."""
 
 import math
+import re
 from collections.abc import Iterator
 
+from epg.complaints import Locate, nowhere
 from epg.config import ConsistencyConfig, DiffusionConfig, Objective, PretrainingConfig, RunConfig, SamplingConfig
 from epg.errors import UserError
 
+# Beyond these a number is a slip of the finger, and building the network would fill any memory.
+LARGEST_IMAGE, MOST_TOKENS, WIDEST, DEEPEST, LARGEST_COUNT = 8192, 2**16, 2**15, 1000, 10**12
+LONGEST_TEXT = 4096  # characters
+FLAG = re.compile(r"--([a-z0-9.-]+)")
+NAME = re.compile(r"\w[\w.+-]{0,99}")
 
-def check(config: RunConfig) -> RunConfig:
-    """The same configuration, or one UserError that lists everything wrong with it."""
-    found = list(problems(config))
+
+def check(config: RunConfig, locate: Locate = nowhere) -> RunConfig:
+    """The same configuration, or one UserError that lists everything wrong with it, by line where `locate` knows it."""
+    found = [
+        problem + locate(tuple(flag[1].replace("-", "_").split("."))) if (flag := FLAG.match(problem)) else problem
+        for problem in problems(config)
+    ]
     if found:
         raise UserError("the configuration cannot run:\n" + "\n".join(f"  {p}" for p in found))
     return config
@@ -84,7 +95,53 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield f"--sampling.interval {config.sampling.interval}: must be 0 <= low < high"
     if model.num_classes == 0 and config.sampling.guidance != 1:
         yield "--sampling.guidance: an unconditional model (--model.num-classes 0) has none; leave it at 1"
+    yield from size_problems(config)
     yield from objective_problems(config.objective, config.sampling)
+
+
+def size_problems(config: RunConfig) -> Iterator[str]:
+    """Sizes that no memory holds, factors without meaning, names that are no names."""
+    data, model, training, optimizer = config.data, config.model, config.training, config.optimizer
+    if not NAME.fullmatch(config.recipe):
+        yield f"--recipe {config.recipe[:100]!r}: a name of letters, digits, '.', '-' and '_'; folders are called so"
+    for flag, text in [
+        ("data.source", data.source),
+        ("data.image-column", data.image_column or ""),
+        ("data.label-column", data.label_column or ""),
+        ("training.device", training.device),
+    ]:
+        if len(text) > LONGEST_TEXT or any(character < " " for character in text):
+            yield f"--{flag} {text[:100]!r}: longer than {LONGEST_TEXT} characters, or with control characters"
+    for flag, value, high in [
+        ("data.image-size", data.image_size, LARGEST_IMAGE),
+        ("data.workers", data.workers, 1024),
+        ("model.num-classes", model.num_classes or 0, 10**6),
+        ("model.encoder.depth", model.encoder.depth, DEEPEST),
+        ("model.encoder.width", model.encoder.width, WIDEST),
+        ("model.decoder.width", model.decoder.width, WIDEST),
+        ("model.projector-hidden", model.projector_hidden, WIDEST),
+        ("model.projector-out", model.projector_out, WIDEST),
+        ("training.batch-size", training.batch_size, 10**7),
+        ("training.steps", training.steps, LARGEST_COUNT),
+        ("training.timeout", training.timeout, LARGEST_COUNT),
+        ("sampling.steps", config.sampling.steps, 10_000),
+    ]:
+        if value > high:
+            yield f"--{flag} {value if value < 10**20 else 'is too large'}: must be at most {high}"
+    if data.image_size >= 1 and model.patch_size >= 1 and (data.image_size // model.patch_size) ** 2 > MOST_TOKENS:
+        yield f"--model.patch-size {model.patch_size}: makes over {MOST_TOKENS} patches of {data.image_size} pixels"
+    for flag, number in [
+        ("model.mlp-ratio", model.mlp_ratio),
+        ("model.projector-hidden", model.projector_hidden),
+        ("model.projector-out", model.projector_out),
+        ("noise.rho", config.noise.rho),
+        ("noise.sigma-data", config.noise.sigma_data),
+        ("optimizer.lr-batch-size", 1 if optimizer.lr_batch_size is None else optimizer.lr_batch_size),
+    ]:
+        if not 0 < number <= WIDEST:
+            yield f"--{flag} {number}: must be positive and at most {WIDEST}"
+    if optimizer.weight_decay < 0:
+        yield f"--optimizer.weight-decay {optimizer.weight_decay}: must be at least 0"
 
 
 def objective_problems(objective: Objective, sampling: SamplingConfig) -> Iterator[str]:

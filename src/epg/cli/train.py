@@ -82,13 +82,14 @@ class Finetune:
 def configure(recipe: str, stage: "Stage", overrides: list[str]) -> "RunConfig":
     """The recipe's configuration with every `--section.field value` of the command line laid over it."""
     from epg.config import RunConfig
-    from epg.recipe import run_config
+    from epg.recipe import locator, run_config
     from epg.validation import check
 
     base = run_config(recipe, stage)
     flags = tyro.conf.configure(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)(RunConfig)
     arguments = spell_out(overrides, set(switches(RunConfig)))
-    return check(tyro.cli(flags, default=base, args=arguments, prog=f"epg ... {recipe}"))
+    config = tyro.cli(flags, default=base, args=arguments, prog=f"epg ... {recipe}")
+    return check(config, locator(recipe, stage))
 
 
 def switches(model: "type[BaseModel]", prefix: str = "--") -> Iterator[str]:

@@ -42,7 +42,7 @@ class Npz:
         try:
             with zipfile.ZipFile(path) as archive:
                 self.sizes = {info.filename: info.file_size for info in archive.infolist()}
-        except (OSError, zipfile.BadZipFile) as error:
+        except ARCHIVE_ERRORS as error:
             raise DataError(f"{path}: not an .npz archive ({error})") from error
 
     def __contains__(self, name: str) -> bool:

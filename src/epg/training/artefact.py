@@ -21,6 +21,7 @@ from epg.training import fsops
 
 HEADER_CAP = JSON_CAP = 16 * 2**20  # bytes
 TENSOR_CAP = 20_000
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".npy", ".npz", ".distcp", ".metadata")
 WRITE_SIZE = 2**20  # bytes: smaller tensors are written together
 DTYPES = {
     torch.float64: "F64",
@@ -163,6 +164,18 @@ def check_header(file: Path) -> None:
     for name, entry in entries.items():
         if not isinstance(entry, dict) or entry.get("dtype") not in DTYPES.values():
             raise ArtefactError(f"{file}: {name} is of an unknown type")
+
+
+def pickle_hint(path: Path) -> str:
+    """What to add to a refusal of a file (or a folder with files) that could run code when read; "" for any other."""
+    found = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
+    name = next((f.name for f in found if f.suffix in PICKLES or f.name in PICKLES), "")
+    if not name:
+        return ""
+    return (
+        f" {name} may be a pickle, which can run code when it is read; nothing of it was. If you trust it: `epg "
+        "convert` takes over the authors' state dicts; anything else, load where it was made and save as safetensors."
+    )
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:

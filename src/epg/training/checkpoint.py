@@ -19,7 +19,15 @@ from torch import Tensor
 
 from epg.errors import ArtefactError, OutputError
 from epg.training import fsops
-from epg.training.artefact import fingerprint, read_json, read_tensors, size_of, write_json, write_tensors
+from epg.training.artefact import (
+    fingerprint,
+    pickle_hint,
+    read_json,
+    read_tensors,
+    size_of,
+    write_json,
+    write_tensors,
+)
 from epg.training.manifest import (
     FORMAT,
     IncompatibleError,
@@ -262,5 +270,8 @@ def find(path: str | Path) -> Checkpoint:
         return read(path)
     found = newest(path / "checkpoints") if (path / "checkpoints").is_dir() else None
     if found is None:
-        raise ArtefactError(f"{path}: no checkpoint here. Pass a run folder or a folder checkpoints/step-... in one.")
+        raise ArtefactError(
+            f"{path}: no checkpoint here. Pass a run folder or a folder checkpoints/step-... in one."
+            + pickle_hint(path)
+        )
     return found

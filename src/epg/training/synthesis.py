@@ -8,6 +8,7 @@ from torch import Tensor
 from epg.config import parse
 from epg.errors import ArtefactError, UserError
 from epg.training import checkpoint, export
+from epg.training.artefact import pickle_hint
 from epg.training.ema import gamma_of, synthesis_weights
 
 
@@ -23,7 +24,7 @@ def synthesise(run: Path, sigma_rel: float, out: Path) -> list[tuple[int, float,
         raise UserError(f"--sigma-rel {sigma_rel}: must be between 0 and 0.28")
     found = [checkpoint.read(path) for path in checkpoint.listing(run / "checkpoints")]
     if not found:
-        raise ArtefactError(f"{run}: no checkpoint here. Pass a run folder.")
+        raise ArtefactError(f"{run}: no checkpoint here. Pass a run folder." + pickle_hint(run))
     newest = found[-1]
     widths = parse(newest.state["config"], str(newest.path)).training.power_ema
     if not widths:

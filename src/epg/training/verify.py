@@ -8,6 +8,7 @@ from rich.table import Table
 
 from epg.errors import ArtefactError
 from epg.training import checkpoint, export
+from epg.training.artefact import pickle_hint
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def check(path: Path) -> list[Finding]:
     if (path / export.FOLDER).exists():
         findings.append(_check_export(path / export.FOLDER))
     if not findings:
-        raise ArtefactError(f"{path}: neither checkpoints nor an export here. Pass a run folder.")
+        raise ArtefactError(f"{path}: neither checkpoints nor an export here. Pass a run folder." + pickle_hint(path))
     return findings
 
 
