@@ -39,6 +39,25 @@ def tiny_config(stage: str = "diffusion", **changes: Any) -> RunConfig:
     return parse(merge(base, changes), "tiny")
 
 
+def golden_recipe(stage: str) -> dict[str, Any]:
+    """The configuration of the tiny networks in `golden/`; the reference clamps predictions to [-1, 1]."""
+    return {
+        "recipe": "golden",
+        "data": {"image_size": 32, "normalization": "symmetric"},
+        "model": {
+            "patch_size": 4,
+            "num_classes": 10,
+            "encoder": {"depth": 3, "width": 48, "heads": 3},
+            "decoder": {"width": 80, "heads": 5},
+            "projector_hidden": 64,
+            "projector_out": 32,
+        },
+        "objective": {"kind": stage},
+        "optimizer": {"lr": 1e-4},
+        "training": {"batch_size": 6, "steps": 600_000},
+    }
+
+
 def run_state(config: RunConfig, class_names: Sequence[str] = (), data: str = "0" * 64) -> dict[str, Any]:
     """What a checkpoint records besides tensors."""
     return {

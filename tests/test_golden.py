@@ -11,39 +11,36 @@ from epg.config import RunConfig, parse
 from epg.denoiser import Denoiser, bind, clamped
 from epg.guidance import IntervalGuidance
 from epg.networks import EPG, RCM
+from epg.networks.build import build_epg, build_rcm
 from epg.objectives.consistency import Consistency
 from epg.objectives.diffusion import Diffusion
 from epg.objectives.pretraining import Pretraining
-from epg.official import load_epg, load_rcm
-from tests.helpers import GOLDEN, grad_norm, relative
+from epg.official import from_release, read_state_dict
+from tests.helpers import GOLDEN, golden_recipe, grad_norm, relative
 
 CASES = json.loads((GOLDEN / "cases.json").read_text())
 TENSORS = load_file(GOLDEN / "tensors.safetensors")
+EPG_FILE = GOLDEN / "official_epg_weights.safetensors"
 SHIFT = 32 / 64
 LIMIT = 1e-4  # float32 in another order of operations; most agree to 1e-6
 
 
 def the_epg() -> EPG:
-    return load_epg(
-        GOLDEN / "official_epg_weights.safetensors", image_size=32, patch_size=4, encoder_heads=3, decoder_heads=5
-    )
+    config = golden_config("diffusion")
+    network = build_epg(config.model, config.data)
+    network.load_state_dict(from_release(read_state_dict(EPG_FILE), config, EPG_FILE))
+    return network
 
 
 def the_rcm(name: str = "official_rcm_weights") -> RCM:
-    return load_rcm(GOLDEN / f"{name}.safetensors", image_size=32, patch_size=4, encoder_heads=3)
+    config, file = golden_config("pretraining"), GOLDEN / f"{name}.safetensors"
+    network = build_rcm(config.model, config.data)
+    network.load_state_dict(from_release(read_state_dict(file), config, file))
+    return network
 
 
 def golden_config(stage: str) -> RunConfig:
-    model = {"patch_size": 4, "num_classes": 10, "encoder": {"depth": 3, "width": 48, "heads": 3}}
-    content = {
-        "recipe": "golden",
-        "data": {"image_size": 32},
-        "model": {**model, "decoder": {"width": 80, "heads": 5}},
-        "objective": {"kind": stage},
-        "optimizer": {"lr": 1e-4},
-        "training": {"batch_size": 6, "steps": 600_000},
-    }
-    return parse(content, "golden")
+    return parse(golden_recipe(stage), "golden")
 
 
 # Forward ------------------------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """Preconditioning: the network F becomes a denoiser D(x, sigma, labels). Levels here are shifted: they touch images."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from epg.networks import EPG
 from epg.schedule import SIGMA_DATA, SIGMA_MIN, input_scale, time_condition
+
+if TYPE_CHECKING:
+    from epg.networks import EPG
 
 Parameterization = Literal["x", "edm"]
 Denoise = Callable[[Tensor, float], Tensor]
@@ -28,7 +30,7 @@ class Denoiser(nn.Module):
 
     def __init__(
         self,
-        network: EPG,
+        network: "EPG",
         parameterization: Parameterization = "x",
         *,
         sigma_min: float = SIGMA_MIN,

@@ -1,12 +1,14 @@
-"""From a run folder, checkpoint or export to a `Generator` with the weights to sample with."""
+"""From a run folder, checkpoint, export, pipeline folder or Hub repository to a `Generator` with the weights to use."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from epg import hub
 from epg.config import RunConfig, parse
 from epg.denoiser import Denoiser
 from epg.errors import ArtefactError
@@ -14,6 +16,7 @@ from epg.generator import Generator
 from epg.networks import EPG
 from epg.networks.build import build_epg
 from epg.objectives.base import normalizer_for
+from epg.pipeline import folder as pipeline
 from epg.training import export
 from epg.training.artefact import match
 from epg.training.checkpoint import find
@@ -39,52 +42,73 @@ def generator_of(config: RunConfig, network: EPG, class_names: Sequence[str] = (
 
 
 def load(path: str | Path, *, ema: float | None = None, device: torch.device | str = "cpu") -> Generator:
-    """The generator of a run folder or checkpoint, with averaged weights.
+    """The generator of a run folder, checkpoint, export, pipeline folder or repository of the Hub.
 
     Args:
-        path: run folder (its newest valid checkpoint), `checkpoints/step-...` folder, or `export` folder.
+        path: run folder (its newest valid checkpoint), `checkpoints/step-...` folder, `export` folder, pipeline folder,
+            or `user/repo[@revision]`, of which configuration and weights are downloaded, never code.
         ema: which decay to load; None is the run's first, or the trained weights where there is none.
 
     Raises:
-        ArtefactError: no valid checkpoint, one of a pre-training run, or a decay it does not have.
+        ArtefactError: nothing valid there, a pre-trained encoder, or a decay it does not have.
     """
-    found = _weights_of(Path(path), ema)
-    if found.config.stage == "pretraining":
+    place = hub.local(path)
+    if pipeline.is_pipeline(place):
+        if ema is not None:
+            raise ArtefactError(f"{path}: a pipeline folder holds one set of weights; leave out --ema")
+        return pipeline.read(place).generator(device)
+    trained = read(place, ema)
+    if trained.config.stage == "pretraining":
         raise ArtefactError(
             f"{path}: a pre-trained encoder cannot sample. Fine-tune it first: epg finetune RECIPE --encoder {path}"
         )
-    network = build_epg(found.config.model, found.config.data)
-    match(found.weights, network.state_dict(), str(path), types=False)
-    network.load_state_dict(found.weights)
-    return generator_of(found.config, network.eval().to(device), found.class_names)
+    return trained.generator(device)
 
 
 @dataclass(frozen=True)
-class _Found:
+class Trained:
+    """Weights of a run with all that was recorded of them."""
+
+    path: Path
     config: RunConfig
-    weights: dict[str, Tensor]
-    class_names: Sequence[str]
+    step: int
+    kind: str
+    """Which weights these are: an average such as ema-0.9999, or the trained ones, `model`."""
+    class_names: tuple[str, ...]
+    tensors: Callable[[], dict[str, Tensor]]
+    """The network's state dict, on the CPU: an EPG's, or an RCM's after pre-training. Raises ArtefactError."""
+
+    def generator(self, device: torch.device | str = "cpu") -> Generator:
+        """The generator of stage 2, ready to sample. Raises ArtefactError."""
+        with torch.device("meta"):
+            network = build_epg(self.config.model, self.config.data)
+        weights = self.tensors()
+        match(weights, network.state_dict(), str(self.path), types=False)
+        network.load_state_dict({name: t.float() for name, t in weights.items()}, assign=True)
+        return generator_of(self.config, network.eval().to(device), self.class_names)
 
 
-def _weights_of(path: Path, ema: float | None) -> _Found:
-    """The weights to sample with: of an export, or of a checkpoint where the path leads to one."""
+def read(path: Path, ema: float | None = None) -> Trained:
+    """The weights to use of a run folder, checkpoint or export. Raises ArtefactError."""
     if not (path / "checkpoints").is_dir() and export.is_export(path / export.FOLDER):
         path = path / export.FOLDER
     if export.is_export(path):
         exported = export.read(path)
         if ema is not None and exported.kind != f"ema-{ema}":
             raise ArtefactError(f"{path}: no EMA with decay {ema}; it has {exported.kind}")
-        return _Found(exported.config, exported.tensors(), exported.class_names)
+        return Trained(
+            exported.path, exported.config, exported.step, exported.kind, exported.class_names, exported.tensors
+        )
     found = find(path)
     config = parse(found.state["config"], str(found.path))
     decays = config.training.ema
     if ema is not None and ema not in decays:
         raise ArtefactError(f"{path}: no EMA with decay {ema}; it has {decays or 'none'}")
-    if config.stage == "pretraining":
-        weights = {}
-    elif decays:
-        weights = found.tensors(f"ema-{decays[0] if ema is None else ema}")
-    else:
-        prefix = "network."
-        weights = {k.removeprefix(prefix): v for k, v in found.tensors("model").items() if k.startswith(prefix)}
-    return _Found(config, weights, found.state["class_names"])
+    kind = f"ema-{decays[0] if ema is None else ema}" if decays else "model"
+
+    def network_tensors() -> dict[str, Tensor]:
+        state = found.tensors("model")
+        return {k.removeprefix(export.PREFIX): t for k, t in state.items() if k.startswith(export.PREFIX)}
+
+    tensors = partial(found.tensors, kind) if decays else network_tensors
+    return Trained(found.path, config, found.step, kind, tuple(found.state["class_names"]), tensors)

@@ -1,0 +1,55 @@
+"""`epg convert`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Turn runs into diffusers pipelines, read and write the authors' weights, export programs, publish on the Hub."""
+
+    source: tyro.conf.Positional[str]
+    """Run folder, checkpoint, export or pipeline folder; .pth file of the authors' release; or on the Hub user/repo,
+    user/repo:FILE."""
+    out: Path
+    """Folder, or file for release (.pth), program (.pt2) and onnx (.onnx)."""
+    to: Literal["weights", "pipeline", "release", "program", "onnx"] | None = None
+    """weights: our format, for `epg sample` and `epg finetune --encoder`; pipeline: a folder for diffusers that needs
+    nothing else; release: the authors' names; program: torch.export of a one-step generator; onnx: the same for ONNX.
+    If not given, weights from the release and for encoders, a pipeline otherwise."""
+    recipe: str | None = None
+    """Recipe (name or .yaml) whose architecture a file of the release must have; recognised if not given."""
+    stage: Literal["pretraining", "diffusion", "consistency"] | None = None
+    """What a file of the release was trained as; its generators are diffusion models if not given."""
+    ema: float | None = None
+    """Which EMA decay to take; the first if not given."""
+    license: str | None = None
+    """Licence for the model card, as the Hub names it: apache-2.0, cc-by-nc-4.0..."""
+    dataset: str | None = None
+    """The training data's name on the Hub, for the model card."""
+    samples: bool = True
+    """Draw the grid of samples of the model card."""
+    push: str | None = None
+    """Upload the folder to this repository of the Hub, user/repo."""
+    private: bool = False
+    """Make the repository private if it is new."""
+    device: str = "auto"
+
+    def __call__(self) -> None:
+        from epg.convert import Card, convert
+        from epg.training.parallel import pick_device
+
+        convert(
+            self.source,
+            self.out,
+            to=self.to,
+            recipe=self.recipe,
+            stage=self.stage,
+            ema=self.ema,
+            card=Card(self.license, self.dataset, self.samples, pick_device(self.device)),
+            push=self.push,
+            private=self.private,
+        )

@@ -1,0 +1,224 @@
+"""`epg convert`: runs, weights of the authors' release, and pipeline folders into one another, and onto the Hub."""
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from epg import hub, programs
+from epg.config import Stage
+from epg.errors import ArtefactError, OutputError, UserError
+from epg.generator import Generator
+from epg.loading import Trained, read
+from epg.model_card import Origin, receipts_beside, write_card
+from epg.official import from_release, read_state_dict, recognise, to_release
+from epg.pipeline import folder as pipeline
+from epg.training import export
+
+Target = Literal["weights", "pipeline", "release", "program", "onnx"]
+FILES = {"release": (".pth", ".safetensors"), "program": (".pt2",), "onnx": (".onnx",)}
+RELEASED = ("nnet_ema.pth", "nnet.pth")  # in a folder of the release: the first is what samples
+RELEASED_EMA = 0.9999
+
+USE = {
+    "pipeline": """
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
+image = pipe({labels}generator=0).images[0]
+""",
+    "weights": """
+import epg
+
+model = epg.load("{name}")
+images = model.sample({sample})  # uint8 (N, C, H, W)
+""",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the user says of weights that are to be published."""
+
+    license: str | None = None
+    dataset: str | None = None
+    samples: bool = True
+    device: torch.device | str = "cpu"
+
+
+def convert(
+    source: str,
+    out: Path,
+    *,
+    to: Target | None = None,
+    recipe: str | None = None,
+    stage: Stage | None = None,
+    ema: float | None = None,
+    card: Card | None = None,
+    push: str | None = None,
+    private: bool = False,
+) -> None:
+    """Writes `source` as `to` to the file or folder `out`, and onto the Hub where `push` names a repository.
+
+    Args:
+        source: run folder, checkpoint, export or pipeline folder; a file of the release; `user/repo` for one of these
+            on the Hub, or `user/repo:file` (or folder) for a file of the release there.
+        to: None is `weights` for a file of the release, and `pipeline` for what can sample.
+        recipe, stage: of a file of the release, which does not record them.
+
+    Raises:
+        ArtefactError: the source is missing, damaged or of another architecture.
+        OutputError: `out` cannot be written, or the Hub does not take it.
+        UserError: the source cannot become that.
+    """
+    found = read_source(source, recipe, stage, ema)
+    encoder = isinstance(found, Trained) and found.config.stage == "pretraining"
+    released = isinstance(found, Trained) and found.path.is_file()
+    target = to or ("weights" if released or encoder else "pipeline")
+    check_target(target, out, found, push)
+    if isinstance(found, pipeline.Saved):
+        if target not in FILES:
+            raise UserError(f"{source}: a pipeline folder already; --to takes {', '.join(FILES)}")
+        write_file(target, out, found.tensors(), "diffusion", found.generator)
+    elif target in FILES:
+        write_file(target, out, found.tensors(), found.config.stage, found.generator)
+    else:
+        write_folder(target, out, found, card or Card(), push)
+    if push is not None:
+        print(f"uploaded to {hub.push(out, push, private=private)}", file=sys.stderr)
+
+
+# Sources --------------------------------------------------------------------------------------------------------------
+
+
+def read_source(source: str, recipe: str | None, stage: Stage | None, ema: float | None) -> Trained | pipeline.Saved:
+    """What is to be converted. Raises ArtefactError."""
+    file = release_file(source)
+    if file is not None:
+        return read_release(file, recipe, stage)
+    if recipe is not None or stage is not None:
+        raise UserError(f"--recipe, --stage: for a file of the release; {source} records its own")
+    place = hub.local(source)
+    return pipeline.read(place) if pipeline.is_pipeline(place) else read(place, ema)
+
+
+def release_file(source: str) -> Path | None:
+    """The file of the release that is meant, downloaded where it is on the Hub; None for a folder of ours."""
+    if Path(source).is_file():
+        return Path(source)
+    repository, colon, inside = source.rpartition(":")
+    if not colon or not hub.is_repository(repository):
+        return None
+    names = hub.list_files(repository)
+    chosen = next((name for name in (inside, *(f"{inside.rstrip('/')}/{f}" for f in RELEASED)) if name in names), None)
+    if chosen is None:
+        weights = [name for name in names if name.endswith((".pth", ".safetensors"))]
+        raise ArtefactError(f"{source}: no such file; there are {', '.join(weights) or 'no weights'}")
+    return hub.download(repository, chosen)
+
+
+def read_release(file: Path, recipe: str | None, stage: Stage | None) -> Trained:
+    """Weights of the release with the configuration that they fit. Raises ArtefactError."""
+    weights = read_state_dict(file)
+    config = recognise(weights, file, stage, recipe)
+    tensors = from_release(weights, config, file)
+    averaged = "ema" in file.stem.lower() and config.stage != "pretraining"
+    kind = f"ema-{config.training.ema[0] if config.training.ema else RELEASED_EMA}" if averaged else "model"
+    print(f"{file}: {len(tensors)} tensors, {config.stage} of {config.recipe}, all accounted for", file=sys.stderr)
+    return Trained(file, config, 0, kind, (), lambda: tensors)
+
+
+# Targets --------------------------------------------------------------------------------------------------------------
+
+
+def check_target(target: Target, out: Path, found: Trained | pipeline.Saved, push: str | None) -> None:
+    """Everything that can be known to be impossible before work is done."""
+    endings = FILES.get(target)
+    if endings and out.suffix not in endings:
+        raise UserError(f"--out {out}: --to {target} writes a file that ends in {' or '.join(endings)}")
+    if endings and push:
+        raise UserError(f"--push: goes with --to weights or pipeline, not with {target}")
+    if not endings and out.exists() and not replaceable(out):
+        raise OutputError(f"--out {out}: holds something else. Choose a new folder.")
+    if isinstance(found, Trained) and found.config.stage == "pretraining" and target not in ("weights", "release"):
+        raise UserError(f"--to {target}: an encoder cannot sample; it can become weights or release")
+
+
+def replaceable(out: Path) -> bool:
+    """Whether a folder is empty, or holds what an earlier conversion wrote."""
+    return out.is_dir() and (not any(out.iterdir()) or pipeline.is_pipeline(out) or export.is_export(out))
+
+
+def write_file(
+    target: Target, out: Path, tensors: dict[str, Tensor], stage: Stage, generator: Callable[[], Generator]
+) -> None:
+    """One file: state dict under the release's names, or the program of a one-step generator. Raises OutputError."""
+    with written(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if target == "release":
+            renamed = to_release(tensors, stage)
+            save_file(renamed, out) if out.suffix == ".safetensors" else torch.save(renamed, out)
+            print(f"{out}: {len(renamed)} tensors under the release's names")
+        else:
+            export_to = programs.export_program if target == "program" else programs.export_onnx
+            print(f"{out}: differs from PyTorch by at most {export_to(generator(), out):.1g} of 1")
+
+
+def write_folder(target: Target, out: Path, found: Trained, card: Card, push: str | None) -> None:
+    """Weights in our format, or a pipeline, with their card. Raises OutputError; a folder that was there stays then."""
+    model = None if found.config.stage == "pretraining" else found.generator(card.device)
+    name = push or out.name
+    temporary = out.with_name(f".{out.name}.tmp")
+    with written(out):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        if target == "pipeline":
+            assert model is not None
+            from epg.pipeline import EPGPipeline
+
+            EPGPipeline.from_generator(model).save_pretrained(temporary)
+        else:
+            write_weights(temporary, found)
+        origin = Origin(card.license, card.dataset, receipts_beside(found.path))
+        write_card(temporary, found, origin, model if card.samples else None, name, how_to_use(target, found, name))
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.rename(out)
+    print(f"{out}: {found.kind} of {found.config.recipe} ({found.config.stage}) as {target}")
+
+
+def write_weights(folder: Path, found: Trained) -> None:
+    """Our export format, which `epg.load`, `epg sample` and `epg finetune --encoder` take."""
+    tensors = found.tensors()
+    if found.kind == "model":
+        tensors = {f"{export.PREFIX}{name}": tensor for name, tensor in tensors.items()}
+    state = {"class_names": list(found.class_names), "config": found.config.model_dump(mode="json")}
+    export.write(folder, found.step, {found.kind: tensors}, state)
+
+
+def how_to_use(target: Target, found: Trained, name: str) -> str:
+    """Code for the card."""
+    if found.config.stage == "pretraining":
+        return f"epg finetune {found.config.recipe} --encoder {name}"
+    conditional = bool(found.config.model.num_classes)
+    if target == "pipeline":
+        return USE["pipeline"].format(name=name, labels="class_labels=[0], " if conditional else "")
+    return USE["weights"].format(name=name, sample="model.make_labels(8, balanced=True)" if conditional else "count=8")
+
+
+@contextmanager
+def written(out: Path) -> Iterator[None]:
+    """OSErrors as OutputErrors that name the flag."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"--out {out}: cannot be written ({error.strerror or error}). Choose another place."
+        ) from error

@@ -1,0 +1,292 @@
+"""The pipeline as the folder ships it: labels, seeds and noise in diffusers' manner around `epg.generator`.
+
+This file and what it uses of the package travel with every saved folder (`epg.pipeline.bundle`).
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
+from PIL import Image
+from torch import Tensor
+
+from epg.data.normalize import Normalizer
+from epg.denoiser import Denoiser
+from epg.generator import Generator
+
+Randomness = int | torch.Generator | Sequence[torch.Generator] | None
+CONSISTENCY = ("one_step", "multistep")
+SAMPLERS = ("heun", "euler", "edm_stochastic", "euler_ancestral", *CONSISTENCY)
+# The classes of a saved folder, and the modules in it that hold them.
+CLASSES = {"pipeline": "EPGPipeline", "transformer": "EPGModel"}
+CODE = {"pipeline": "pipeline_epg", "transformer": "modeling_epg"}
+
+
+class EPGPipeline(DiffusionPipeline):
+    """Draws images with an EPG model, class-conditional or not, diffusion or consistency.
+
+    Args:
+        transformer: an `EPGModel`.
+        parameterization: "x" (diffusion) or "edm" (consistency), see `epg.denoiser`.
+        noise: sigma_min, sigma_max, rho and sigma_data (unshifted), and `shift`.
+        normalization: `mean` and `std` per channel of pixels in [0, 1].
+        sampling: sampler, steps, guidance and interval that a call takes where it names no others.
+        id2label: names of the classes; commas separate synonyms.
+    """
+
+    model_cpu_offload_seq = "transformer"
+    _callback_tensor_inputs = ("latents", "denoised")
+
+    def __init__(
+        self,
+        transformer: ModelMixin,
+        parameterization: str = "x",
+        noise: dict[str, float] | None = None,
+        normalization: dict[str, Any] | None = None,
+        sampling: dict[str, Any] | None = None,
+        id2label: dict[Any, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer)
+        self.register_to_config(
+            parameterization=parameterization,
+            noise=noise,
+            normalization=normalization,
+            sampling=sampling,
+            id2label={str(key): name for key, name in (id2label or {}).items()} or None,
+        )
+        self.labels: dict[str, int] = {}
+        for key, name in (id2label or {}).items():
+            self.labels |= dict.fromkeys((name, *(synonym.strip() for synonym in name.split(","))), int(key))
+
+    def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
+        """Class numbers of one or several names. Raises ValueError for a name that the model does not know."""
+        names = [label] if isinstance(label, str) else list(label)
+        unknown = [name for name in names if name not in self.labels]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is no class of this model; `pipe.labels` lists them")
+        return [self.labels[name] for name in names]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
+        guidance_scale: float | None = None,
+        generator: Randomness = None,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        *,
+        guidance_interval: tuple[float, float] | None = None,
+        sampler: str | None = None,
+        batch_size: int | None = None,
+        latents: Tensor | None = None,
+        first_index: int = 0,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draws one image for every label, all in one batch. What is None is as the model was saved.
+
+        Args:
+            class_labels: numbers or names; none for an unconditional model.
+            guidance_scale: of classifier-free guidance; 1 is none.
+            generator: a seed, one `torch.Generator`, or one for each image. A seed s, or a fresh generator
+                `torch.manual_seed(s)`, gives the images of `epg sample --seed s`; a used one gives others. Image i
+                depends on the seed, its index and its label alone, never on the batch.
+            num_inference_steps: levels of the grid; for a consistency model 1 is one-step and more is multi-step.
+            output_type: "pil", "np" (N, H, W, C) or "pt" (N, C, H, W) in [0, 1], or "latent", the network's values.
+            guidance_interval: unshifted levels (low, high] in which guidance acts.
+            sampler: one of heun, euler, edm_stochastic, euler_ancestral, one_step, multistep.
+            batch_size: number of images of an unconditional model; 1 if not given.
+            latents: standard normal noise (N, C, H, W) to start from, instead of the generator's.
+            first_index: index of the first image of a seed: `epg sample` numbers its files by it.
+            callback_on_step_end: called as `callback(pipe, step, sigma, {"latents": x})` with the shifted level the
+                step began at; "latents" in what it returns take the place of x.
+
+        Raises:
+            ValueError: an argument is out of range or does not fit this model.
+        """
+        sampling = self._sampling(sampler, num_inference_steps, guidance_scale, guidance_interval)
+        labels = self._labels(class_labels)
+        count = (batch_size or 1) if labels is None else len(labels)
+        if batch_size not in (None, count) or count < 1:
+            raise ValueError(f"batch_size {batch_size}: there are {count} class_labels")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type {output_type!r}: choose pil, np, pt or latent")
+        wrong = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if callback_on_step_end is not None and wrong:
+            raise ValueError(f"callback_on_step_end_tensor_inputs {sorted(wrong)}: choose latents or denoised")
+        model = self._generator(sampling, latents, seeds_of(generator, count, first_index))
+        if latents is not None and latents.shape != (count, *model.image_shape):
+            raise ValueError(f"latents: shape {tuple(latents.shape)}, but {(count, *model.image_shape)} is expected")
+        sigmas = model.sigmas()
+        one_step = sampling["sampler"] == "one_step"
+        with self.progress_bar(total=1 if one_step else len(sigmas) - 1) as bar:
+
+            def watch(step: int, x: Tensor, denoised: Tensor) -> None:
+                bar.update()
+                if callback_on_step_end is not None:
+                    tensors = {"latents": x, "denoised": denoised}
+                    chosen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    changed = callback_on_step_end(self, step, float(sigmas[step]), chosen) or {}
+                    x.copy_(changed.get("latents", x))
+
+            values = model.draw(labels, range(count), watch=watch)
+            if one_step:
+                watch(0, values, values)
+        self.maybe_free_model_hooks()
+        images = as_output(values, model.normalizer, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _sampling(
+        self, sampler: str | None, steps: int | None, scale: float | None, interval: tuple[float, float] | None
+    ) -> dict[str, Any]:
+        """The saved settings with those of a call laid over them, checked."""
+        settings = {"sampler": "heun", "steps": 32, "guidance": 1.0, "interval": (0.19, 1.61)} | (
+            self.config.sampling or {}
+        )
+        consistency = self.config.parameterization == "edm"
+        if sampler is None and steps is not None and consistency:
+            sampler = "one_step" if steps == 1 else "multistep"
+        given = {"sampler": sampler, "steps": steps, "guidance": scale, "interval": interval}
+        settings |= {name: value for name, value in given.items() if value is not None}
+        if settings["sampler"] not in SAMPLERS:
+            raise ValueError(f"sampler {settings['sampler']!r}: choose one of {', '.join(SAMPLERS)}")
+        if settings["sampler"] in CONSISTENCY and not consistency:
+            raise ValueError(f"sampler {settings['sampler']!r}: for consistency models; this is a diffusion model")
+        if settings["sampler"] != "one_step" and settings["steps"] < 2:
+            raise ValueError(f"num_inference_steps {settings['steps']}: must be at least 2")
+        if settings["guidance"] != 1 and (consistency or self.transformer.num_classes == 0):
+            why = "is trained without label dropping" if self.transformer.num_classes else "is unconditional"
+            raise ValueError(f"guidance_scale {settings['guidance']}: this model {why}; leave it at 1")
+        if not 0 <= settings["interval"][0] < settings["interval"][1]:
+            raise ValueError(f"guidance_interval {settings['interval']}: must be 0 <= low < high")
+        return settings
+
+    def _labels(self, class_labels: Any) -> Tensor | None:
+        """Labels (N,) int64 on the CPU, checked there: on a GPU a wrong one would end the process."""
+        classes = self.transformer.num_classes
+        if class_labels is None and classes:
+            raise ValueError(f"class_labels: this model has {classes} classes; which are to be drawn?")
+        if class_labels is None:
+            return None
+        if not classes:
+            raise ValueError("class_labels: this model is unconditional; pass batch_size instead")
+        if isinstance(class_labels, Tensor):
+            class_labels = class_labels.tolist()
+        if isinstance(class_labels, str | int):
+            class_labels = [class_labels]
+        labels = [self.get_label_ids(c)[0] if isinstance(c, str) else c for c in class_labels]
+        for label in labels:
+            if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
+                raise ValueError(f"class_labels: {label!r} is no whole number from 0 to {classes - 1}")
+        return torch.tensor(labels, dtype=torch.int64)
+
+    def _generator(self, sampling: dict[str, Any], latents: Tensor | None, seeds: "Seeds") -> "RequestedGenerator":
+        noise = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5} | (self.config.noise or {})
+        size = self.transformer.config.sample_size
+        shift = noise.pop("shift", size / 64)
+        normalization = self.config.normalization or {"mean": [0.5] * 3, "std": [0.25] * 3}
+        denoiser = Denoiser(
+            self.transformer,
+            self.config.parameterization,
+            sigma_min=shift * noise["sigma_min"],
+            sigma_data=noise["sigma_data"],
+        )
+        return RequestedGenerator(
+            denoiser,
+            Normalizer(**normalization),
+            SimpleNamespace(**noise),  # type: ignore[arg-type]
+            shift,
+            size,
+            SimpleNamespace(**sampling),  # type: ignore[arg-type]
+            seeds=seeds,
+            latents=latents,
+            place=self._execution_device,
+        )
+
+    def code(self) -> dict[str, str]:
+        """The modules (name -> text) that a saved folder carries: those that this pipeline itself was loaded from."""
+        network = getattr(self.transformer, "_orig_mod", self.transformer)  # what torch.compile wraps
+        classes = {"pipeline": type(self), "transformer": type(network)}
+        return {CODE[part]: Path(inspect.getfile(kind)).read_text() for part, kind in classes.items()}
+
+    def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Writes a folder that needs nothing but diffusers: weights, configuration, and the code beside them."""
+        hub = {name: kwargs.pop(name) for name in ("repo_id", "token", "private", "commit_message") if name in kwargs}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        folder, code = Path(save_directory), self.code()
+        names = {part: [CODE[part], kind] for part, kind in CLASSES.items()}
+        change_json(folder / self.config_name, _class_name=names["pipeline"], transformer=names["transformer"])
+        change_json(folder / "transformer" / "config.json")
+        (folder / f"{CODE['pipeline']}.py").write_text(code[CODE["pipeline"]])
+        (folder / "transformer" / f"{CODE['transformer']}.py").write_text(code[CODE["transformer"]])
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
+
+
+Seeds = tuple[tuple[int, range], ...]
+
+
+@dataclass(frozen=True)
+class RequestedGenerator(Generator):
+    """Draws what a call asked for: images with seeds and indices of their own, or from given noise."""
+
+    seeds: Seeds = ()
+    latents: Tensor | None = None
+    place: torch.device | None = None
+    """Where the network computes: while it is offloaded, its weights are elsewhere."""
+
+    @property
+    def device(self) -> torch.device:
+        return super().device if self.place is None else self.place
+
+    def unit_noise(self, indices: Sequence[int], seed: int = 0, step: int = -1) -> Tensor:
+        if step == -1 and self.latents is not None:
+            return self.latents.to(self.device, torch.float32)
+        draw = super().unit_noise
+        return torch.cat([draw(images, seed, step) for seed, images in self.seeds])
+
+
+def seeds_of(generator: Randomness, count: int, first: int = 0) -> Seeds:
+    """Seeds and the indices of the images that are drawn from each."""
+    if isinstance(generator, Sequence):
+        if len(generator) != count:
+            raise ValueError(f"generator: {len(generator)} of them for {count} images")
+        return tuple((seed_of(each), range(first, first + 1)) for each in generator)
+    seed = generator if isinstance(generator, int) else seed_of(generator or torch.default_generator)
+    return ((seed, range(first, first + count)),)
+
+
+def seed_of(generator: torch.Generator) -> int:
+    """The seed of a fresh generator; of one that was used, a number drawn from it. Either moves on by one number."""
+    seed = generator.initial_seed()
+    untouched = torch.Generator(generator.device).manual_seed(seed).get_state()
+    fresh = torch.equal(generator.get_state(), untouched)
+    drawn = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return seed if fresh else drawn
+
+
+def change_json(file: Path, **changes: Any) -> None:
+    """Sets entries of a saved configuration, and takes out the path of this machine that it came from."""
+    content = json.loads(file.read_text()) | changes
+    content.pop("_name_or_path", None)
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def as_output(values: Tensor, normalizer: Normalizer, output_type: str) -> Any:
+    """Network values (N, C, H, W) as the type of output that was asked for."""
+    if output_type == "latent":
+        return values
+    if output_type == "pt":
+        return normalizer.decode_unit(values).clamp(0, 1)
+    if output_type == "np":
+        return normalizer.decode_unit(values).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    pixels = normalizer.decode(values).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in pixels]

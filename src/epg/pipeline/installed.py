@@ -1,0 +1,109 @@
+"""`EPGPipeline` as this package offers it: from a `Generator` or a folder, with the code that is installed."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from epg import hub
+from epg.generator import Generator
+from epg.networks import EPG, Decoder, Encoder
+from epg.networks.layers import DecoderBlock, EncoderBlock
+from epg.pipeline import bundle, call, folder
+from epg.pipeline.model import EPGModel
+
+# Arguments of `DiffusionPipeline.from_pretrained` that say what holds here anyway.
+IGNORED = {"trust_remote_code", "custom_pipeline", "use_safetensors", "low_cpu_mem_usage"}
+HUB = {"token", "cache_dir", "local_files_only", "force_download", "revision"}
+
+
+class EPGPipeline(call.EPGPipeline):
+    __doc__ = call.EPGPipeline.__doc__
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        transformer: EPGModel | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """The pipeline of a folder, or of a repository of the Hub. Needs and runs no code that lies beside the weights.
+
+        Args:
+            dtype: of the weights that are multiplied; float32 if not given. `torch_dtype` is the same.
+            variant: of the weight files, such as "fp16".
+            transformer: a model to use in place of the folder's.
+            kwargs: token, revision, cache_dir, local_files_only, force_download; or settings in place of the folder's.
+
+        Raises:
+            ArtefactError: nothing there, damaged files, or settings that this version does not know.
+        """
+        options = {name: kwargs.pop(name) for name in HUB & kwargs.keys()}
+        saved = folder.read(hub.local(pretrained_model_name_or_path, **options))
+        settings = saved.settings.model_dump()
+        unknown = kwargs.keys() - settings.keys() - IGNORED
+        if unknown:
+            raise TypeError(f"from_pretrained: unexpected {', '.join(sorted(unknown))}")
+        if transformer is None:
+            with torch.device("meta"):
+                transformer = EPGModel(**saved.model.model_dump())
+            fill(transformer, saved.tensors(variant))
+        pipe = cls(transformer, **settings | {name: value for name, value in kwargs.items() if name not in IGNORED})
+        pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        wanted = dtype or torch_dtype
+        return pipe if wanted is None else pipe.to(wanted)
+
+    @classmethod
+    def from_generator(cls, model: Generator) -> Self:
+        """A pipeline around a generator's network, weights shared, that samples as the generator does."""
+        network = model.denoiser.network
+        decoder, encoder = network.decoder, network.encoder
+        with torch.device("meta"):
+            transformer = EPGModel(
+                sample_size=model.image_size,
+                patch_size=encoder.patch_size,
+                depth=len(encoder.blocks),
+                encoder_width=encoder.width,
+                encoder_heads=heads_of(encoder),
+                decoder_width=decoder.width,
+                decoder_heads=heads_of(decoder),
+                in_channels=encoder.channels,
+                num_classes=network.num_classes,
+                mlp_ratio=mlp_ratio_of(network),
+            )
+        fill(transformer, network.state_dict())
+        noise = {name: getattr(model.noise, name) for name in ("sigma_min", "sigma_max", "rho", "sigma_data")}
+        sampling = {name: getattr(model.sampling, name) for name in ("sampler", "steps", "guidance", "interval")}
+        return cls(
+            transformer,
+            parameterization=model.denoiser.parameterization,
+            noise={**noise, "shift": model.shift},
+            normalization={"mean": list(model.normalizer.mean), "std": list(model.normalizer.std)},
+            sampling={**sampling, "interval": list(sampling["interval"])},
+            id2label=dict(enumerate(model.class_names)) or None,
+        )
+
+    def code(self) -> dict[str, str]:
+        return bundle.code()
+
+
+def fill(transformer: EPGModel, tensors: dict[str, torch.Tensor]) -> None:
+    """Gives a model without values these, as float32, ready to infer."""
+    transformer.load_state_dict({name: tensor.detach().float() for name, tensor in tensors.items()}, assign=True)
+    transformer.eval()
+
+
+def heads_of(tower: Encoder | Decoder) -> int:
+    block = tower.blocks[0]
+    assert isinstance(block, EncoderBlock | DecoderBlock)
+    return block.attention.heads
+
+
+def mlp_ratio_of(network: EPG) -> float:
+    block = network.encoder.blocks[0]
+    assert isinstance(block, EncoderBlock)
+    return block.mlp.fc1.out_features / network.encoder.width
