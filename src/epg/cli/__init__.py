@@ -17,6 +17,7 @@ from epg.cli.evaluate import Evaluate, MakeReference
 from epg.cli.probe import Denoising, Neighbours, Probe
 from epg.cli.quickstart import Quickstart
 from epg.cli.sample import Sample
+from epg.cli.sweep import Sweep
 from epg.cli.tools import Ema, Info, Verify
 from epg.cli.train import Finetune, Pretrain, configure
 from epg.errors import UserError
@@ -34,6 +35,7 @@ VERBS: dict[str, type] = {
     "evaluate": Evaluate,
     "reference": MakeReference,
     "compare": Compare,
+    "sweep": Sweep,
     "neighbours": Neighbours,
     "denoising": Denoising,
     "probe": Probe,

@@ -1,0 +1,75 @@
+"""`epg sweep`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from epg.cli.evaluate import Metric
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Evaluate a run over guidance, interval, steps and EMA, and find the best settings.
+
+    Points share labels and noise. Each is a receipt in the sweep's folder: running it again continues, and other
+    values are added to those that are there. `epg sweep RUN --guidance 1 1.5 2 2.5`.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, checkpoint or export."""
+    guidance: tuple[float, ...] = ()
+    """Scales of guidance; 1 is none."""
+    interval_low: tuple[float, ...] = ()
+    """Unshifted noise levels above which guidance acts."""
+    interval_high: tuple[float, ...] = ()
+    """Unshifted noise levels up to which guidance acts."""
+    steps: tuple[int, ...] = ()
+    """Levels of the sampling grid."""
+    ema: tuple[float, ...] = ()
+    """Decays that the run kept."""
+    width: tuple[float, ...] = ()
+    """Relative widths of power-function averages, made after training from those the run kept (see `epg ema`)."""
+    golden: bool = False
+    """Search between the two values of one setting (golden section) instead of trying a grid."""
+    tolerance: float = 0.05
+    """Where --golden ends: the width of the interval that the best lies in."""
+    metric: str | None = None
+    """Key of the receipts by which the best is chosen: fid, fd_classifier, precision...; FID or the first Frechet
+    distance if not given."""
+    metrics: tuple[Metric, ...] = ()
+    """What is computed, as for `epg evaluate`."""
+    features: tuple[str, ...] = ()
+    """inception, classifier, encoder=RUN, as for `epg evaluate`."""
+    inception: Path | None = None
+    """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""
+    reference: str | None = None
+    """As for `epg evaluate`; the run's own training images if not given."""
+    count: int | None = None
+    """Samples at each point; 1000 if not given."""
+    seed: int = 0
+    out: Path | None = None
+    """Folder for receipts, sweep.json and sweep.png; `sweep` in the run folder if not given."""
+    batch_size: int = 64
+    device: str = "auto"
+
+    def __call__(self) -> None:
+        from epg.evaluation.bench import Options
+        from epg.evaluation.sweep import Axes, run_sweep
+        from epg.sampling import Request
+
+        run_sweep(
+            self.run,
+            Axes(self.ema, self.width, self.steps, self.guidance, self.interval_low, self.interval_high),
+            metric=self.metric,
+            golden=self.golden,
+            tolerance=self.tolerance,
+            count=self.count,
+            reference=self.reference,
+            words=self.metrics or None,
+            request=Request(seed=self.seed, batch_size=self.batch_size, device=self.device),
+            options=Options(
+                self.features, self.inception, seed=self.seed, batch_size=self.batch_size, device=self.device
+            ),
+            out=self.out,
+        )

@@ -1,0 +1,291 @@
+"""`epg sweep`: evaluates a generator over sampling settings and averages, and finds the best.
+
+All points share labels, initial noise, reference and classifier, so that a difference between two of them is due to the
+settings. Each is a receipt in a folder of its own: an interrupted sweep continues, and a finer one adds its points to
+those that are there.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from epg.distributed import failing_together, processes, rank, world_size
+from epg.errors import ArtefactError, UserError
+from epg.evaluation import receipt
+from epg.evaluation.bench import Bench, Options, open_bench
+from epg.evaluation.extractors.weights import digest_of
+from epg.evaluation.receipt import Receipt
+from epg.evaluation.search import golden_section
+from epg.evaluation.sources import GeneratorSource
+from epg.evaluation.subjects import Subject, open_subject
+from epg.sampling import Request, changed
+from epg.training import export
+from epg.training.checkpoint import find
+from epg.training.synthesis import synthesise
+
+FOLDER = "sweep"
+DIGITS = 4  # decimals of a golden-section search: finer settings are not worth a point of their own
+
+
+@dataclass(frozen=True)
+class Point:
+    """Settings to sample with; None is the run's own."""
+
+    ema: float | None = None
+    width: float | None = None
+    """Of a power-function average made after training, instead of `ema`."""
+    steps: int | None = None
+    guidance: float | None = None
+    interval_low: float | None = None
+    interval_high: float | None = None
+
+    @property
+    def weights(self) -> "Point":
+        """The part that says which weights."""
+        return Point(self.ema, self.width)
+
+    @property
+    def name(self) -> str:
+        """Short, for files and labels."""
+        return "_".join(f"{k}-{v:g}" for k, v in asdict(self).items() if v is not None) or "own"
+
+    def changes(self, own_interval: tuple[float, float]) -> dict[str, Any]:
+        """The sampling settings that differ from the run's."""
+        changes: dict[str, Any] = {k: v for k in ("steps", "guidance") if (v := getattr(self, k)) is not None}
+        if self.interval_low is not None or self.interval_high is not None:
+            low, high = (
+                own if mine is None else mine
+                for own, mine in zip(own_interval, (self.interval_low, self.interval_high), strict=True)
+            )
+            changes["interval"] = (low, high)
+        return changes
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Values to try of every setting; empty leaves the run's own."""
+
+    ema: Sequence[float] = ()
+    width: Sequence[float] = ()
+    steps: Sequence[int] = ()
+    guidance: Sequence[float] = ()
+    interval_low: Sequence[float] = ()
+    interval_high: Sequence[float] = ()
+
+    @property
+    def varied(self) -> list[str]:
+        """Settings with several values."""
+        return [f.name for f in fields(self) if len(getattr(self, f.name)) > 1]
+
+    def grid(self) -> Iterator[Point]:
+        """Every combination; points with the same weights follow each other."""
+        weights = [Point(ema=e) for e in self.ema] + [Point(width=w) for w in self.width] or [Point()]
+        rest = [getattr(self, name) or (None,) for name in ("steps", "guidance", "interval_low", "interval_high")]
+        for of, (steps, guidance, low, high) in itertools.product(weights, itertools.product(*rest)):
+            yield replace(of, steps=steps, guidance=guidance, interval_low=low, interval_high=high)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A point and what was measured there."""
+
+    point: Point
+    receipt: Receipt
+    command: str
+    """What draws samples with these settings."""
+
+
+@dataclass
+class Sweep:
+    """A run under evaluation at point after point; every process has one and calls it alike."""
+
+    run: Path
+    request: Request
+    count: int | None
+    reference: str | None
+    words: Sequence[str] | None
+    options: Options
+    out: Path
+    results: dict[Point, Result] = field(default_factory=dict)
+    """On the first process."""
+    fresh: int = 0
+    """Points that were not in the folder already."""
+    _subject: tuple[Point, Subject] | None = None
+    _bench: Bench | None = None
+
+    def measure(self, point: Point, metric: str | None = None) -> float:
+        """Evaluates a point, or reads its receipt; the metric (the smaller the better) on every process."""
+        subject, place = self._opened(point.weights)
+        own = subject.source
+        assert isinstance(own, GeneratorSource)
+        sampling = changed(own.model.sampling, point.changes(own.model.sampling.interval))
+        source = replace(own, sampling=sampling)
+        if self._bench is None:
+            self._bench = open_bench(subject, str(self.run), self.reference, self.words, self.request.ema, self.options)
+        file = self.out / f"{point.name}_{self._key(source, self._bench)}.json"
+        found = self._known(file)
+        if found is None:
+            found = self._bench.judge(replace(subject, source=source))
+            self.fresh += 1
+            with failing_together():
+                if found is not None:
+                    found.write(file)
+        value = 0.0
+        with failing_together():
+            if found is not None:
+                command = " ".join(["epg sample", str(place), *flags(point, sampling.interval)])
+                self.results[point] = Result(point, found, command)
+                chosen = metric or default_metric(found)
+                number = metric_of(found, chosen)
+                value = number if found.metrics[chosen].better == "lower" else -number
+        return float(from_first(value))
+
+    def _opened(self, weights: Point) -> tuple[Subject, Path]:
+        """The generator with certain weights (kept until others are asked for), and where they are."""
+        place = self.run if weights.width is None else self._synthesised(weights.width)
+        if self._subject is None or self._subject[0] != weights:
+            request = replace(self.request, ema=weights.ema)
+            with failing_together():
+                subject = open_subject(str(place), self.count, request, image_size=None, split="test")
+                if not isinstance(subject.source, GeneratorSource):
+                    raise UserError(f"{place}: no generator; a sweep takes a run folder, checkpoint or export")
+            self._subject = weights, subject
+        return self._subject[1], place
+
+    def _synthesised(self, width: float) -> Path:
+        """The export with a power-function average, made unless it is there for the newest step."""
+        place = self.out / f"power-{width:g}"
+        with failing_together():
+            if rank() == 0:
+                found = export.read(place) if export.is_export(place) else None
+                if found is None or found.step != find(self.run).step:
+                    synthesise(self.run, width, place)
+        return place
+
+    def _key(self, source: GeneratorSource, bench: Bench) -> str:
+        """Whatever else the numbers depend on."""
+        settings = {k: v for k, v in source.describe().items() if k not in ("nfe", "name")}
+        told: dict[str, Any] = {
+            "count": source.count,
+            "samples": settings,
+            "words": self.words,
+            "seed": self.options.seed,
+        }
+        told["extractors"] = [(e.name, e.sha256) for e in bench.extractors]
+        manifest = bench.against.manifest if bench.against is not None else {}
+        told["reference"] = manifest.get("pixels") or (bench.against.sha256 if bench.against else "")
+        told["kept"] = manifest.get("kept")
+        return digest_of({}, json.dumps(from_first(told), sort_keys=True))[:8]
+
+    def _known(self, file: Path) -> Receipt | None:
+        """The receipt of an earlier sweep. All processes agree whether there is one; the first one gets it."""
+        found = None
+        if rank() == 0 and file.is_file():
+            try:
+                found = receipt.read(file)
+            except ArtefactError as error:
+                print(f"note: {error}; evaluated again")
+        if not from_first(found is not None):
+            return None
+        return found or _ELSEWHERE
+
+
+_ELSEWHERE = Receipt(metrics={}, samples={}, reference={}, extractors={})
+
+
+def from_first(value: Any) -> Any:
+    """What the first process has, on every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def default_metric(found: Receipt) -> str:
+    """FID, or else the first Frechet distance, or else the first metric."""
+    keys = list(found.metrics)
+    return next((key for key in keys if key.split("_")[0] in ("fid", "fd") and not key.endswith("_floor")), keys[0])
+
+
+def metric_of(found: Receipt, metric: str) -> float:
+    """Raises UserError for a metric that was not computed."""
+    if metric not in found.metrics:
+        raise UserError(f"--metric {metric}: not measured; choose from {', '.join(found.metrics)}")
+    return found.metrics[metric].value
+
+
+def flags(point: Point, interval: tuple[float, float]) -> list[str]:
+    """As `epg sample` and `epg evaluate` take them; weights of a width are a folder instead."""
+    words = [f"--{k} {getattr(point, k):g}" for k in ("ema", "steps", "guidance") if getattr(point, k) is not None]
+    if point.interval_low is not None or point.interval_high is not None:
+        words.append(f"--interval {interval[0]:g} {interval[1]:g}")
+    return words
+
+
+def search(sweep: Sweep, axes: Axes, metric: str | None, tolerance: float) -> None:
+    """Golden section over the one setting that has a range, at every value of the others.
+
+    Raises UserError unless exactly one continuous setting has two values, the ends of the range.
+    """
+    wide = [name for name in axes.varied if name not in ("steps", "ema")]
+    if len(axes.varied) != 1 or len(wide) != 1 or len(getattr(axes, wide[0])) != 2:
+        raise UserError(
+            "--golden: needs the two ends of one range, such as --guidance 1 4 (or --width, --interval-low, "
+            "--interval-high), and one value of everything else"
+        )
+    name = wide[0]
+    low, high = sorted(getattr(axes, name))
+
+    def f(x: float) -> float:
+        at: dict[str, Any] = {name: (round(x, DIGITS),)}
+        (point,) = replace(axes, **at).grid()
+        return sweep.measure(point, metric)
+
+    golden_section(f, low, high, tolerance)
+
+
+def run_sweep(
+    run: Path,
+    axes: Axes,
+    *,
+    metric: str | None = None,
+    golden: bool = False,
+    tolerance: float = 0.05,
+    count: int | None = None,
+    reference: str | None = None,
+    words: Sequence[str] | None = None,
+    request: Request | None = None,
+    options: Options | None = None,
+    out: Path | None = None,
+) -> list[Result] | None:
+    """Evaluates every point and shows them; on the first process, the results, best first.
+
+    Args:
+        axes: values of the grid, or with `golden` the range to search to within `tolerance`.
+        metric: key in the receipts by which the best is chosen; None is `default_metric`.
+        count, reference, words, request, options: as for `epg evaluate`; the same at every point.
+    """
+    from epg.evaluation.sweep_report import report
+
+    points = list(axes.grid())
+    if len(points) < 2:
+        raise UserError("epg sweep: give several values of a setting, such as --guidance 1 1.5 2 or --steps 8 16 32")
+    if not tolerance > 0:
+        raise UserError(f"--tolerance {tolerance:g}: must be positive")
+    with processes():
+        folder = out or (run if (run / "checkpoints").is_dir() else run.parent) / FOLDER
+        sweep = Sweep(run, request or Request(), count, reference, words, options or Options(), folder)
+        if golden:
+            search(sweep, axes, metric, tolerance)
+        else:
+            for point in points:
+                sweep.measure(point, metric)
+    if not sweep.results:
+        return None
+    return report(list(sweep.results.values()), axes, metric, folder, sweep.fresh)
