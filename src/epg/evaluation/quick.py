@@ -1,32 +1,25 @@
-"""`epg evaluate`: how good are the samples of a labelled (or small) data set, judged without any download.
+"""The quickstart's judgement, in memory and in one process: samples of a labelled data set, without any download.
 
 A classifier trained on the data set's own labels says how often a class-conditional sample is recognised as its class,
 and its features carry a Frechet distance. The distance between real training and real held-out images is the floor.
 Figures of this kind compare models of one data set; they are not FIDs.
 """
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from epg.config import DataConfig, SamplingConfig, parse
+from epg.config import DataConfig, SamplingConfig
 from epg.data.dataset import NoSplitError
-from epg.errors import OutputError, UserError
+from epg.errors import UserError
 from epg.evaluation.classifier import Judge, train_classifier
 from epg.evaluation.extractors.indomain import images_and_labels
 from epg.evaluation.metrics import frechet_between
 from epg.generator import Generator
-from epg.loading import load
 from epg.randomness import generator
 from epg.runs import open_training_data
-from epg.training.checkpoint import find
-from epg.training.parallel import pick_device
 
 MOST_IMAGES = 20_000  # of each real split: enough for the statistics of 64 features
 
@@ -111,38 +104,3 @@ def evaluate(
         seed,
     )
     return numbers, images
-
-
-def evaluate_checkpoint(
-    checkpoint: Path,
-    *,
-    count: int = 1000,
-    seed: int = 0,
-    batch_size: int = 250,
-    out: Path | None = None,
-    device: str = "auto",
-) -> Evaluation:
-    """`epg evaluate`: prints a table and writes the numbers as JSON."""
-    if count < 2:
-        raise UserError(f"--count {count}: must be at least 2")
-    found = find(checkpoint)
-    model = load(checkpoint, device=pick_device(device))
-    config = parse(found.state["config"], str(found.path))
-    numbers, _ = evaluate(model, make_reference(config.data), count=count, seed=seed, batch_size=batch_size)
-    table = Table("samples", "recognised", "Frechet distance", "real train-test", "classifier on real")
-    table.add_row(
-        str(count),
-        f"{numbers.accuracy:.1%}",
-        f"{numbers.frechet:.2f}",
-        f"{numbers.floor:.2f}",
-        f"{numbers.classifier_accuracy:.1%}",
-    )
-    Console().print(table)
-    file = out or found.path.parent.parent / "evaluation.json"
-    content = {"checkpoint": str(found.path), "sampling": model.sampling.model_dump(mode="json"), **asdict(numbers)}
-    try:
-        file.write_text(json.dumps(content, indent=1))
-    except OSError as error:
-        raise OutputError(f"--out {file}: cannot be written ({error.strerror})") from error
-    print(f"numbers in {file}")
-    return numbers
