@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from epg.errors import UserError
@@ -14,6 +15,7 @@ from epg.evaluation.extractors.base import FEATURES, LOGITS, SPATIAL, Extractor
 from epg.evaluation.metrics import Manifold, Moments
 from epg.evaluation.receipt import Number
 from epg.evaluation.reference import LARGEST_K, Statistics
+from epg.randomness import generator
 
 GROUPS = 5  # of the jackknife
 DEFAULTS = {
@@ -69,12 +71,16 @@ class Measure:
 
 
 def jackknife(statistic: Callable[[NDArray[np.intp]], float], count: int) -> float | None:
-    """Standard error of a statistic of the samples with given indices, from leaving out every fifth in turn."""
+    """Standard error of a statistic of the samples with given indices, from leaving out a fifth of them in turn."""
     if count < 2 * GROUPS:
         return None
-    indices = np.arange(count)
-    values = [statistic(indices[indices % GROUPS != group]) for group in range(GROUPS)]
-    return spread(values)
+    return spread([statistic(np.setdiff1d(np.arange(count), group)) for group in groups_of(count)])
+
+
+def groups_of(count: int) -> list[NDArray[np.intp]]:
+    """Five equal groups of indices, dealt out at random: samples with labels in turn repeat with a period."""
+    order = torch.randperm(count, generator=generator("cpu", 0, "jackknife")).numpy()
+    return [np.sort(order[group::GROUPS]) for group in range(GROUPS)]
 
 
 def spread(values: Sequence[float]) -> float:
@@ -89,7 +95,7 @@ def frechet(features: Features, reference: Moments) -> tuple[float, float | None
     """Frechet distance and its standard error; the moments of each group are computed once."""
     if len(features) < 2 * GROUPS:
         return metrics.frechet_distance(metrics.statistics(features), reference), None
-    groups = [metrics.statistics(features[group::GROUPS]) for group in range(GROUPS)]
+    groups = [metrics.statistics(features[group]) for group in groups_of(len(features))]
     without = [metrics.frechet_distance(metrics.merged(groups[:i] + groups[i + 1 :]), reference) for i in range(GROUPS)]
     return metrics.frechet_distance(metrics.merged(groups), reference), spread(without)
 
