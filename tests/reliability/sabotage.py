@@ -130,6 +130,28 @@ def _at(moment: str, step: int, now: Callable[[], None]) -> None:
         Trainer._autocast = autocast  # type: ignore[method-assign]
 
 
+def in_a_worker(folder: Path, what: str, image: int = 3) -> None:
+    """A loader process meets a fault at its so-many-th image: a signal, or MemoryError."""
+    from epg.data.digits import DigitsDataset
+
+    uncached(folder)
+    original, parent, count = DigitsDataset.__getitem__, os.getpid(), 0
+
+    def getitem(self: DigitsDataset, index: int) -> Any:
+        nonlocal count
+        if os.getpid() != parent:
+            count += 1
+            if count == image:
+                with Path(f"{folder}.fault").open("a") as stream:
+                    stream.write(f"{time.time()} {self.describe(index)}\n")
+                if what == "MemoryError":
+                    raise MemoryError
+                os.kill(os.getpid(), getattr(signal, what))
+        return original(self, index)
+
+    DigitsDataset.__getitem__ = getitem  # type: ignore[method-assign]
+
+
 # Recordings -----------------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +168,41 @@ def record(folder: Path, gradients: tuple[int, ...] = ()) -> None:
             found = {n: full(p.grad) for n, p in self.objective.named_parameters() if p.grad is not None}
             if rank() == 0:
                 save_file({n: g.contiguous() for n, g in found.items()}, f"{folder}.gradient-{self.step}")
+        return losses
+
+    Trainer._forward_backward = forward_backward  # type: ignore[method-assign]
+
+
+def watch(folder: Path, every: int) -> None:
+    """Writes step, resident bytes of this process and of its workers, open files, threads, and what lies in the run
+    folder (`RUN.usage`)."""
+    original = Trainer.train_step
+
+    def usage() -> list[int]:
+        own = Path("/proc/self")
+        pids = (own / f"task/{os.getpid()}/children").read_text().split()
+        page = os.sysconf("SC_PAGE_SIZE")
+        resident = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in ("self", *pids)) * page
+        kept = list(os.listdir(folder / "checkpoints")) if (folder / "checkpoints").exists() else []
+        size = (folder / "log.jsonl").stat().st_size if (folder / "log.jsonl").exists() else 0
+        return [resident, len(list((own / "fd").iterdir())), len(list((own / "task").iterdir())), len(kept), size]
+
+    def train_step(self: Trainer, batches: Any) -> Any:
+        if self.step % every == 0:
+            with Path(f"{folder}.usage").open("a") as stream:
+                stream.write(json.dumps([self.step, os.getpid(), *usage()]) + "\n")
+        return original(self, batches)
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
+
+
+def hoard(folder: Path) -> None:
+    """Keeps the losses of every step, as a list that somebody forgot does."""
+    original, kept = Trainer._forward_backward, []
+
+    def forward_backward(self: Trainer, batches: Any) -> Any:
+        losses = original(self, batches)
+        kept.append([value.clone() for value in losses.values()] + [batches[0].images.clone()])
         return losses
 
     Trainer._forward_backward = forward_backward  # type: ignore[method-assign]
