@@ -152,6 +152,33 @@ def test_kubernetes_file_is_consistent() -> None:
     assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
 
 
+def test_pytorchjob_file_is_consistent() -> None:
+    job = pytorchjob()
+    spec, worker = job["spec"], job["spec"]["pytorchReplicaSpecs"]["Worker"]
+    assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
+    (container,) = worker["template"]["spec"]["containers"]
+    assert container["name"] == "pytorch"
+    assert spec["elasticPolicy"]["minReplicas"] == spec["elasticPolicy"]["maxReplicas"] == worker["replicas"]
+    assert int(spec["nprocPerNode"]) == container["resources"]["limits"]["nvidia.com/gpu"]
+    assert container["command"] == ["torchrun"]
+    assert not any("nnodes" in word or "rdzv" in word for word in container["args"])  # the operator sets them
+    grace = worker["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert int(container["args"][0].removeprefix("--shutdown-timeout=")) < grace
+    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in worker["template"]["spec"]["volumes"]}
+
+
+def pytorchjob() -> dict[str, Any]:
+    (job,) = yaml.safe_load_all((LAUNCH / "pytorchjob.yaml").read_text())
+    return job
+
+
+def test_both_kubernetes_files_start_the_same_training() -> None:
+    (one,) = kubernetes()[1]["spec"]["template"]["spec"]["containers"]
+    (other,) = pytorchjob()["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    assert " ".join(other["args"]).partition("epg.cli ")[2] == one["args"][0].partition("epg.cli ")[2].strip()
+    assert one["env"] == other["env"]
+
+
 @pytest.mark.parametrize(("index", "host"), [("0", "1"), ("3", "0")])
 def test_the_first_pod_hosts_the_rendezvous(index: str, host: str) -> None:
     (container,) = kubernetes()[1]["spec"]["template"]["spec"]["containers"]

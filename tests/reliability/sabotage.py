@@ -130,6 +130,31 @@ def _at(moment: str, step: int, now: Callable[[], None]) -> None:
         Trainer._autocast = autocast  # type: ignore[method-assign]
 
 
+def slow_disk(folder: Path, seconds: float, hang_at: int = -1) -> None:
+    """Every operation of a checkpoint takes so long; number `hang_at` an hour."""
+    count = 0
+
+    def hook(operation: fsops.Operation, action: Any) -> Any:
+        nonlocal count
+        time.sleep(3600 if count == hang_at else seconds)
+        count += 1
+        return action()
+
+    fsops.hook = hook
+
+
+def spoil_average(folder: Path, step: int) -> None:
+    """The average, which only checkpoints and samples use, becomes NaN in the process that writes."""
+    original = Trainer.train_step
+
+    def train_step(self: Trainer, batches: Any) -> Any:
+        if self.step == step and rank() == 0:
+            next(iter(self.ema.shadows["ema-0.99"].values())).fill_(float("nan"))
+        return original(self, batches)
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
+
+
 def in_a_worker(folder: Path, what: str, image: int = 3) -> None:
     """A loader process meets a fault at its so-many-th image: a signal, or MemoryError."""
     from epg.data.digits import DigitsDataset

@@ -1,0 +1,89 @@
+"""One process cannot go on without the others: a failure of one, or a slow disk, concerns all."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from epg.training import checkpoint
+from epg.training.lock import locked
+from epg.training.tracking import JSONLTracker, read_log
+from tests.reliability.driver import Driver, run_config
+
+
+def config(timeout: float = 600.0, steps: int = 8) -> object:
+    return run_config("diffusion", steps, training={"batch_size": 32, "checkpoint_every": 3, "timeout": timeout})
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_write_longer_than_the_timeout_is_waited_for(processes: int, driver: Driver, tmp_path: Path) -> None:
+    """Some forty operations take twice the timeout; nobody takes that for a hang, as the write gets on."""
+    job = driver.train(tmp_path / "run", config(1.0), processes=processes, slow_disk={"seconds": 0.06})
+    assert set(job.codes) == {0}, job.said
+    assert job.seconds > 4
+    assert [checkpoint.step_of(p) for p in checkpoint.listing(tmp_path / "run" / "checkpoints")] == [6, 8]
+
+
+def test_control_a_disk_that_hangs_is_a_hang(driver: Driver, tmp_path: Path) -> None:
+    job = driver.train(tmp_path / "run", config(1.5), slow_disk={"seconds": 0.0, "hang_at": 10})
+    assert job.codes == [71]
+    assert "watchdog: rank 0 completed no step" in job.said
+
+
+def test_all_stop_when_the_one_that_writes_finds_something_not_finite(driver: Driver, tmp_path: Path) -> None:
+    job = driver.train(tmp_path / "run", config(60.0, steps=500), processes=2, spoil_average={"step": 4})
+    assert job.codes == [70, 70]
+    assert "is not finite, so no checkpoint was written" in job.said
+    assert "rank 0 could not write a checkpoint" in job.said
+    assert job.seconds < 30
+    assert checkpoint.find(tmp_path / "run").step == 3
+
+
+def test_all_stop_when_the_folder_is_taken(driver: Driver, tmp_path: Path) -> None:
+    with locked(tmp_path / "run"):
+        job = driver.train(tmp_path / "run", config(), processes=2)
+    assert job.codes == [73, 73]
+    assert f"process {os.getpid()} is writing to it" in job.said
+    assert "rank 0 failed" in job.said
+
+
+def test_all_stop_when_one_fails_before_the_first_step(driver: Driver, tmp_path: Path) -> None:
+    act = {"what": "exception", "moment": "startup", "ranks": [1]}
+    job = driver.train(tmp_path / "run", config(), processes=2, act=act)
+    assert job.codes == [1, 1]
+    assert "rank 1 failed: an exception for a test" in job.said
+    assert job.seconds < 30
+
+
+# The log after a resume -----------------------------------------------------------------------------------------------
+
+
+def log_of(folder: Path) -> str:
+    lines = [json.dumps({"step": step, "loss": 0.5}) for step in range(1, 7)]
+    text = "\n".join(lines) + '\n{"step": 7, "lo'
+    (folder / "log.jsonl").write_text(text)
+    return text
+
+
+def test_lines_beyond_the_checkpoint_are_dropped_and_a_torn_one(tmp_path: Path) -> None:
+    log_of(tmp_path)
+    tracker = JSONLTracker(tmp_path, resumed_at=4)
+    tracker.log(5, {"loss": 0.25})
+    tracker.close()
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3, 4, 5]
+    assert [file.name for file in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_a_crash_while_they_are_dropped_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = log_of(tmp_path)
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for module, name in ((os, "fsync"), (Path, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, crash)
+            with pytest.raises(KeyboardInterrupt):
+                JSONLTracker(tmp_path, resumed_at=4)
+        assert (tmp_path / "log.jsonl").read_text() == text
