@@ -74,7 +74,7 @@ def damaged_set(folder, file_format, images, changed, rng):
     missed = 0
     for number, index in enumerate(chosen):
         row = store.index[index]
-        old, other = store.read(int(index), check=False), store.read(int(rng.integers(0, images)), check=False)
+        old, other = (store.read(int(k), check=False) for k in (index, (index + 1) % images))
         new = old
         while new == old:
             new = damage(old, DAMAGE[number % 5], other, rng)

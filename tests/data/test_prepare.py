@@ -19,7 +19,8 @@ from epg.cli import main
 from epg.data.dataset import open_dataset
 from epg.data.encode import PixelOptions
 from epg.data.loader import BatchLoader
-from epg.data.prepare import parse_shard, prepare
+from epg.data.plan import parse_shard
+from epg.data.prepare import prepare
 from epg.data.sources.base import SourceOptions
 from epg.data.store import Store, read_manifest
 from epg.errors import DataError, OutputError, RunLockedError, UserError

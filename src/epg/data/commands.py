@@ -18,10 +18,11 @@ from epg.data.duplicates import Groups
 from epg.data.encode import PixelOptions
 from epg.data.inspection import Inspection, contact_sheet, inspect_dataset, size_histogram, verify_store
 from epg.data.inspection import read_report as read_report
-from epg.data.prepare import Prepared, parse_shard, prepare
+from epg.data.plan import parse_shard
+from epg.data.prepare import Prepared, prepare
 from epg.data.prepare import Progress as Report
 from epg.data.sources.base import SourceOptions
-from epg.data.store import REPORT_FILE, is_store
+from epg.data.store import REPORT_FILE, Store, is_store
 from epg.errors import DataError, OutputError, UserError
 
 SHOWN = 8
@@ -63,6 +64,12 @@ def run_prepare(
         f"{len(manifest['classes'])} classes, mean {_numbers(manifest['mean'])}, std {_numbers(manifest['std'])}",
         soft_wrap=True,
     )
+    index = Store(out).index
+    enlarged = int((np.minimum(index["width"], index["height"]) < manifest["pixels"]["image_size"]).sum())
+    if enlarged:
+        console.print(
+            f"{enlarged} of them were smaller than {manifest['pixels']['image_size']} and have been enlarged."
+        )
     if manifest["rejected"]:
         console.print(f"{manifest['rejected']} could not be used and were left out; why is in {out / REPORT_FILE}:")
         for item in read_report(out / REPORT_FILE)[:SHOWN]:
@@ -108,6 +115,9 @@ def run_inspect(
     with progress_bar(console, "inspecting") as progress:
         found = inspect_dataset(dataset, options=options, pixels=pixels, workers=count, progress=progress)
     _show(console, found, dataset)
+    if not is_store(Path(dataset)):
+        text = "Every image was decoded. Damage that still decodes shows only in a prepared set (--verify)."
+        console.print(text, soft_wrap=True)
     try:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(found).save(sheet, "PNG")
@@ -179,19 +189,16 @@ def _show(console: Console, found: Inspection, dataset: str) -> None:
     if found.classes:
         counts = sorted((count, name) for name, count in found.classes)
         table.add_row("classes", str(len(counts)))
-        table.add_row(
-            "images per class",
-            f"{counts[0][0]} ({counts[0][1]}) to {counts[-1][0]} ({counts[-1][1]}), "
-            f"median {int(np.median([count for count, _ in counts]))}",
-        )
+        (least, rare), (most, common) = counts[0], counts[-1]
+        middle = int(np.median([count for count, _ in counts]))
+        text = f"{least} ({rare}) to {most} ({common}), median {middle}" if least < most else f"{least} each"
+        table.add_row("images per class", text)
     table.add_row("mean", _numbers(found.mean))
     table.add_row("std", _numbers(found.std))
     widths, heights = found.sizes[:, 0], found.sizes[:, 1]
-    table.add_row(
-        "original sizes",
-        f"{widths.min()}x{heights.min()} to {widths.max()}x{heights.max()}, "
-        f"median {int(np.median(widths))}x{int(np.median(heights))}",
-    )
+    low, high = f"{widths.min()}x{heights.min()}", f"{widths.max()}x{heights.max()}"
+    typical = f"{int(np.median(widths))}x{int(np.median(heights))}"
+    table.add_row("original sizes", f"{low} to {high}, median {typical}" if low != high else f"{low}, all")
     for bucket, count in size_histogram(found.sizes):
         table.add_row(f"short side {bucket}", f"{count} ({100 * count / len(found):.1f} %)")
     table.add_row("equal images", _groups(found.equal))
@@ -224,7 +231,7 @@ def _as_json(found: Inspection) -> dict[str, object]:
 
 
 def _groups(groups: Groups) -> str:
-    return f"{sum(len(group) - 1 for group in groups)} beside the first of their kind, in {len(groups)} groups"
+    return f"{sum(map(len, groups))} images in {len(groups)} groups" if groups else "none"
 
 
 def _numbers(values: list[float]) -> str:

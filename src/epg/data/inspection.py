@@ -15,8 +15,9 @@ from epg.data.decode import center_crop_adm, open_flat
 from epg.data.duplicates import Groups, equal_groups, similar_groups
 from epg.data.encode import PixelOptions
 from epg.data.finish import channel_statistics, read_parts, write_index
+from epg.data.plan import make_plan
 from epg.data.pool import run_jobs
-from epg.data.prepare import Progress, build_missing, make_plan
+from epg.data.prepare import Progress, build_missing
 from epg.data.shards import PARTS, ShardJob
 from epg.data.sources.base import Rejected, SourceOptions
 from epg.data.sources.open import open_source

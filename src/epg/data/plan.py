@@ -1,0 +1,115 @@
+"""What a preparation was begun with: everything its bytes depend on, recorded in `plan.json` until it is finished."""
+
+import json
+import os
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from epg.data.encode import PixelOptions
+from epg.data.shards import PARTS, write_durably
+from epg.data.sources.base import Source, SourceOptions
+from epg.data.sources.remote import is_remote, public_name
+from epg.data.store import SHARDS
+from epg.errors import DataError, UserError
+
+PLAN = "plan.json"
+SHARD_BYTES = 2**29  # of uncompressed pixels
+MAX_SHARD_ITEMS = 16_384
+
+
+def check_options(pixels: PixelOptions, workers: int, shard: tuple[int, int]) -> None:
+    """Raises UserError for settings out of range."""
+    from PIL import ImageColor
+
+    if not 1 <= pixels.image_size <= 4096:
+        raise UserError(f"--image-size {pixels.image_size}: must be between 1 and 4096")
+    if pixels.channels not in (1, 3):
+        raise UserError(f"--channels {pixels.channels}: choose 1 (grey) or 3 (colour)")
+    if workers < 0:
+        raise UserError(f"--workers {workers}: must be at least 0")
+    if not 1 <= shard[0] <= shard[1]:
+        raise UserError(f"--shard {shard[0]}/{shard[1]}: must be I/N with I from 1 to N")
+    try:
+        ImageColor.getrgb(pixels.background)
+    except ValueError:
+        raise UserError(f"--background {pixels.background}: no colour; give a name such as white, or #rrggbb") from None
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n"."""
+    first, _, last = text.partition("/")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise UserError(f"--shard {text}: must be I/N, such as 1/4")
+    return int(first), int(last)
+
+
+def make_plan(address: str, source: Source, pixels: PixelOptions, options: SourceOptions) -> dict[str, Any]:
+    """Everything that the bytes of a store depend on."""
+    count = len(source)
+    by_size = SHARD_BYTES // (pixels.channels * pixels.image_size**2)
+    even = max(16, -(-count // 64))  # small sets are cut into enough pieces for many processes
+    return {
+        **settings(address, pixels, options),
+        "kind": source.kind,
+        "images": count,
+        "listing": source.digest(),
+        "items_per_shard": max(16, min(by_size, MAX_SHARD_ITEMS, even)),
+        "epg": version("epg"),
+    }
+
+
+def settings(address: str, pixels: PixelOptions, options: SourceOptions) -> dict[str, Any]:
+    """What the user chose; the source by name only, as a path says where somebody keeps things."""
+    name = public_name(address) if is_remote(address) else _local_name(address)
+    return {"source": name, "pixels": asdict(pixels), "options": asdict(options)}
+
+
+def _local_name(address: str) -> str:
+    path = Path(address).expanduser()
+    return path.resolve().name if os.path.lexists(path) or path.is_absolute() else address
+
+
+def claim(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Record the plan in a new folder, or compare it with the one that its preparation began with."""
+    for name in (SHARDS, PARTS):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    path = folder / PLAN
+    if not path.exists():
+        write_durably(path, json.dumps(plan, indent=1).encode())
+    recorded = read_plan(path)
+    refuse_changes(recorded, plan, folder)
+    if recorded["listing"] != plan["listing"]:
+        raise UserError(
+            f"{folder}: {plan['source']} has changed since this preparation began ({recorded['images']} images then, "
+            f"{plan['images']} now; or other names, sizes or labels). Delete the folder to begin again"
+        )
+    return recorded
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """A recorded plan. Raises DataError for a damaged one."""
+    try:
+        plan = json.loads(path.read_bytes())
+        assert {"source", "pixels", "options", "listing", "items_per_shard"} <= plan.keys()
+    except (ValueError, AttributeError, AssertionError) as error:
+        raise DataError(f"{path} is damaged; delete the folder and prepare again") from error
+    return dict(plan)
+
+
+def refuse_changes(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    """Raises UserError listing every setting, old -> new, that differs."""
+    pairs = [("source", old["source"], new["source"])]
+    for group in ("pixels", "options"):
+        pairs += [(name, old[group].get(name), value) for name, value in new[group].items()]
+    changed = [f"  {name}: {before} -> {after}" for name, before, after in pairs if before != after]
+    if changed:
+        raise UserError(
+            f"{folder}: was begun with other settings:\n" + "\n".join(changed) + "\nChoose another folder, or delete it"
+        )
+
+
+def shard_count(plan: dict[str, Any]) -> int:
+    """How many shards there will be."""
+    return int(-(-plan["images"] // plan["items_per_shard"]))
