@@ -12,6 +12,7 @@ import pytest
 from epg.cli import main
 from epg.data.dataset import open_dataset
 from epg.evaluation import receipt
+from epg.evaluation.extractors import indomain
 from epg.evaluation.extractors.indomain import images_and_labels
 from epg.training import export
 from tests.evaluation.test_sources import write_folder
@@ -24,11 +25,13 @@ CHANGES = {"model": {"num_classes": 10}}
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Classifiers and references of the whole module are made once."""
     folder = tmp_path_factory.mktemp("evaluation")
+    indomain.FEWEST_STEPS, steps = 150, indomain.FEWEST_STEPS
     os.environ["EPG_CACHE"] = str(folder / "cache")
     config = tiny_config(**CHANGES)
     state = run_state(config, [str(i) for i in range(10)])
     export.write(folder / "run" / "export", 7, {"model": {}, "ema-0.9": tiny_epg(config).state_dict()}, state)
     yield folder
+    indomain.FEWEST_STEPS = steps
     del os.environ["EPG_CACHE"]
 
 

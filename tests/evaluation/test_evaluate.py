@@ -128,6 +128,16 @@ def test_samples_of_a_generator() -> None:
     assert result.samples["count"] == 40
 
 
+def test_notes_of_what_should_not_be_overlooked() -> None:
+    extractor = replace(random_extractor(), note="not the published weights")
+    grey = TensorSource(random_images(20, channels=1).expand(-1, 3, -1, -1).contiguous())
+    reference = replace(reference_of(), manifest={"image_size": 8, "channels": 1})
+    result = evaluate(grey, reference, [extractor], ["pr"], warnings=["JPEG"])
+    assert result is not None
+    assert result.warnings == ["JPEG", "not the published weights", "the samples are in colour, the reference is grey"]
+    assert result.metrics["precision_random"].value <= 1
+
+
 def test_receipt_is_read_back(tmp_path: Path) -> None:
     result = judge(random_images(20, seed=1))
     result.write(tmp_path / "new" / "receipt.json")
@@ -162,6 +172,10 @@ def test_references_that_do_not_fit() -> None:
         evaluate(samples, reference_of(name="other"), [extractor])
     with pytest.raises(UserError, match="those of other weights"):
         evaluate(samples, reference_of(), [replace(extractor, sha256="1" * 64)])
+    with pytest.raises(UserError, match="other preprocessing"):
+        evaluate(samples, reference_of(), [replace(extractor, preprocessing="another resize")])
+    with pytest.raises(UserError, match="has 5 images; these metrics need at least 6"):
+        evaluate(samples, reference_of(5), [extractor])
     with pytest.raises(UserError, match=r"takes images of shape \(1, 8, 8\)"):
         evaluate(samples, reference_of(), [replace(extractor, shape=(1, 8, 8))])
     with pytest.raises(UserError, match="at least 6 images"):

@@ -226,11 +226,9 @@ def _reference(
 
 def _doubts(subject: Subject, real: Real | None) -> list[str]:
     """What the receipt should say about samples and reference together."""
-    trained_on = subject.source.describe().get("trained_on")
-    if real is None or trained_on is None or (subject.data is not None and real.train.fingerprint() == trained_on):
+    if real is None or subject.trained_on is None or real.train.fingerprint() == subject.trained_on:
         return []
-    same = real.train.fingerprint() == trained_on
-    return [] if same else ["the run was trained on other images than this reference"]
+    return ["the run was trained on other images than this reference"]
 
 
 def _floors(

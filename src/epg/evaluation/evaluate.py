@@ -15,6 +15,7 @@ from epg.evaluation.receipt import ClassAccuracy, Number, Receipt
 from epg.evaluation.reference import Reference
 from epg.evaluation.sources import ImageSource, Progress
 
+FEWEST = 6  # images with five nearest neighbours
 FEW = 10_000  # samples, below which Frechet distances are visibly biased
 
 
@@ -77,7 +78,7 @@ def evaluate(
         reference={"name": reference.name, "sha256": reference.sha256, **reference.manifest},
         extractors={e.name: _described(e) for e in extractors},
         classes=classes,
-        warnings=[*warnings, *_few(samples, numbers)],
+        warnings=[*warnings, *_notes(samples, reference, extractors, numbers)],
         seed=seed,
         environment=receipt.environment(),
         command=receipt.command(),
@@ -100,7 +101,7 @@ def _check(
     words = {word for of in chosen.values() for word in of}
     if ACCURACY in words and samples.labels is None:
         raise UserError("--metrics accuracy: these samples have no labels")
-    least = 6 if words & {"pr", "dc"} else 2
+    least = FEWEST if words & {"pr", "dc"} else 2
     if samples.count < least:
         raise UserError(f"--count {samples.count}: these metrics need at least {least} images")
     for extractor in extractors:
@@ -132,20 +133,37 @@ def _fits(reference: Reference, extractor: Extractor, measures: Sequence[Measure
             f"{where}: its {name} features are those of other weights (sha256 {statistics.sha256[:12]}..., here "
             f"{extractor.sha256[:12]}...); make the reference again with these"
         )
+    if statistics.sha256 and statistics.preprocessing != extractor.preprocessing:
+        raise UserError(
+            f"{where}: its {name} features were computed with other preprocessing ({statistics.preprocessing}; now "
+            f"{extractor.preprocessing}); make the reference again"
+        )
     missing = {m.output for m in measures if not m.needs_images} - statistics.moments.keys() - {LOGITS}
     if missing:
         raise UserError(f"{where}: has no statistics of {name}'s {', '.join(missing)} output")
-    if any(m.needs_images for m in measures) and statistics.features is None:
+    if not any(m.needs_images for m in measures):
+        return
+    if statistics.features is not None and len(statistics.features) < FEWEST:
+        raise UserError(f"{where}: has {len(statistics.features)} images; these metrics need at least {FEWEST}")
+    if statistics.features is None:
         raise UserError(
             f"{where}: has mean and covariance but no images; precision, recall, density, coverage and kernel "
             "distances need them. Leave these out of --metrics, or use another reference."
         )
 
 
-def _few(samples: ImageSource, numbers: dict[str, Number]) -> list[str]:
-    if samples.count >= FEW or not any(key.split("_")[0] in ("fid", "sfid", "fd") for key in numbers):
-        return []
-    return [
-        f"{samples.count} samples: Frechet distances are biased upwards by small sets; compare only with numbers from "
-        "as many samples (papers use 50,000)"
-    ]
+def _notes(
+    samples: ImageSource, reference: Reference, extractors: Sequence[Extractor], numbers: dict[str, Number]
+) -> list[str]:
+    """What nobody should overlook."""
+    notes = [extractor.note for extractor in extractors if extractor.note]
+    colours = {1: "grey", 3: "in colour"}
+    channels, of_reference = samples.shape[0], reference.manifest.get("channels", samples.shape[0])
+    if channels != of_reference:
+        notes.append(f"the samples are {colours[channels]}, the reference is {colours[of_reference]}")
+    if samples.count < FEW and any(key.split("_")[0] in ("fid", "sfid", "fd") for key in numbers):
+        notes.append(
+            f"{samples.count} samples: Frechet distances are biased upwards by small sets; compare only with numbers "
+            "from as many samples (papers use 50,000)"
+        )
+    return notes

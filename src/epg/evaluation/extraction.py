@@ -74,7 +74,9 @@ def gather(mine: Any) -> list[Any]:
 
 
 def _blockwise(extractor: Extractor, images: Tensor) -> dict[str, NDArray[np.float32]]:
-    parts = [extractor.compute(block) for block in images.split(BLOCK)]
+    # On a GPU, convolutions would otherwise be rounded to 10 bits and chosen by timing.
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        parts = [extractor.compute(block) for block in images.split(BLOCK)]
     return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
 

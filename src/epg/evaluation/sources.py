@@ -11,6 +11,7 @@ from torch import Tensor
 
 from epg.config import SamplingConfig
 from epg.data.base import ImageDataset
+from epg.errors import UserError
 from epg.generator import Generator
 
 
@@ -117,15 +118,21 @@ class GeneratorSource:
         return self.model.image_shape
 
     def read(self, start: int, stop: int) -> Tensor:
-        return self.model.sample(
-            None if self.labels is None else self.labels[start:stop],
-            stop - start,
-            seed=self.seed,
-            first=start,
-            sampling=self.sampling,
-            guide=self.guide,
-            batch_size=self.batch_size,
-        )
+        try:
+            return self.model.sample(
+                None if self.labels is None else self.labels[start:stop],
+                stop - start,
+                seed=self.seed,
+                first=start,
+                sampling=self.sampling,
+                guide=self.guide,
+                batch_size=self.batch_size,
+            )
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"--batch-size {self.batch_size}: more than the memory of {self.model.device}; try "
+                f"{max(1, self.batch_size // 2)}"
+            ) from error
 
     def describe(self) -> dict[str, Any]:
         sampling = self.sampling or self.model.sampling

@@ -38,6 +38,8 @@ class Subject:
     warnings: list[str] = field(default_factory=list)
     data: DataConfig | None = None
     """What a run was trained on: the reference unless another one is named."""
+    trained_on: str | None = None
+    """Fingerprint of its images."""
 
 
 def open_subject(path: str, count: int | None, request: Request, *, image_size: int | None, split: str) -> Subject:
@@ -140,7 +142,7 @@ def _generator(path: str, request: Request) -> Subject:
     source = GeneratorSource(
         model, request.count, labels, request.seed, sampling, weak, request.batch_size, details=details
     )
-    return Subject(source, [], data)
+    return Subject(source, [], data, details.get("trained_on"))
 
 
 def _provenance(path: str, request: Request) -> tuple[DataConfig | None, dict[str, Any]]:

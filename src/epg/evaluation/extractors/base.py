@@ -25,6 +25,8 @@ class Extractor:
     """uint8 (N, C, H, W) on the CPU -> FEATURES and, where there are any, SPATIAL and LOGITS, float32 on the CPU."""
     shape: tuple[int, int, int] | None = None
     """Channels, height and width of the only images it takes; None takes any."""
+    note: str = ""
+    """What every receipt should say: that the weights are not the published ones."""
     class_names: tuple[str, ...] = ()
     """What the logits stand for, where these are the classes of the data set."""
     held_out_accuracy: float | None = None

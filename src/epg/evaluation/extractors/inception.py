@@ -56,7 +56,9 @@ def inception(path: Path | None = None, device: torch.device | str = "cpu") -> E
         return {name: tensor.float().cpu() for name, tensor in outputs.items()}
 
     preprocessing = "grey as RGB; TensorFlow 1 bilinear resize to 299x299; (x - 128) / 128; float32"
-    return Extractor("inception", fingerprint(file)["sha256"], preprocessing, compute)
+    sha256 = fingerprint(file)["sha256"]
+    other = f"Inception's weights are another file (sha256 {sha256[:16]}...) than the published one: these are no FIDs"
+    return Extractor("inception", sha256, preprocessing, compute, note="" if sha256 == WEIGHTS.sha256 else other)
 
 
 def load(weights: dict[str, Tensor], where: str) -> Any:
@@ -79,11 +81,6 @@ def load(weights: dict[str, Tensor], where: str) -> Any:
         raise ArtefactError(
             f"{WEIGHTS.flag} {where}: not the weights of Inception-2015-12-05 in torch-fidelity's layout ({reason})"
         ) from error
-
-
-def is_published(extractor: Extractor) -> bool:
-    """Whether numbers with these weights may be called FID."""
-    return extractor.sha256 == WEIGHTS.sha256
 
 
 def colour(images: Tensor) -> Tensor:
