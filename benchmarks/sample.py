@@ -6,10 +6,13 @@
 
 The weights are random. Each round times the network alone (every batch size that the sampler calls it with, as often
 as it does) and then the work of `epg sample` in a fresh folder, PNG files included; overhead is the median over rounds
-of the second by the first, less 1. Any flag of the recipe works.
+of the second by the first, less 1: of this process's CPU time on a CPU, which other processes disturb less, else of
+wall-clock time. Any flag of the recipe works.
 """
 
+import contextlib
 import dataclasses
+import io
 import json
 import platform
 import statistics
@@ -71,7 +74,26 @@ def calls_of(job: Job) -> Counter[int]:
     return calls
 
 
-def network_seconds(job: Job, calls: Counter[int], batches: int) -> float:
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls, device: torch.device) -> "Seconds":
+        synchronize(device)
+        return cls(time.perf_counter(), time.process_time())
+
+    @classmethod
+    def since(cls, start: "Seconds", device: torch.device) -> "Seconds":
+        end = cls.now(device)
+        return cls(end.wall - start.wall, end.cpu - start.cpu)
+
+    def of(self, device: torch.device) -> float:
+        return self.cpu if device.type == "cpu" else self.wall
+
+
+def network_seconds(job: Job, calls: Counter[int], batches: int) -> Seconds:
     """The network alone: the same calls, nothing between them."""
     model, device = job.model, job.model.device
     inputs = {}
@@ -79,15 +101,13 @@ def network_seconds(job: Job, calls: Counter[int], batches: int) -> float:
         labels = torch.zeros(size, dtype=torch.long) if model.num_classes else None
         inputs[size] = torch.randn(size, *model.image_shape, device=device), model.place_labels(labels, size)
     evaluate = {size: plain(model, labels) for size, (_, labels) in inputs.items()}
-    synchronize(device)
-    start = time.perf_counter()
+    start = Seconds.now(device)
     with torch.no_grad():
         for _ in range(batches):
             for size, number in calls.items():
                 for _ in range(number):
                     evaluate[size](inputs[size][0], 1.0)
-    synchronize(device)
-    return time.perf_counter() - start
+    return Seconds.since(start, device)
 
 
 def plain(model: Generator, labels: torch.Tensor | None) -> Any:
@@ -95,15 +115,13 @@ def plain(model: Generator, labels: torch.Tensor | None) -> Any:
     return model.denoise(labels, model.sampling.model_copy(update={"guidance": 1.0}))
 
 
-def command_seconds(job: Job, again: int) -> float:
+def command_seconds(job: Job, again: int) -> Seconds:
     """The work of `epg sample` after loading, in a folder of its own."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         fresh = Job(job.model, None, Path(folder), dataclasses.replace(job.request, seed=again, compile=False))
-        synchronize(job.model.device)
-        start = time.perf_counter()
+        start = Seconds.now(job.model.device)
         fresh.draw()
-        synchronize(job.model.device)
-        return time.perf_counter() - start
+        return Seconds.since(start, job.model.device)
 
 
 def measure(config: RunConfig, options: Options) -> dict[str, Any]:
@@ -123,7 +141,7 @@ def measure(config: RunConfig, options: Options) -> dict[str, Any]:
     for number in range(options.rounds):
         alone = network_seconds(job, calls, batches)
         rounds.append((alone, command_seconds(job, number)))
-    seconds = statistics.median(whole for _, whole in rounds)
+    seconds = statistics.median(whole.wall for _, whole in rounds)
     nfe = job.record["nfe"]
     flops = 2 * cost.macs_with_attention * nfe
     peak = peak_flops(device, options.dtype)
@@ -136,9 +154,9 @@ def measure(config: RunConfig, options: Options) -> dict[str, Any]:
         "dtype": options.dtype,
         "compile": options.compile,
         "calls": dict(calls),
-        "forward_ms": 1e3 * statistics.median(alone for alone, _ in rounds) / batches / calls.total(),
-        "overhead": statistics.median(whole / alone for alone, whole in rounds) - 1,
-        "rounds": rounds,
+        "forward_ms": 1e3 * statistics.median(alone.of(device) for alone, _ in rounds) / batches / calls.total(),
+        "overhead": statistics.median(whole.of(device) / alone.of(device) for alone, whole in rounds) - 1,
+        "rounds": [(dataclasses.asdict(alone), dataclasses.asdict(whole)) for alone, whole in rounds],
         "images_per_second": options.count / seconds,
         "gflops_per_image": flops / 1e9,
         "share_of_peak": options.count / seconds * flops / peak,

@@ -98,6 +98,15 @@ def careless(case: dict[str, Any]) -> dict[str, Any]:
     return {"events": list(events)}
 
 
+def phone(case: dict[str, Any]) -> dict[str, Any]:
+    """The control: a program that calls home."""
+    events.clear()
+    with contextlib.suppress(OSError), socket.socket() as line:
+        line.settimeout(0.1)
+        line.connect((case["phone"], 9))
+    return {"events": list(events)}
+
+
 def main() -> None:
     import torch
 
@@ -106,11 +115,14 @@ def main() -> None:
     import epg.sampling  # noqa: F401
 
     torch.set_num_threads(1)
+    if host := os.environ.get("EPG_TEST_HOST"):  # a name that nothing else contains
+        socket.gethostname = lambda: host
     sys.addaudithook(hook)
     cases = json.load(sys.stdin)
     found = []
     for case in cases:
-        found.append(careless(case) if "careless" in case else call(case))
+        kind = careless if "careless" in case else phone if "phone" in case else call
+        found.append(kind(case))
     json.dump(found, sys.__stdout__)
 
 

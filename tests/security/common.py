@@ -33,6 +33,7 @@ TEMPLATES: dict[str, list[str]] = {
         "{good} --guide {path} --guidance 2 --out {out} --count 1 --device cpu",
     ],
     "evaluate": ["{path} --count 4 --out {out} --device cpu"],
+    "sweep": ["{path} --guidance 1 2 --count 4 --out {out} --device cpu"],
     "verify": ["{path}"],
     "ema": ["{path} --sigma-rel 0.1 --out {out}"],
     "info": ["{path}"],
@@ -47,11 +48,15 @@ def templates_of(verb: str) -> list[str]:
     kinds = get_type_hints(VERBS[verb], include_extras=True)
     positional = [f for f in fields if len(get_args(kinds[f.name])) > 1 and "Positional" in str(kinds[f.name])]
     mandatory = [f for f in fields if f not in positional and f.default is f.default_factory is dataclasses.MISSING]
-    base = " ".join(["{path}" for _ in positional] + [f"--{flag(f.name)} {{path}}" for f in mandatory])
+    base = " ".join(["{path}" for _ in positional] + [f"--{flag(f.name)} {place(f.name)}" for f in mandatory])
     paths = [
         f for f in fields if f not in (*positional, *mandatory) and "Path" in str(kinds[f.name]) and f.name != "out"
     ]
     return [base, *(f"{base} --{flag(f.name)} {{path}}" for f in paths)]
+
+
+def place(name: str) -> str:
+    return "{out}" if name == "out" else "{path}"
 
 
 def flag(name: str) -> str:
