@@ -6,12 +6,15 @@ many as asked for (which find each other as those of torchrun do).
 
 import contextlib
 import importlib
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +70,14 @@ def _serve() -> None:
     import torch.utils.tensorboard
 
     import tests.reliability.sabotage  # noqa: F401
-    from epg.runs import open_training_data
+    from epg.runs import train
 
     torch.set_num_threads(1)
-    open_training_data(run_config("diffusion", 2).data)  # imports what it needs
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        for stage in ("pretraining", "diffusion", "consistency"):  # what is done for the first time takes seconds
+            train(run_config(stage, 1), Path(folder) / stage)
+    while threading.active_count() > 1:  # nothing may hold a lock while the process is copied
+        time.sleep(0.05)
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
