@@ -1,6 +1,8 @@
 """The Hugging Face Hub: folders by the name of a repository, and back. Only configurations and weights come down."""
 
+import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +39,25 @@ def local(name: str | Path, files: Sequence[str] = FILES, **options: Any) -> Pat
     repo, revision = split(str(name))
     revision = options.pop("revision", None) or revision
     with explained(str(name)):
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files), **options))
+        return plain(Path(snapshot_download(repo, revision=revision, allow_patterns=list(files), **options)))
+
+
+def plain(snapshot: Path) -> Path:
+    """The files of a cached snapshot under names of their own: the cache holds symbolic links, which no reader of
+    weights follows. Raises OSError."""
+    folder = snapshot.parents[1] / "plain" / snapshot.name
+    for file in snapshot.rglob("*"):
+        target = folder / file.relative_to(snapshot)
+        if not file.is_file() or target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            os.link(file.resolve(), temporary)
+        except OSError:  # a cache on another disk, or one without hard links
+            shutil.copyfile(file, temporary)
+        os.replace(temporary, target)
+    return folder
 
 
 def list_files(name: str) -> list[str]:

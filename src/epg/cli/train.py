@@ -54,7 +54,7 @@ class Finetune:
     stage: Literal["diffusion", "consistency"] = "diffusion"
     """What to train."""
     encoder: Path | None = None
-    """Run folder (or checkpoint, export, or released weight file) of the pre-trained encoder."""
+    """Run folder (or checkpoint, export, released weight file, or user/repo on the Hub) of the pre-trained encoder."""
     from_scratch: bool = False
     """Start from a random encoder instead."""
     out: Path | None = None
@@ -65,6 +65,7 @@ class Finetune:
     """A setting that may differ from the run that is continued, such as optimizer.lr; repeat the flag for more."""
 
     def __call__(self, overrides: list[str]) -> None:
+        from epg import hub
         from epg.runs import train
 
         if self.encoder is None and not self.from_scratch and self.resume is None:
@@ -75,7 +76,8 @@ class Finetune:
         if self.encoder is not None and self.from_scratch:
             raise UserError("--encoder and --from-scratch: choose one")
         config = configure(self.recipe, self.stage, overrides)
-        run = train(config, self.out, encoder=self.encoder, resume=self.resume, overrides=self.override)
+        encoder = None if self.encoder is None else hub.local(self.encoder)
+        run = train(config, self.out, encoder=encoder, resume=self.resume, overrides=self.override)
         print(f"Generator: {run.folder}\nNext: epg sample {run.folder}")
 
 

@@ -174,7 +174,8 @@ def validated(kind: type[T], content: Mapping[str, Any], where: Path) -> T:
 def shards(index: Path) -> list[Path]:
     """The files that an index of sharded weights names, all beside it."""
     table = read_json(index)[0].get("weight_map")
-    files = sorted(set(table.values())) if isinstance(table, dict) else []
-    if not files or len(files) > SHARD_CAP or not all(isinstance(f, str) and Path(f).name == f for f in files):
+    files = sorted(set(map(str, table.values()))) if isinstance(table, dict) else []
+    here = all(Path(f).name == f and f.endswith(".safetensors") for f in files)
+    if not files or len(files) > SHARD_CAP or not here:
         raise ArtefactError(f"{index}: damaged; it must name the files beside it that hold the weights")
     return [index.parent / file for file in files]
