@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tests.data.fake_hub import fake_hub
 from tests.data.photos import encoded, photo, photo_folder
 
 from epg.data.encode import PixelOptions
@@ -24,6 +25,7 @@ from epg.data.sources.base import SourceOptions
 from epg.data.sources.open import open_source
 from epg.data.sources.remote import RemoteFile, RemoteFolderSource
 from epg.data.sources.tables import TableSource
+from epg.data.store import Store
 from epg.errors import DataError, UserError
 
 
@@ -332,6 +334,45 @@ def test_hub_names_go_through_datasets(tmp_path, monkeypatch):
     assert sorted(contents(source).values()) == sorted(expected(root).values())
     with pytest.raises(DataError, match="another --split"):
         HubSource(str(tmp_path / "hub"), SourceOptions(split="nope"))
+
+
+FROM_HUB = """
+import sys
+from pathlib import Path
+from epg.cli import main
+from epg.data.dataset import open_dataset
+from epg.data.loader import BatchLoader
+out = Path(sys.argv[1])
+flags = ["--image-size", "32", "--workers", "0"]
+columns = ["--image-column", "picture", "--label-column", "kind"]
+assert main(["prepare", "someone/pets", str(out / "a"), *flags, "--split", "validation", *columns]) == 0
+assert main(["prepare", "hf://datasets/someone/pets", str(out / "b"), *flags]) == 0
+streamed = open_dataset("hf://datasets/someone/pets", image_size=32)
+(batch,) = next(iter(BatchLoader(streamed, batch_size=9, seed=0)))
+assert sorted(batch.labels.tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+assert main(["prepare", "someone/nothing", str(out / "c"), *flags]) == 65
+"""
+
+
+def test_a_hub_data_set_by_name_and_by_address(tmp_path):
+    """Against a server on this machine that speaks the Hub's protocol, in a process that knows no other Hub."""
+    for split in ("train", "validation"):
+        root = photo_folder(tmp_path / split, classes=3, each=3)
+        (tmp_path / "hub" / "data").mkdir(parents=True, exist_ok=True)
+        write_table(table_of(root), tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet")
+    with fake_hub(tmp_path / "hub", "someone/pets") as (address, asked):
+        env = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", FROM_HUB, str(tmp_path)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert any("/resolve/" in path and path.endswith("validation-00000-of-00001.parquet") for path in asked)
+    assert "someone/nothing: the Hub data set cannot be loaded" in done.stderr
+    for name in ("a", "b"):
+        store = Store(tmp_path / name)
+        assert len(store) == 9
+        assert [entry["images"] for entry in store.manifest["classes"]] == [3, 3, 3]
+    assert Store(tmp_path / "a").manifest["source"] == "someone/pets"
+    assert Store(tmp_path / "b").manifest["source"] == "hf://datasets/someone/pets"
 
 
 def test_an_unreachable_hub_is_explained(tmp_path):
