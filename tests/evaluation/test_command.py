@@ -11,9 +11,11 @@ import pytest
 
 from epg.cli import main
 from epg.data.dataset import open_dataset
-from epg.evaluation import receipt
-from epg.evaluation.extractors import indomain
+from epg.evaluation import bench, receipt
+from epg.evaluation.extractors import Choice, indomain
 from epg.evaluation.extractors.indomain import images_and_labels
+from epg.evaluation.subjects import open_subject
+from epg.sampling import Request
 from epg.training import export
 from tests.evaluation.test_sources import write_folder
 from tests.helpers import run_state, tiny_config, tiny_epg
@@ -138,3 +140,19 @@ def test_mistakes(
     said = capsys.readouterr().err
     assert re.search(message, said), said
     assert "Traceback" not in said
+
+
+def test_a_fifth_is_set_aside_only_for_features_of_the_data(home: Path, test_images: Path) -> None:
+    """A folder without splits: a classifier needs unseen images, statistics of other features need all of them."""
+    images, labels = images_and_labels(open_dataset("digits", image_size=8, channels=1), np.arange(200))
+    for label in range(10):
+        write_folder(home / "flat" / str(label), images[labels == label])
+    judged = evaluate(test_images, "--reference", home / "flat", out=home / "f.json")
+    assert judged.reference["count"] == 160
+    assert judged.reference["source"]["split"] == "four fifths of train"
+    subject = open_subject(str(test_images), None, Request(), image_size=None, split="test")
+    place = str(home / "flat")
+    real = bench._real(place, subject, bench.Options())
+    assert bench._with_held_out(real, [Choice("inception")]) is real
+    assert real is not None
+    assert len(real.train) == 200

@@ -51,7 +51,8 @@ class Real:
 
     name: str
     train: ImageDataset
-    held_out: ImageDataset
+    held_out: ImageDataset | None
+    """None where the set has no such split and no features need one."""
     details: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -111,6 +112,7 @@ def open_bench(
         place = reference or _own_data(samples, subject)
         real = _real(place, subject, options)
         chosen = _features(samples, subject, place, real, options)
+        real = _with_held_out(real, chosen)
         if words is not None:
             _refuse_early(words, chosen)
     extractors = open_extractors(chosen, real, ema, options)
@@ -134,22 +136,27 @@ def _real(place: str | DataConfig, subject: Subject, options: Options) -> Real |
 
         train = open_training_data(place)
         try:
-            return Real(Path(place.source).name, train, open_training_data(place, split="test"), {"split": "train"})
+            held_out = open_training_data(place, split="test")
         except NoSplitError:
-            return Real(Path(place.source).name, *with_held_out(train), {"split": "four fifths of train"})
+            held_out = None
+        return Real(Path(place.source).name, train, held_out, {"split": "train"})
     if place.endswith(".npz") or reference_files.is_saved(Path(place)):
         return None
     train = open_whole(place, image_size=size, channels=channels, split=options.split)
     try:
         other = "train" if options.split != "train" else "test"
-        return Real(
-            Path(place).name,
-            train,
-            open_whole(place, image_size=size, channels=channels, split=other),
-            {"split": options.split},
-        )
-    except (NoSplitError, UserError):
-        return Real(Path(place).name, *with_held_out(train), {"split": f"four fifths of {options.split}"})
+        held_out = open_whole(place, image_size=size, channels=channels, split=other)
+    except UserError:  # a single file, or a folder without splits
+        held_out = None
+    return Real(Path(place).name, train, held_out, {"split": options.split})
+
+
+def _with_held_out(real: Real | None, chosen: Sequence[Choice]) -> Real | None:
+    """For in-domain features a fifth of the images is set aside where there is no other split; FID takes them all."""
+    if real is None or real.held_out is not None or not any(choice.name in IN_DOMAIN for choice in chosen):
+        return real
+    train, held_out = with_held_out(real.train)
+    return Real(real.name, train, held_out, {"split": f"four fifths of {real.details['split']}"})
 
 
 def _features(
@@ -181,7 +188,9 @@ def open_extractors(
     chosen: Sequence[Choice], real: Real | None, ema: float | None, options: Options
 ) -> list[Extractor]:
     """Every process must call it: classifiers are trained where they are not in the cache."""
-    labelled = None if real is None or real.train.num_classes < 2 else (real.train, real.held_out)
+    labelled = None
+    if real is not None and real.held_out is not None and real.train.num_classes >= 2:
+        labelled = real.train, real.held_out
     device = pick_device(options.device)
     extractors = []
     for choice in chosen:
@@ -240,7 +249,7 @@ def _floors(
 ) -> dict[str, Number]:
     """With in-domain features: the Frechet distance of `count` real images that the reference lacks."""
     measured = [e for e in extractors if e.name in IN_DOMAIN]
-    if real is None or not measured:
+    if real is None or real.held_out is None or not measured:
         return {}
     held_out = some_of(real.held_out, f"{real.name}, held out", count)
     with reporting("floor") as report:

@@ -52,7 +52,8 @@ def _unbiased_mmd(x: Tensor, y: Tensor) -> float:
     """Between float64 (N, D) and (N, D); the diagonal of each set with itself is left out."""
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1) ** 3
+        inner = (a @ b.T).div_(a.shape[1]).add_(1)
+        return inner * inner * inner  # a third of the time of a power
 
     n = len(x)
     within = sum(float(k.sum() - k.diagonal().sum()) for k in (kernel(x, x), kernel(y, y)))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK = 2048
-# Squared distances below this share of the squared norms are rounding errors of equal features: they count as 0.
+# Rounding of a squared distance, as a share of the squared norms; some ten times what is observed.
 ROUNDING = 1e-13
 
 
@@ -30,36 +30,39 @@ class Manifold:
     def __len__(self) -> int:
         return len(self.features)
 
-    def radii(self, k: int) -> Tensor:
-        """Squared distance (N,) of each feature to its k-th nearest other one."""
-        return self.neighbours[:, k - 1]
+    def radii(self, k: int, closed: bool = True) -> Tensor:
+        """Squared distance (N,) of each feature to its k-th nearest other one, to compare squared distances with.
+
+        Moved by the rounding of the distances, up for closed balls (`<=`) and down for open ones (`<`): so copies of
+        an image are inside a closed ball of radius 0, and outside an open one, whatever the rounding.
+        """
+        return self.neighbours[:, k - 1] + (1 if closed else -1) * 2 * ROUNDING * self.norms
 
     def _nearest(self, k: int) -> Tensor:
         """Each pair of blocks is computed once, for the rows of both."""
         count = len(self.features)
         best = torch.full((count, k), torch.inf, dtype=torch.float64)
 
-        def keep(start: int, stop: int, distances: Tensor) -> None:
-            smallest = distances.topk(min(k, distances.shape[1]), largest=False, sorted=False).values
-            merged = torch.cat([best[start:stop], smallest], 1)
-            best[start:stop] = merged.topk(k, largest=False).values
+        def keep(rows: slice, found: Tensor) -> None:
+            best[rows] = torch.cat([best[rows], found], 1).topk(k, largest=False).values
 
         for i in range(0, count, BLOCK):
             for j in range(i, count, BLOCK):
-                distances = squared_distances(self, slice(i, i + BLOCK), self, slice(j, j + BLOCK))
+                rows, columns = slice(i, i + BLOCK), slice(j, j + BLOCK)
+                distances = squared_distances(self, rows, self, columns)
                 if i == j:
                     distances.fill_diagonal_(torch.inf)  # a feature is not its own neighbour
-                else:
-                    keep(j, min(j + BLOCK, count), distances.T.contiguous())
-                keep(i, min(i + BLOCK, count), distances)
+                height, width = distances.shape
+                keep(rows, distances.topk(min(k, width), 1, largest=False, sorted=False).values)
+                if i != j:
+                    keep(columns, distances.topk(min(k, height), 0, largest=False, sorted=False).values.T)
         return best
 
 
 def squared_distances(a: Manifold, rows: slice, b: Manifold, columns: slice) -> Tensor:
-    """float64 (rows, columns), exactly 0 between equal features."""
-    norms = a.norms[rows, None] + b.norms[columns]
-    distances = torch.addmm(norms, a.features[rows], b.features[columns].T, alpha=-2)
-    return distances.masked_fill_(distances <= norms.mul_(ROUNDING), 0.0)
+    """float64 (rows, columns) between the features of two sets."""
+    distances = torch.addmm(b.norms[columns], a.features[rows], b.features[columns].T, alpha=-2)
+    return distances.add_(a.norms[rows, None])
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class DensityCoverage:
 
 def density_coverage(reference: Manifold, samples: Manifold, k: int = 5) -> DensityCoverage:
     """As the authors define them: inside means `distance < radius`, and only the reference has balls."""
-    radii = reference.radii(k)
+    radii = reference.radii(k, closed=False)
     inside = torch.zeros(len(samples), dtype=torch.float64)  # in how many balls each sample is
     covered = torch.zeros(len(reference), dtype=torch.bool)
     for i in range(0, len(reference), BLOCK):
