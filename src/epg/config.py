@@ -232,6 +232,22 @@ class SamplingConfig(Section):
     """Unshifted levels (low, high] in which guidance acts."""
 
 
+class EvaluationConfig(Section):
+    every: int = 0
+    """Steps between evaluations while training, each with a checkpoint, the last step included; 0 is never."""
+    count: int = 1000
+    """Samples drawn for each; images that an encoder of stage 1 is probed with."""
+    features: list[str] = []
+    """inception, classifier, encoder=RUN as for `epg evaluate`; none takes a classifier of the labels, or without
+    labels the pre-trained encoder."""
+    reference: str | None = None
+    """A data set, a folder made by `epg reference`, or an .npz of ADM's; none is the training images."""
+    metrics: list[str] = []
+    """fid, sfid, is, fd, pr, dc, kid, mmd, accuracy; the usual ones of the features if empty."""
+    best: str | None = None
+    """Metric that marks the best checkpoint (best.json), which is then kept; none is FID or the Frechet distance."""
+
+
 Objective = Annotated[PretrainingConfig | DiffusionConfig | ConsistencyConfig, Field(discriminator="kind")]
 
 
@@ -248,6 +264,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig
     training: TrainingConfig
     sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @property
     def stage(self) -> Stage:

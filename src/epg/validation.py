@@ -52,6 +52,8 @@ def problems(config: RunConfig) -> Iterator[str]:
         ("training.keep-every", training.keep_every, 0),
         ("optimizer.warmup-steps", config.optimizer.warmup_steps, 0),
         ("sampling.steps", config.sampling.steps, 2),
+        ("evaluation.every", config.evaluation.every, 0),
+        ("evaluation.count", config.evaluation.count, 20),
     ]:
         if value < low:
             yield f"--{flag} {value}: must be at least {low}"

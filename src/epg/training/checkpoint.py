@@ -28,6 +28,7 @@ from epg.training.artefact import (
     write_json,
     write_tensors,
 )
+from epg.training.best import best_of
 from epg.training.manifest import (
     FORMAT,
     IncompatibleError,
@@ -129,17 +130,21 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def prune(folder: Path, newest: Path, keep: int, keep_every: int = 0) -> None:
-    """Removes checkpoints older than the last `keep` that verify, except every `keep_every`-th step (0: none).
+    """Removes checkpoints older than the last `keep` that verify, except every `keep_every`-th step (0: none) and the
+    one that the run's `best.json` names.
 
     Those later than `newest` stay and do not count: they did not verify when this run resumed.
     """
     kept: set[int] = set()
+    best = best_of(folder.parent)
     for path in reversed(listing(folder)):
         step = step_of(path)
         if step > step_of(newest):
             continue
         if len(kept) < keep and step not in kept:
             kept |= {step} if _is_intact(path) else set()
+        elif best is not None and step == best["step"] and step not in kept:
+            kept.add(step)
         elif step in kept or not (keep_every and step > 0 and step % keep_every == 0):
             try:
                 discard(path)

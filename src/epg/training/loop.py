@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,20 @@ from epg.training.writer import CheckpointWriter
 WRITE_POLL = 0.2  # seconds between questions whether the checkpoint before is written
 Preview = Callable[[Path], None]
 """Draws a sample grid with the network's present weights into a PNG file."""
+
+
+class Evaluation(Protocol):
+    """Judges the network's present weights; every process calls all of it together."""
+
+    def due(self, step: int) -> bool: ...
+
+    def missing(self, step: int) -> bool:
+        """Whether the evaluation of a step was interrupted."""
+        ...
+
+    def __call__(self, step: int, between: Callable[[], None], saved: Callable[[], bool]) -> dict[str, float]:
+        """Numbers for the trackers. `between` is called now and then, `saved` waits for the step's checkpoint."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,8 +74,10 @@ class Trainer:
         folder: Path,
         preview: Preview | None = None,
         start: Start | None = None,
+        evaluation: Evaluation | None = None,
     ) -> None:
-        self.config, self.dataset, self.folder, self.preview, self.start = config, dataset, folder, preview, start
+        self.config, self.dataset, self.folder, self.start = config, dataset, folder, start
+        self.preview, self.evaluation = preview, evaluation
         refuse_uneven_processes(config, world_size())
         require_trackers(config)
         self.device = pick_device(config.training.device)
@@ -84,7 +100,7 @@ class Trainer:
         """Trains to `config.training.steps`."""
         with self.signals.caught():
             self.restore()
-            if self.step < self.config.training.steps:
+            if self.step < self.config.training.steps or self._evaluation_missing():
                 self._train()
 
     def _train(self) -> None:
@@ -104,6 +120,8 @@ class Trainer:
         )
         reporter = Reporter(self.config, self.device, self.step)
         with self.writer, self.watchdog.watching(), open_trackers(self.config, self.folder, self.step) as trackers:
+            if self._evaluation_missing():
+                self._evaluate(trackers)
             batches = iter(loader)
             while self.step < training.steps:
                 waiting = time.perf_counter()
@@ -198,14 +216,39 @@ class Trainer:
         training, last = self.config.training, self.step == self.config.training.steps
         if self.preview and training.preview_every and (self.step % training.preview_every == 0 or last):
             self._draw_preview(trackers)
-        if self.stop_signal or self.step % training.checkpoint_every == 0 or last:
+        due = self.evaluation is not None and self.evaluation.due(self.step)
+        if self.stop_signal or self.step % training.checkpoint_every == 0 or last or due:
             self.save()
         self.writer.poll()
         if self.stop_signal and not last:
-            raise InterruptedRunError(
-                f"stopped by {signal.Signals(int(self.stop_signal)).name} after step {self.step}, which is saved in "
-                f"{self.folder}. Run the same command again to continue."
-            )
+            self._stop()
+        if due:
+            self._evaluate(trackers)
+
+    def _stop(self) -> NoReturn:
+        raise InterruptedRunError(
+            f"stopped by {signal.Signals(int(self.stop_signal)).name} after step {self.step}, which is saved in "
+            f"{self.folder}. Run the same command again to continue."
+        )
+
+    def _evaluation_missing(self) -> bool:
+        return self.evaluation is not None and self.evaluation.missing(self.step)
+
+    def _evaluate(self, trackers: Trackers) -> None:
+        """The checkpoint of this step is being written meanwhile, so that stopping here loses nothing."""
+        assert self.evaluation is not None
+
+        def between() -> None:
+            self.watchdog.beat(self.step)
+            (self.stop_signal,) = agree(self.signals.received, device=self.device)
+            if self.stop_signal:
+                self._stop()
+
+        self.objective.eval()
+        with self.ema.applied():
+            numbers = self.evaluation(self.step, between, self.writer.settled)
+        self.objective.train()
+        trackers.evaluated(self.step, numbers)
 
     def _draw_preview(self, trackers: Trackers) -> None:
         """Every process draws, as sharded weights need them all; the first one writes."""

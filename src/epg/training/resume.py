@@ -30,6 +30,7 @@ HARMLESS = {
     "training.timeout",
     "training.max_nonfinite",
     "sampling",
+    "evaluation",
 }
 FIXED = ("objective.kind",)  # another stage is another run
 

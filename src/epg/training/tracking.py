@@ -224,6 +224,11 @@ class Trackers:
     def log(self, step: int, numbers: Numbers) -> None:
         self._each(lambda tracker: tracker.log(step, numbers))
 
+    def evaluated(self, step: int, numbers: Numbers) -> None:
+        """Numbers of an evaluation: not for log.jsonl, which has one line for a step; they have files of their own."""
+        own = (JSONLTracker, TerminalTracker)
+        self._each(lambda tracker: None if isinstance(tracker, own) else tracker.log(step, numbers))
+
     def picture(self, step: int, file: Path) -> None:
         self._each(lambda tracker: tracker.picture(step, file))
 

@@ -93,6 +93,11 @@ class CheckpointWriter:
         )
         self._thread.start()
 
+    def settled(self) -> bool:
+        """Waits until the newest checkpoint is written or given up; whether it is on disk."""
+        self._join()
+        return self._failure is None
+
     def poll(self) -> None:
         """Says once, as a warning, that the newest checkpoint could not be written."""
         if isinstance(self._failure, OutputError) and not self._reported:
