@@ -131,7 +131,13 @@ def prepare_run(
         objective = build_objective(config, weights)
         announce(config, dataset, start)
         record(folder, config, weights, objective)
-    trainer = Trainer(objective, dataset, config, folder, preview_for(config, objective, dataset), start)
+    evaluation = None
+    if config.evaluation.every:
+        from epg.evaluation.periodic import open_evaluation  # slow to import
+
+        step = 0 if start is None else start.checkpoint.step
+        evaluation = open_evaluation(config, objective, dataset, folder, step, encoder or handed_over(folder))
+    trainer = Trainer(objective, dataset, config, folder, preview_for(config, objective, dataset), start, evaluation)
     return Run(config, folder, dataset, trainer)
 
 
@@ -177,6 +183,12 @@ def record(folder: Path, config: RunConfig, weights: EncoderWeights | None, obje
     if weights is not None:
         decoder = sum(p.numel() for n, p in objective.network.named_parameters() if not n.startswith("encoder."))
         print(report(weights, decoder), file=sys.stderr)
+
+
+def handed_over(folder: Path) -> Path | None:
+    """Where the encoder came from that the run in a folder began with."""
+    file = folder / "handover.json"
+    return Path(json.loads(file.read_text())["source"]) if file.is_file() else None
 
 
 def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset):  # type: ignore[no-untyped-def]

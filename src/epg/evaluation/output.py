@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
+
+from epg.distributed import world_size
 from epg.errors import OutputError
 
 if TYPE_CHECKING:
@@ -23,6 +26,15 @@ def analysis_folder(path: Path) -> Path:
     elif path.resolve().parent.name == "checkpoints":
         path = path.resolve().parent.parent
     return path / "analysis"
+
+
+def from_first(value: Any) -> Any:
+    """What the first process has, on every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
 
 
 @contextlib.contextmanager

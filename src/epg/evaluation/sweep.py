@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from epg.distributed import failing_together, processes, rank, world_size
+from epg.distributed import failing_together, processes, rank
 from epg.errors import ArtefactError, UserError
 from epg.evaluation import receipt
 from epg.evaluation.bench import Bench, Options, open_bench
 from epg.evaluation.extractors.weights import digest_of
+from epg.evaluation.output import from_first
+from epg.evaluation.periodic import default_metric
 from epg.evaluation.receipt import Receipt
 from epg.evaluation.search import golden_section
 from epg.evaluation.sources import GeneratorSource
@@ -196,21 +196,6 @@ class Sweep:
 
 
 _ELSEWHERE = Receipt(metrics={}, samples={}, reference={}, extractors={})
-
-
-def from_first(value: Any) -> Any:
-    """What the first process has, on every process."""
-    if world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
-
-
-def default_metric(found: Receipt) -> str:
-    """FID, or else the first Frechet distance, or else the first metric."""
-    keys = list(found.metrics)
-    return next((key for key in keys if key.split("_")[0] in ("fid", "fd") and not key.endswith("_floor")), keys[0])
 
 
 def metric_of(found: Receipt, metric: str) -> float:

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from epg.evaluation.compare import CLEAR, text
 from epg.evaluation.output import new_figure, save_figure, write_json
-from epg.evaluation.sweep import Axes, Point, Result, default_metric, metric_of
+from epg.evaluation.periodic import default_metric
+from epg.evaluation.sweep import Axes, Point, Result, metric_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

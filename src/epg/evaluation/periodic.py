@@ -1,0 +1,248 @@
+"""Evaluation while training goes on: samples of the averaged weights, drawn on all processes, judged and recorded.
+
+Nothing here touches the randomness of training, and what is recorded follows from the step alone: a run that is
+interrupted, during an evaluation or between two, ends with the weights and the receipts of one that was not.
+"""
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from epg.config import RunConfig
+from epg.data.base import ImageDataset
+from epg.distributed import all_gather, failing_together, rank, world_size
+from epg.errors import ArtefactError, OutputError, UserError
+from epg.evaluation import receipt
+from epg.evaluation.bench import Bench, Options, open_bench
+from epg.evaluation.evaluate import evaluate
+from epg.evaluation.output import from_first
+from epg.evaluation.receipt import Number, Receipt
+from epg.evaluation.sources import TensorSource
+from epg.evaluation.subjects import Subject
+from epg.generator import Generator
+from epg.loading import generator_of
+from epg.networks import EPG, RCM
+from epg.objectives.base import Objective
+from epg.training.best import Best, best_of, mark
+from epg.training.checkpoint import listing, step_of
+
+FOLDER = "evaluations"
+BLOCK = 32  # images sampled together, whatever the number of processes
+
+Between = Callable[[], None]
+"""Called now and then, on all processes together; it may raise to end the evaluation."""
+
+
+class Examination(Protocol):
+    """What an evaluation measures at a step; every process calls it, the first one gets the receipt."""
+
+    def __call__(self, step: int, between: Between) -> Receipt | None: ...
+
+
+class PeriodicEvaluation:
+    """Decides when a run is evaluated, keeps the receipts in `evaluations/`, and marks the best checkpoint.
+
+    Args:
+        start: the step the run continues from; receipts of later ones are of a past that did not come to pass.
+        metric: key by which the best is chosen; None is FID, or the first Frechet distance, or the first metric.
+    """
+
+    def __init__(
+        self, run: Path, every: int, steps: int, start: int, examination: Examination, metric: str | None = None
+    ) -> None:
+        self.run, self.every, self.steps, self.metric = run, every, steps, metric
+        self.examination = examination
+        with failing_together():
+            if rank() == 0:
+                self._forget_after(start)
+
+    def due(self, step: int) -> bool:
+        """Whether this step is evaluated (and therefore has a checkpoint): every so many, and the last."""
+        return step > 0 and (step % self.every == 0 or step == self.steps)
+
+    def missing(self, step: int) -> bool:
+        """Whether the evaluation of a step is still to be done, as after an interruption. The same on all processes."""
+        return bool(from_first(self.due(step) and not self._file(step).is_file()))
+
+    def __call__(self, step: int, between: Between, saved: Callable[[], bool]) -> dict[str, float]:
+        """Evaluates and records; the numbers for the trackers, on the first process.
+
+        Args:
+            saved: waits for the checkpoint of this step; whether it is on disk.
+        """
+        begin = time.perf_counter()
+        found = self.examination(step, between)
+        if found is None:
+            return {}
+        found = found.model_copy(update={"seconds": round(time.perf_counter() - begin, 3)})
+        chosen = self.metric or default_metric(found)
+        best = False
+        try:
+            if chosen not in found.metrics:
+                choices = ", ".join(found.metrics)
+                warnings.warn(f"--evaluation.best {chosen}: not measured; choose from {choices}", stacklevel=2)
+            elif saved() and self._checkpoint(step).is_dir() and self._is_best(found.metrics[chosen], chosen):
+                mark(self.run, self._mark(step, chosen, found.metrics[chosen]))
+                best = True
+            found.write(self._file(step))
+        except (OSError, OutputError) as error:
+            text = f"{self.run}: the evaluation of step {step} could not be recorded ({error}); training goes on"
+            warnings.warn(text, stacklevel=2)
+        shown = ", ".join(f"{key} {n.value:.4g}" for key, n in found.metrics.items())
+        print(f"evaluation of step {step}: {shown}{' (best so far)' if best else ''}", file=sys.stderr, flush=True)
+        return {f"evaluation/{key}": n.value for key, n in found.metrics.items()}
+
+    def _file(self, step: int) -> Path:
+        return self.run / FOLDER / f"step-{step:08d}.json"
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.run / "checkpoints" / f"step-{step:08d}"
+
+    def _is_best(self, number: Number, metric: str) -> bool:
+        held = best_of(self.run)
+        if held is None or held["metric"] != metric:
+            return True
+        return number.value < held["value"] if number.better == "lower" else number.value > held["value"]
+
+    def _mark(self, step: int, metric: str, number: Number) -> Best:
+        return {
+            "step": step,
+            "checkpoint": str(self._checkpoint(step).relative_to(self.run)),
+            "metric": metric,
+            "value": number.value,
+            "better": number.better,
+        }
+
+    def _forget_after(self, start: int) -> None:
+        """Drops receipts beyond the step that the run continues from, and a mark that they had set."""
+        kept: dict[int, Receipt] = {}
+        for file in sorted((self.run / FOLDER).glob("step-*.json")):
+            try:
+                found = receipt.read(file)
+            except ArtefactError:
+                found = None
+            step = step_of(file.with_suffix(""))
+            if found is None or step > start:
+                file.unlink()
+            else:
+                kept[step] = found
+        held = best_of(self.run)
+        on_disk = {step_of(path) for path in listing(self.run / "checkpoints")}
+        if held is not None and held["step"] <= start and held["step"] in on_disk:
+            return
+        best: Best | None = None
+        for step in sorted(kept.keys() & on_disk):
+            chosen = self.metric or default_metric(kept[step])
+            number = kept[step].metrics.get(chosen)
+            if number is None:
+                continue
+            sign = 1 if number.better == "lower" else -1
+            if best is None or sign * number.value < sign * best["value"]:
+                best = self._mark(step, chosen, number)
+        mark(self.run, best) if best is not None or held is not None else None
+
+
+def default_metric(found: Receipt) -> str:
+    """FID, or else the first Frechet distance, or else the first metric."""
+    keys = [key for key in found.metrics if not key.endswith("_floor")]
+    return next((key for key in keys if key.split("_")[0] in ("fid", "fd")), keys[0])
+
+
+# What is measured -----------------------------------------------------------------------------------------------------
+
+
+class GeneratorExamination:
+    """Metrics of `epg evaluate` on samples of a network in training."""
+
+    def __init__(self, config: RunConfig, network: EPG, class_names: Sequence[str], bench: Bench) -> None:
+        self.config, self.bench = config, bench
+        self.model = generator_of(config, network, class_names)
+
+    def __call__(self, step: int, between: Between) -> Receipt | None:
+        evaluation, bench = self.config.evaluation, self.bench
+        count = evaluation.count
+        images = draw(self.model, count, self.config.seed, between)
+        labels = self.model.make_labels(count, balanced=True)
+        found = evaluate(
+            TensorSource(images, labels),
+            bench.against,
+            bench.extractors,
+            bench.words,
+            seed=self.config.seed,
+            on_progress=lambda done, total: between(),
+        )
+        if found is None:
+            return None
+        decays = self.config.training.ema
+        told: dict[str, Any] = {
+            "kind": "generator",
+            "recipe": self.config.recipe,
+            "stage": self.config.stage,
+            "step": step,
+            "ema": f"ema-{decays[0]}" if decays else "model",
+            "labels": None if labels is None else f"all {self.model.num_classes} classes in turn",
+            "seed": self.config.seed,
+            "sampling": self.config.sampling.model_dump(mode="json"),
+        }
+        return found.model_copy(update={"samples": {**found.samples, **told, "name": f"step {step}"}})
+
+
+def draw(model: Generator, count: int, seed: int, between: Between) -> Tensor:
+    """uint8 images (count, C, H, W) 0 to count - 1 of a seed, on every process; each draws every so many-th block.
+
+    All draw equally many (the last of them for nothing), as sharded weights need them all at every call.
+    """
+    rounds = -(-count // (BLOCK * world_size()))
+    labels = model.make_labels(rounds * BLOCK * world_size(), balanced=True)
+    parts = []
+    for i in range(rounds):
+        first = (i * world_size() + rank()) * BLOCK
+        mine = None if labels is None else labels[first : first + BLOCK]
+        images = model.sample(mine, BLOCK, seed=seed, first=first, batch_size=BLOCK)
+        parts.append(all_gather(images.to(model.device)).cpu())
+        between()
+    return torch.cat(parts)[:count]
+
+
+# Opening --------------------------------------------------------------------------------------------------------------
+
+
+def open_evaluation(
+    config: RunConfig, objective: Objective, dataset: ImageDataset, run: Path, start: int, encoder: Path | None
+) -> PeriodicEvaluation:
+    """The evaluation that a configuration asks for, with everything it needs; every process must call it.
+
+    Args:
+        start: the step the run continues from.
+        encoder: of stage 1, in whose features images without labels are compared.
+
+    Raises UserError where a reference or features are missing.
+    """
+    wanted, network = config.evaluation, objective.network
+    examination: Examination
+    if isinstance(network, RCM):
+        from epg.evaluation.periodic_probe import EncoderExamination
+
+        examination = EncoderExamination(config, network.encoder, dataset)
+    else:
+        assert isinstance(network, EPG)
+        features = list(wanted.features)
+        if not features and wanted.reference is None and dataset.num_classes < 2:
+            if encoder is None:
+                raise UserError(
+                    "--evaluation.every: these images have no labels, and there is no pre-trained encoder to compare "
+                    "them with. Name --evaluation.features encoder=RUN, or --evaluation.reference with inception"
+                )
+            features = [f"encoder={encoder}"]
+        shape = (dataset.channels, dataset.image_size, dataset.image_size)
+        subject = Subject(TensorSource(torch.zeros(1, *shape, dtype=torch.uint8)), data=config.data)
+        options = Options(features, seed=config.seed, device=config.training.device)
+        bench = open_bench(subject, str(run), wanted.reference, list(wanted.metrics) or None, None, options)
+        examination = GeneratorExamination(config, network, dataset.class_names, bench)
+    return PeriodicEvaluation(run, wanted.every, config.training.steps, start, examination, wanted.best)
