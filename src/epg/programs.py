@@ -99,10 +99,8 @@ def traced(network: OneStep) -> torch.export.ExportedProgram:
 def compared(network: OneStep, run: object, file: Path) -> float:
     """Largest difference of pixels in [0, 1] over batches that were not exported with. Raises OutputError."""
     assert callable(run)
-    worst = 0.0
-    for count in (1, 3):
-        inputs = network.example(count, seed=count)
-        worst = max(worst, float((run(*inputs) - network(*inputs)).abs().max()))
+    batches = [network.example(count, seed=count) for count in (1, 3)]
+    worst = float(torch.stack([(run(*inputs) - network(*inputs)).abs().max() for inputs in batches]).max())
     if not worst <= TOLERANCE:
         raise OutputError(f"{file}: its images differ from PyTorch's by {worst:.2g} of 1; it is not to be used")
     return worst

@@ -1,4 +1,4 @@
-"""A Hub of one's own: repositories in memory behind the Hub's own addresses, for `huggingface_hub` itself to talk to."""
+"""A Hub of our own: repositories in memory behind the Hub's addresses, for `huggingface_hub` itself to talk to."""
 
 import base64
 import hashlib

@@ -47,7 +47,7 @@ def test_half_precision_is_that_of_the_generator(model, tmp_path, dtype):
         types = {name: tensor.dtype for name, tensor in half.state_dict().items()}
         assert types == {name: tensor.dtype for name, tensor in reference.state_dict().items()}
         assert {torch.float32, dtype} == set(types.values())
-        assert all(torch.equal(a, b) for a, b in zip(half.state_dict().values(), reference.state_dict().values()))
+        assert all(torch.equal(tensor, reference.state_dict()[name]) for name, tensor in half.state_dict().items())
     if dtype == torch.bfloat16:
         difference = (half(*INPUTS).float() - model(*INPUTS)).abs().mean() / model(*INPUTS).abs().mean()
         assert 0 < difference < 0.02
