@@ -164,6 +164,12 @@ def test_metrics_that_do_not_fit(words: list[str], name: str, message: str) -> N
         judge(random_images(20), words, name=name)
 
 
+def test_features_that_are_not_finite() -> None:
+    broken = replace(random_extractor(), compute=lambda images: {"features": torch.full((len(images), 4), torch.nan)})
+    with pytest.raises(ArtefactError, match="--features random: its features are not finite"):
+        evaluate(TensorSource(random_images(20)), reference_of(), [broken], ["fd"])
+
+
 def test_references_that_do_not_fit() -> None:
     samples, extractor = TensorSource(random_images(20)), random_extractor()
     with pytest.raises(UserError, match="8x8 images, the samples are 16x16"):

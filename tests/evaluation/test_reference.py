@@ -11,7 +11,7 @@ from epg.errors import ArtefactError, DataError, UserError
 from epg.evaluation.evaluate import evaluate
 from epg.evaluation.metrics import Manifold, frechet_between, precision_recall, statistics
 from epg.evaluation.reference import make_reference
-from epg.evaluation.reference_files import MANIFEST, TENSORS, is_adm, load, load_adm, save
+from epg.evaluation.reference_files import MANIFEST, TENSORS, is_adm, load, load_adm, load_cached, save, save_cached
 from epg.evaluation.sources import TensorSource
 from tests.evaluation.helpers import random_extractor, random_images
 
@@ -64,6 +64,25 @@ def test_damage_is_noticed(tmp_path: Path, file: str) -> None:
     (tmp_path / "r" / file).write_bytes(content)
     with pytest.raises(ArtefactError, match="damaged"):
         load(tmp_path / "r")
+
+
+def test_the_cache_is_made_again_when_it_is_damaged(tmp_path: Path) -> None:
+    made = make_reference(TensorSource(random_images(20)), [random_extractor()])
+    assert made is not None
+    place = tmp_path / "references" / "key"
+    assert load_cached(place) is None
+    save_cached(made, place)
+    found = load_cached(place)
+    assert found is not None
+    assert found.manifest == made.manifest
+    save_cached(made, place)  # another process was faster
+    assert [p.name for p in place.parent.iterdir()] == ["key"]
+    (place / TENSORS).write_bytes(b"")
+    assert load_cached(place) is None
+    save_cached(made, place)
+    assert load_cached(place) is not None
+    (tmp_path / "file").write_text("")
+    save_cached(made, tmp_path / "file" / "key")  # nowhere to write: no error
 
 
 def real_features(output: str) -> np.ndarray:

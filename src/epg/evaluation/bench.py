@@ -217,19 +217,18 @@ def _reference(
             return make_reference(NpzSource(file), extractors, batch_size=options.batch_size, on_progress=report)
     key = digest_of({}, real.train.fingerprint(), *(f"{e.name} {e.sha256}" for e in extractors), str(options.kept))
     cached = cache_folder() / "references" / key[:32]
-    found = [options.cache and rank() == 0 and reference_files.is_saved(cached)]
+    found = reference_files.load_cached(cached) if options.cache and rank() == 0 else None
+    hit = [found is not None]
     if world_size() > 1:
-        dist.broadcast_object_list(found)
-    if found[0]:
-        with failing_together():
-            return reference_files.load(cached) if rank() == 0 else None
+        dist.broadcast_object_list(hit)
+    if hit[0]:
+        return found
     with reporting("reference") as report:
         made = make_reference(
             real.source, extractors, kept=options.kept, batch_size=options.batch_size, on_progress=report
         )
-    with failing_together():
-        if made is not None and options.cache:
-            reference_files.save(made, cached)
+    if made is not None and options.cache:
+        reference_files.save_cached(made, cached)
     return made
 
 

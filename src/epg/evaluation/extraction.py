@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from epg.distributed import failing_together, rank, world_size
+from epg.errors import ArtefactError
 from epg.evaluation.extractors.base import Extractor
 from epg.evaluation.sources import ImageSource, Progress
 
@@ -77,7 +78,10 @@ def _blockwise(extractor: Extractor, images: Tensor) -> dict[str, NDArray[np.flo
     # On a GPU, convolutions would otherwise be rounded to 10 bits and chosen by timing.
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         parts = [extractor.compute(block) for block in images.split(BLOCK)]
-    return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    outputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if not all(bool(values.isfinite().all()) for values in outputs.values()):
+        raise ArtefactError(f"--features {extractor.name}: its features are not finite; are these the right weights?")
+    return {name: values.numpy() for name, values in outputs.items()}
 
 
 def _hashes(images: Tensor) -> bytes:

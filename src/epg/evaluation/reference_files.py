@@ -6,6 +6,8 @@ statistics.safetensors    EXTRACTOR.OUTPUT.mean, .covariance (float64) and EXTRA
 ```
 """
 
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,27 @@ def load(folder: Path) -> Reference:
             None if kept is None else kept.numpy(),
         )
     return Reference(content["name"], statistics, content["manifest"], content["files"][TENSORS]["sha256"])
+
+
+def load_cached(folder: Path) -> Reference | None:
+    """A reference in the cache; None where there is none, or a damaged one."""
+    if not is_saved(folder):
+        return None
+    try:
+        return load(folder)
+    except ArtefactError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+
+def save_cached(reference: Reference, folder: Path) -> None:
+    """Into the cache, under its name only when complete; without space or permission it is computed again next time."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        save(reference, temporary)
+        os.rename(temporary, folder)
+    except (OSError, OutputError):  # also where another process was faster
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_adm(
