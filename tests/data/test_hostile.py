@@ -330,6 +330,21 @@ def test_a_million_members_are_listed_in_seconds(tmp_path):
     assert max(memory for _, memory in costs.values()) < 400e6
 
 
+def test_archives_of_nothing_are_refused(tmp_path):
+    zip_of(tmp_path / "a.zip", [])
+    with pytest.raises(DataError, match=r"a.zip holds no images"):
+        open_source(str(tmp_path / "a.zip"), SourceOptions())
+
+
+def test_directories_in_many_pieces_are_the_same(tmp_path, monkeypatch):
+    members = [(f"c{i % 3}/{'x' * (7 * i % 90)}{i}.png", bytes(range(i + 1))) for i in range(200)]
+    path = zip_of(tmp_path / "a.zip", members)
+    for piece in (2**22, 300, 1000):
+        monkeypatch.setattr("epg.data.sources.zip.PIECE", piece)
+        source = open_source(str(path), SourceOptions())
+        assert {source.describe(i): source.read(i) for i in range(200)} == dict(members)
+
+
 def test_archives_of_too_many_members_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("epg.data.sources.base.MAX_MEMBERS", 19)
     monkeypatch.setattr("epg.data.sources.archives.MAX_MEMBERS", 19)

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -53,9 +53,8 @@ class Found:
 class Names(Sequence[bytes]):
     """Many byte strings in two arrays: a list of objects would cost ten times the memory, in every worker."""
 
-    def __init__(self, names: Iterable[bytes]) -> None:
-        names = list(names)
-        self.ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+    def __init__(self, names: Sequence[bytes]) -> None:
+        self.ends = np.cumsum(np.fromiter(map(len, names), np.int64, len(names)))
         self.blob = b"".join(names)
 
     def __len__(self) -> int:

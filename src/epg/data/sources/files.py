@@ -22,7 +22,7 @@ class FolderSource(Source):
         found.names = [found.names[i] for i in order]
         found.sizes = [found.sizes[i] for i in order]
         self.root = root.resolve()
-        listed = found.names
+        listed = list(found.names)
         found, chosen, labels = arrange(found, self._read_extra, options, str(root))
         require_images(found, str(root))
         super().__init__("folder", root.resolve().name, found, *labels)

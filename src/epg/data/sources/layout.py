@@ -83,10 +83,13 @@ def split_prefix(folders: Collection[bytes], split: str, where: str) -> bytes:
 
 def keep_prefix(found: Found, prefix: bytes) -> NDArray[np.int64]:
     """Leave only the entries below a folder, named relative to it: which they were."""
-    chosen = np.array([i for i, name in enumerate(found.names) if name.startswith(prefix)], dtype=np.int64)
-    if prefix:
-        found.names = [found.names[i][len(prefix) :] for i in chosen]
+    inside = (i for i, name in enumerate(found.names) if name.startswith(prefix))
+    chosen = np.fromiter(inside, np.int64)
+    if len(chosen) < len(found.names):
+        found.names = [found.names[i] for i in chosen]
         found.sizes = [found.sizes[i] for i in chosen]
+    for i, name in enumerate(found.names if prefix else ()):  # in place: a second list of millions costs memory
+        found.names[i] = name[len(prefix) :]
     return chosen
 
 

@@ -67,7 +67,7 @@ class RemoteFolderSource(Source):
             path = f"{root}/{member.decode('utf-8', 'surrogateescape')}"
             return self._read(path) if path in entries else None
 
-        listed = found.names
+        listed = list(found.names)
         found, chosen, labels = arrange(found, read_extra, options, name)
         require_images(found, name)
         super().__init__("remote folder", name, found, *labels)

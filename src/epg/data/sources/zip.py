@@ -1,8 +1,9 @@
-"""The directory of a zip archive, read as a whole (APPNOTE.TXT 6.3), and single members."""
+"""The directory of a zip archive, taken apart in large pieces (APPNOTE.TXT 6.3), and single members."""
 
 import struct
 import zlib
 from array import array
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -15,7 +16,7 @@ END, END64, LOCATOR64, ENTRY, LOCAL = b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\1\2"
 METHODS = STORED, DEFLATED = 0, 8
 MAX_DIRECTORY = 2**30
 UNKNOWN32 = 0xFFFFFFFF
-CHUNK = 2**16  # records taken apart at once
+PIECE = 2**22  # of the directory, taken apart at once
 RECORD = np.dtype(
     [
         ("signature", "<u4"),
@@ -81,50 +82,58 @@ def zip_entries(stream: BinaryIO, name: str) -> tuple[list[bytes], NDArray[np.vo
 
     Raises DataError for a file that is no whole zip archive, and for one whose members overlap (a zip bomb).
     """
-    directory, count, file_size = _read_directory(stream, name)
-    starts = _starts(directory, count, name)
-    data, names, entries = np.frombuffer(directory, np.uint8), list[bytes](), np.empty(count, ENTRIES)
-    for first in range(0, count, CHUNK):
-        places = starts[first : first + CHUNK]
-        records = data[places[:, None] + np.arange(RECORD.itemsize)].view(RECORD)[:, 0]
+    offset, size, count, file_size = _find_directory(stream, name)
+    names, entries, done = list[bytes](), np.empty(count, ENTRIES), 0
+    for piece, places in _pieces(stream, offset, size, count, name):
+        records = np.frombuffer(piece, np.uint8)[places[:, None] + np.arange(RECORD.itemsize)].view(RECORD)[:, 0]
         if (records["signature"] != np.frombuffer(ENTRY, "<u4")).any():
             raise DataError(f"{name}: its directory is damaged; pack it again")
-        part = entries[first : first + CHUNK]
+        part = entries[done : done + len(places)]
         for key in ENTRIES.names or ():
             part[key] = records[key]
-        ends = places + RECORD.itemsize + records["name_length"]
-        names += [directory[p + RECORD.itemsize : e] for p, e in zip(places.tolist(), ends.tolist(), strict=True)]
+        starts = places + RECORD.itemsize
+        ends = starts + records["name_length"]
+        names += [piece[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
         large = (part["size"] == UNKNOWN32) | (part["compressed"] == UNKNOWN32) | (part["offset"] == UNKNOWN32)
         for row in np.flatnonzero(large):
-            extra = directory[int(ends[row]) : int(ends[row]) + int(records["extra_length"][row])]
+            extra = piece[int(ends[row]) : int(ends[row]) + int(records["extra_length"][row])]
             old = (int(part[key][row]) for key in LARGE)
             part["size"][row], part["compressed"][row], part["offset"][row] = _zip64(extra, *old)
+        done += len(places)
     if (
         (np.maximum(entries["offset"], entries["compressed"]) > file_size).any()
         or (entries["offset"] + entries["compressed"] > file_size).any()
-        or np.cumsum(entries["compressed"], dtype=np.float64)[-1:] > file_size
+        or entries["compressed"].sum(dtype=np.float64) > file_size
     ):
         raise DataError(f"{name}: its members overlap or lie outside of it; this is damage or a zip bomb")
     return names, entries
 
 
-def _starts(directory: bytes, count: int, name: str) -> NDArray[np.int64]:
-    """Where each record of the directory begins: only its predecessor says."""
-    starts, position, lengths = array("q"), 0, struct.Struct("<3H").unpack_from
-    try:
-        for _ in range(count):
-            starts.append(position)
-            name_length, extra_length, comment_length = lengths(directory, position + 28)
-            position += 46 + name_length + extra_length + comment_length
-    except struct.error:
-        position = len(directory) + 1
-    if position > len(directory):
-        raise DataError(f"{name}: its directory is damaged; pack it again")
-    return np.array(starts, np.int64)
+def _pieces(
+    stream: BinaryIO, offset: int, size: int, count: int, name: str
+) -> Iterator[tuple[bytes, NDArray[np.int64]]]:
+    """The directory in pieces of whole records, and where each begins in its piece: only its predecessor says."""
+    stream.seek(offset)
+    piece, lengths = b"", struct.Struct("<3H").unpack_from
+    while count:
+        more = stream.read(min(PIECE, size))
+        piece, size = piece + more, size - len(more)
+        places, position = array("q"), 0
+        while len(places) < count and position + RECORD.itemsize <= len(piece):
+            name_length, extra_length, comment_length = lengths(piece, position + 28)
+            end = position + RECORD.itemsize + name_length + extra_length + comment_length
+            if end > len(piece):
+                break
+            places.append(position)
+            position = end
+        if not places:
+            raise DataError(f"{name}: its directory is damaged; pack it again")
+        yield piece, np.array(places, np.int64)
+        piece, count = piece[position:], count - len(places)
 
 
-def _read_directory(stream: BinaryIO, name: str) -> tuple[bytes, int, int]:
-    """The central directory, its number of entries, and the size of the file."""
+def _find_directory(stream: BinaryIO, name: str) -> tuple[int, int, int, int]:
+    """Place, size and number of entries of the central directory, and the size of the file."""
     file_size = stream.seek(0, 2)
     tail_size = min(file_size, 65557)
     stream.seek(file_size - tail_size)
@@ -143,8 +152,7 @@ def _read_directory(stream: BinaryIO, name: str) -> tuple[bytes, int, int]:
     if offset + size > file_size or size > MAX_DIRECTORY or count * 46 > size:
         raise DataError(f"{name}: its directory is damaged; pack it again")
     check_members(count, name)
-    stream.seek(offset)
-    return stream.read(size), count, file_size
+    return offset, size, count, file_size
 
 
 def _zip64(extra: bytes, size: int, compressed: int, offset: int) -> tuple[int, int, int]:
