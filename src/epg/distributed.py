@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from epg.errors import PeerError, UserError
@@ -41,11 +42,12 @@ def processes(timeout: float = 0.0) -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     limit = timedelta(seconds=timeout + SLACK if timeout else FOR_EVER)
-    store, number, count = next(dist.rendezvous("env://", timeout=limit))
+    store, number, count = next(rendezvous("env://", timeout=limit))
     # After a restart torchrun's store still holds the addresses of the processes that died, which the new ones would
     # call. (On several machines the restarts are counted by machine: there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps.)
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=limit)
     try:
