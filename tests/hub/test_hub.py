@@ -103,9 +103,8 @@ def test_diffusers_loads_the_repository_with_its_own_code(found, folder):
 
 
 def test_push_to_hub_of_a_pipeline(found, server):
-    assert {"model_index.json", "pipeline_epg.py", "transformer/modeling_epg.py"} < server.repositories[
-        "me/again"
-    ].keys()
+    pushed = server.repositories["me/again"].keys()
+    assert {"model_index.json", "pipeline_epg.py", "transformer/modeling_epg.py"} < pushed
 
 
 def test_finetune_takes_an_encoder_of_the_hub(found, folder):
