@@ -85,6 +85,8 @@ model:
   patch_size: 4
   encoder: {depth: 3, width: 48, heads: 3}
   decoder: {width: 80, heads: 5}
+  projector_hidden: 64
+  projector_out: 32
 """
 
 
@@ -95,6 +97,7 @@ def test_a_weight_file_of_the_release(file: str, tmp_path: Path) -> None:
     encoder = open_encoder(weights, recipe=str(tmp_path / "released.yaml"))
     tensors = load_file(weights)
     assert torch.equal(encoder.encoder.cls_token, tensors["cls_token"])
+    assert (encoder.condition is None) == ("rcm" in file)
     assert torch.equal(encoder.encoder.state_dict()["blocks.2.mlp.fc2.weight"], tensors["blocks.2.mlp.fc2.weight"])
 
 
@@ -137,9 +140,8 @@ def test_results_go_beside_a_checkpoint_and_not_into_it(runs: Path) -> None:
 
 
 def test_what_cannot_be_probed_is_refused(runs: Path, tmp_path: Path) -> None:
-    weights = runs / "pretraining" / "export" / "model.safetensors"
-    with pytest.raises(UserError, match="--recipe"):
-        open_encoder(weights)
+    with pytest.raises(ArtefactError, match="--recipe"):
+        open_encoder(GOLDEN / "official_rcm_weights.safetensors")
     with pytest.raises(ArtefactError, match="no checkpoint"):
         open_encoder(tmp_path)
     encoder = open_encoder(runs / "pretraining")

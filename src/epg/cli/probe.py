@@ -20,7 +20,7 @@ class Probe:
     data: str | None = None
     """Labelled images; the encoder's own if not given."""
     recipe: str | None = None
-    """Architecture of a weight file, such as imagenet256-b."""
+    """Architecture of a weight file, a .yaml file, where no recipe of ours has it."""
     ema: float | None = None
     """Of a generator: which EMA decay to load; the first if not given."""
     levels: tuple[float, ...] = (0.002, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)

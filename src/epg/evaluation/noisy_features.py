@@ -12,13 +12,12 @@ from torch import Tensor
 
 from epg.config import RunConfig, parse
 from epg.data.normalize import Normalizer
-from epg.errors import UserError
 from epg.loading import load
 from epg.networks.build import build_encoder
 from epg.networks.encoder import CLS, PATCHES, Encoder
 from epg.objectives.base import at_levels, normalizer_for
+from epg.official import read_state_dict, recognise
 from epg.randomness import generator, key
-from epg.recipe import run_config
 from epg.schedule import input_scale, time_condition
 from epg.training import export
 from epg.training.checkpoint import find
@@ -89,24 +88,26 @@ def open_encoder(
     """The encoder of a run of any stage, of its checkpoint or export, or of a weight file of the authors' release.
 
     Args:
-        recipe: architecture and normalisation of a weight file, which does not say.
+        recipe: of a weight file, where no recipe of ours has its architecture.
         ema: of a generator, which average; None is the run's first.
 
-    Raises UserError where a weight file comes without a recipe, ArtefactError where there is no encoder.
+    Raises ArtefactError where there is no encoder, or one of unknown architecture.
     """
     if path.is_file():
-        if recipe is None:
-            raise UserError(f"{path}: a weight file does not say its architecture. Add --recipe, such as imagenet256-b")
-        config = run_config(recipe, "pretraining")
+        weights = read_state_dict(path)
+        config = recognise(weights, path, None, recipe)
+        classes = weights.get("class_embed.weight")
+        condition = None if classes is None else classes[-1].float().to(device)
     else:
-        config = config_of(path)
-    if config.stage != "pretraining":
-        network = load(path, ema=ema, device=device).denoiser.network
-        nothing = None if network.class_embedding is None else network.class_embedding.weight[network.null_class]
-        return NoisyEncoder(str(path), network.encoder, config, None if nothing is None else nothing.detach())
+        config, condition = config_of(path), None
+        if config.stage != "pretraining":
+            network = load(path, ema=ema, device=device).denoiser.network
+            if network.class_embedding is not None:
+                condition = network.class_embedding.weight[network.null_class].detach()
+            return NoisyEncoder(str(path), network.encoder, config, condition)
     encoder = build_encoder(config.model, config.data)
     hand_over(encoder, read_encoder(path, config))
-    return NoisyEncoder(str(path), encoder.eval().to(device), config)
+    return NoisyEncoder(str(path), encoder.eval().to(device), config, condition)
 
 
 def config_of(path: Path) -> RunConfig:
