@@ -155,6 +155,7 @@ def test_weights_of_another_network_are_refused(random_weights: Path, tmp_path: 
 def test_offline_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No network: port 9 of this machine answers nothing."""
     monkeypatch.setenv("EPG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(ArtefactError) as caught:
         inception()
@@ -163,6 +164,12 @@ def test_offline_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.Monk
         assert part in str(caught.value)
     expected.write_bytes(b"an error page")
     with pytest.raises(ArtefactError, match=r"sha256 is .*Delete it"):
+        inception()
+    expected.unlink()
+    fidelitys = tmp_path / "torch" / "hub" / "checkpoints" / WEIGHTS.name
+    fidelitys.parent.mkdir(parents=True)
+    fidelitys.write_bytes(b"found and refused")
+    with pytest.raises(ArtefactError, match=rf"{fidelitys}: damaged"):
         inception()
 
 

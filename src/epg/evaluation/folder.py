@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings as python_warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from epg.training.artefact import read_json
 
 NOT_SAMPLES = {"grid.png"}  # what `epg sample` writes beside the images
 RECORD = "samples.json"
+DECODERS = 4  # threads
 JPEG = (".jpg", ".jpeg")
 
 
@@ -54,7 +56,8 @@ class FolderSource:
         ]
 
     def read(self, start: int, stop: int) -> Tensor:
-        return torch.stack([self._decode(file) for file in self.files[start:stop]])
+        with ThreadPoolExecutor(DECODERS) as pool:
+            return torch.stack(list(pool.map(self._decode, self.files[start:stop])))
 
     def _decode(self, file: Path) -> Tensor:
         width, height, grey = self._look(file)

@@ -35,11 +35,14 @@ def cache_folder() -> Path:
 
 
 def find(published: Published) -> Path:
-    """The published file in the cache, downloaded if it is not there; all processes must call it.
+    """The published file in our cache or torch-fidelity's, downloaded if it is in neither; all processes must call it.
 
     Raises ArtefactError where it cannot be downloaded, or is not the published one.
     """
     file = cache_folder() / published.name
+    fidelitys = Path(torch.hub.get_dir()) / "checkpoints" / published.name
+    if not file.is_file() and fidelitys.is_file():
+        file = fidelitys
     with failing_together():  # where the others wait for the first process of their machine
         if not file.is_file() and int(os.environ.get("LOCAL_RANK", "0")) == 0:
             download(published, file)
