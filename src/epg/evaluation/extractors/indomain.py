@@ -30,7 +30,7 @@ VERSION = 1  # of architecture and training: raise it when either changes, and c
 MOST_BYTES = 2**30  # of training images held in memory
 MOST_IMAGES = 50_000
 HELD_OUT = 10_000
-EPOCHS, FEWEST_STEPS, MOST_STEPS, BATCH = 10, 400, 3000, 128
+EPOCHS, FEWEST_STEPS, MOST_STEPS, BATCH = 10, 400, 1500, 128
 
 
 def classifier(
