@@ -174,6 +174,7 @@ def loader(options, sets):
 
 def views(options, sets):
     device = torch.device(options.device)
+    torch.backends.cuda.matmul.allow_tf32 = True  # as in training
     shape = (options.batch_size, 3, options.image_size, options.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(device)
     pipeline, generators = MocoViews(), [torch.Generator(device).manual_seed(0)]

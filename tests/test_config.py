@@ -285,6 +285,8 @@ def test_several_problems_in_one_message():
         ("diffusion", {"model": {"num_classes": 0}, "sampling": {"guidance": 2.0}}, "--sampling.guidance"),
         ("diffusion", {"model": {"num_classes": -1}}, "--model.num-classes -1"),
         ("diffusion", {"data": {"channels": 2}}, "--data.channels 2"),
+        ("diffusion", {"data": {"max_damaged": -1}}, "--data.max-damaged -1"),
+        ("diffusion", {"data": {"timeout": 0.0}}, "--data.timeout 0.0: must be more than 0"),
         ("diffusion", {"optimizer": {"lr": 0.0}}, "--optimizer.lr 0"),
         ("diffusion", {"model": {"patch_size": 0}}, "--model.patch-size 0"),
         ("diffusion", {"model": {"encoder": {"heads": 0}}}, "--model.encoder.heads 0"),
