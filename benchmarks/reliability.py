@@ -426,6 +426,9 @@ PARTS: dict[str, Callable[[int, Path], list[Figure]]] = {
 }
 
 
+GOALS = dict(zip(PARTS, "R1 R4 R2 R9 R5 R8 D2 R7 D3 D4 D1 F3 F4 F5".split(), strict=True))
+
+
 def show(figures: Sequence[Figure]) -> None:
     table = Table("goal", "what", "found", "met", "s", box=None)
     for figure in figures:
@@ -434,13 +437,27 @@ def show(figures: Sequence[Figure]) -> None:
     Console(width=160).print(table)
 
 
+def show_stored(files: Sequence[Path]) -> int:
+    """Figures of earlier runs as a markdown table, in the order of the goals."""
+    stored = [Figure(**figure) for file in files for figure in json.loads(file.read_text())["figures"]]
+    print("| Goal | What | Found | Met |\n|---|---|---|---|")
+    for figure in sorted(stored, key=lambda figure: (figure.goal[0] != "R", figure.goal[0], int(figure.goal[1:]))):
+        print(f"| {figure.goal} | {figure.what} | {figure.found} | {'yes' if figure.met else '**no**'} |")
+    return int(not all(figure.met for figure in stored))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tier", choices=SIZES, default="nightly")
     parser.add_argument("--out", type=Path, help="JSON file for the figures, written after every part")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
+    parser.add_argument(
+        "--show", type=Path, nargs="+", help="print the table of such JSON files as markdown, and no more"
+    )
     parser.add_argument("--scratch", type=Path, help="folder to work in; a temporary one if not given")
     options = parser.parse_args()
+    if options.show:
+        return show_stored(options.show)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -453,7 +470,9 @@ def main() -> int:
             try:
                 new = PARTS[name](SIZES[options.tier][name], folder)
             except Exception as error:  # the other parts have figures of their own
-                new = [Figure(name, "this part could not be run", f"{type(error).__name__}: {error}"[:300], False)]
+                new = [
+                    Figure(GOALS[name], f"{name}: could not be run", f"{type(error).__name__}: {error}"[:300], False)
+                ]
             new[-1].seconds = time.perf_counter() - started
             figures += new
             shutil.rmtree(folder, ignore_errors=True)

@@ -29,7 +29,7 @@ def rank() -> int:
 
 
 @contextmanager
-def processes(timeout: float = 0.0) -> Iterator[None]:
+def processes(timeout: float = 600.0) -> Iterator[None]:
     """Joins the other processes when started by torchrun (or anything that sets its variables).
 
     Args:
