@@ -31,7 +31,7 @@ def test_training_images_are_recognised_as_copies(digits: tuple[Pixels, Pixels])
         assert found.significant
         assert found.ct < -5
         assert found.copies > 0.9
-        assert "copies" in found.verdict
+        assert "copies training images" in found.verdict
     assert memorisation(train[::3], train, held_out, "pixels").distance == 0
 
 
@@ -77,6 +77,17 @@ def test_the_error_is_that_of_dealing_the_labels_anew() -> None:
     assert np.mean(scores) == pytest.approx(0, abs=4 * errors[0] / 600**0.5)
     assert np.std(scores) == pytest.approx(errors[0], rel=0.1)
     assert errors[0] > 2 * (0.5 / 40**0.5)  # binomial counting would promise less than half of it
+
+
+def test_samples_drawn_towards_training_images_are_told_from_copies(digits: tuple[Pixels, Pixels]) -> None:
+    """A third of the way from a new image to the nearest training image."""
+    train, held_out = digits
+    new, pool = held_out[:180], held_out[180:]
+    nearest_train = train[distances(new, train, pool).train_index[:, 0]]
+    found = memorisation(new + (nearest_train - new) / 3, train, pool, "pixels")
+    assert found.significant
+    assert found.copies == 0
+    assert found.verdict.startswith("drawn to training images")
 
 
 def test_an_image_in_both_sets_counts_half() -> None:

@@ -24,6 +24,7 @@ from epg.evaluation.nearest import nearest
 
 COPY_RATIO = 1 / 3
 SIGNIFICANT = 3.0  # standard errors
+NOTICEABLE = 0.01  # share of outright copies beyond that of real images
 FEWEST_IN_CELL = 20  # samples, and held-out images, of a cell that counts for C_T
 MOST_CELLS = 20
 
@@ -77,7 +78,11 @@ class Memorisation:
         if not self.fair:
             return f"nothing can be said: this space tells training from held-out images (control {self.control:.2f})"
         if self.significant:
-            return f"nearer to training images than chance allows: like {self.score:.0%} copies among new images"
+            if self.copies > self.copies_held_out + NOTICEABLE:
+                return (
+                    f"copies training images: nearer to them than chance allows, {self.copies:.0%} of samples outright"
+                )
+            return "drawn to training images: nearer to them than chance allows, but hardly any sample is a copy"
         if self.score < -SIGNIFICANT * self.error:
             return "nearer to the held-out images: are they what the model was trained on, or duplicates of it?"
         return "no sign of memorisation"
