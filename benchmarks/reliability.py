@@ -408,25 +408,22 @@ def leaking(steps: int, folder: Path) -> list[Figure]:
     ]
 
 
-PARTS: dict[str, Callable[[int, Path], list[Figure]]] = {
-    "kills": kills,
-    "mutations": mutations,
-    "power": power,
-    "retention": retention,
-    "boundaries": resumed,
-    "signals": signalled,
-    "equality": equal,
-    "worlds": worlds,
-    "order": order,
-    "draws": drawn,
-    "bytes": surroundings,
-    "launched": under_torchrun,
-    "loaders": loaders,
-    "leaks": leaking,
+PARTS: dict[str, tuple[str, Callable[[int, Path], list[Figure]]]] = {
+    "kills": ("R1", kills),
+    "mutations": ("R4", mutations),
+    "power": ("R2", power),
+    "retention": ("R9", retention),
+    "boundaries": ("R5", resumed),
+    "signals": ("R8", signalled),
+    "equality": ("D2", equal),
+    "worlds": ("R7", worlds),
+    "order": ("D3", order),
+    "draws": ("D4", drawn),
+    "bytes": ("D1", surroundings),
+    "launched": ("F3", under_torchrun),
+    "loaders": ("F4", loaders),
+    "leaks": ("F5", leaking),
 }
-
-
-GOALS = dict(zip(PARTS, "R1 R4 R2 R9 R5 R8 D2 R7 D3 D4 D1 F3 F4 F5".split(), strict=True))
 
 
 def show(figures: Sequence[Figure]) -> None:
@@ -451,9 +448,7 @@ def main() -> int:
     parser.add_argument("--tier", choices=SIZES, default="nightly")
     parser.add_argument("--out", type=Path, help="JSON file for the figures, written after every part")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
-    parser.add_argument(
-        "--show", type=Path, nargs="+", help="print the table of such JSON files as markdown, and no more"
-    )
+    parser.add_argument("--show", type=Path, nargs="+", help="only print the figures in such JSON files, as markdown")
     parser.add_argument("--scratch", type=Path, help="folder to work in; a temporary one if not given")
     options = parser.parse_args()
     if options.show:
@@ -466,13 +461,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         for name in options.only:
             folder, started = Path(scratch) / name, time.perf_counter()
+            goal, part = PARTS[name]
             folder.mkdir()
             try:
-                new = PARTS[name](SIZES[options.tier][name], folder)
+                new = part(SIZES[options.tier][name], folder)
             except Exception as error:  # the other parts have figures of their own
-                new = [
-                    Figure(GOALS[name], f"{name}: could not be run", f"{type(error).__name__}: {error}"[:300], False)
-                ]
+                new = [Figure(goal, f"{name}: could not be run", f"{type(error).__name__}: {error}"[:300], False)]
             new[-1].seconds = time.perf_counter() - started
             figures += new
             shutil.rmtree(folder, ignore_errors=True)
