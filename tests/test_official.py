@@ -240,7 +240,7 @@ def test_a_zip_bomb_is_refused_before_it_is_read(tmp_path):
         for member in old.infolist():
             bomb.writestr(member.filename, old.read(member))
     assert (tmp_path / "bomb.pth").stat().st_size < 2**17  # of 16 MiB
-    with pytest.raises(ArtefactError, match="compressed or claims more than it holds"):
+    with pytest.raises(ArtefactError, match="claims more than it holds"):
         read_state_dict(tmp_path / "bomb.pth")
     assert torch.load(tmp_path / "bomb.pth", weights_only=True)["w"].numel() == 2**22  # what it would have cost
 

@@ -86,9 +86,9 @@ def convert(
     if isinstance(found, pipeline.Saved):
         if target not in FILES:
             raise UserError(f"{source}: a pipeline folder already; --to takes {', '.join(FILES)}")
-        write_file(target, out, found.tensors(), "diffusion", found.generator)
+        write_file(target, out, found.tensors, "diffusion", found.generator)
     elif target in FILES:
-        write_file(target, out, found.tensors(), found.config.stage, found.generator)
+        write_file(target, out, found.tensors, found.config.stage, found.generator)
     else:
         write_folder(target, out, found, card or Card(), push)
     if push is not None:
@@ -157,14 +157,20 @@ def replaceable(out: Path) -> bool:
 
 
 def write_file(
-    target: Target, out: Path, tensors: dict[str, Tensor], stage: Stage, generator: Callable[[], Generator]
+    target: Target,
+    out: Path,
+    tensors: Callable[[], dict[str, Tensor]],
+    stage: Stage,
+    generator: Callable[[], Generator],
 ) -> None:
     """One file: state dict under the release's names, or the program of a one-step generator. Raises OutputError."""
     with written(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         if target == "release":
-            renamed = to_release(tensors, stage)
-            save_file(renamed, out) if out.suffix == ".safetensors" else torch.save(renamed, out)
+            renamed = to_release(tensors(), stage)
+            temporary = out.with_name(f".{out.name}")
+            save_file(renamed, temporary) if out.suffix == ".safetensors" else torch.save(renamed, temporary)
+            temporary.replace(out)
             print(f"{out}: {len(renamed)} tensors under the release's names")
         else:
             export_to = programs.export_program if target == "program" else programs.export_onnx

@@ -135,7 +135,8 @@ class EPGPipeline(DiffusionPipeline):
                     tensors = {"latents": x, "denoised": denoised}
                     chosen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     changed = callback_on_step_end(self, step, float(sigmas[step]), chosen) or {}
-                    x.copy_(changed.get("latents", x))
+                    if changed.get("latents", x) is not x:
+                        x.copy_(changed["latents"])
 
             values = model.draw(labels, range(count), watch=watch)
             if one_step:
