@@ -145,6 +145,29 @@ def test_memory_is_used_again(digits):
     assert len(places) <= loader.slots
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pinned_batches_are_copies(digits, workers, monkeypatch):
+    """The path to a GPU, with ordinary memory in the place of page-locked memory, which needs a driver."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.clone()) or pinned[-1])
+    assert_same(stream(digits, steps=30, workers=workers, pin_memory=True), stream(digits, steps=30))
+    assert len(pinned) == 3 * 30
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_reach_a_gpu_pinned_and_without_being_overwritten(digits):
+    loader = BatchLoader(digits, batch_size=24, seed=4, workers=2, pin_memory=True)
+    moved = []
+    for (batch,) in islice(loader, 60):
+        assert batch.images.is_pinned()
+        moved.append(batch.to("cuda").images)
+    expected = [batch.images for (batch,) in islice(BatchLoader(digits, batch_size=24, seed=4), 60)]
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(moved, expected, strict=True))
+    assert all(images.is_contiguous() for images in moved)
+
+
 def test_processes_that_are_not_forked_work_too(digits, monkeypatch):
     spawn = multiprocessing.get_context("spawn")
     monkeypatch.setattr("epg.data.workers.mp.get_context", lambda *_: spawn)
