@@ -17,13 +17,13 @@ def wanted(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> dict[int
     return {n: signals.expected(driver, folder / str(n), "diffusion", n) for n in (1, 2)}
 
 
-@pytest.mark.parametrize("moment", signals.MOMENTS)
-@pytest.mark.parametrize(("processes", "ranks"), [(1, [0]), (2, [1])])
+CASES = [*((moment, 1, [0]) for moment in signals.MOMENTS), ("step", 2, [1]), ("save", 2, [0]), ("startup", 2, [1])]
+
+
+@pytest.mark.parametrize(("moment", "processes", "ranks"), CASES)
 def test_a_signal_in_the_middle_of(
     moment: str, processes: int, ranks: list[int], driver: Driver, tmp_path: Path, wanted: dict[int, str]
 ) -> None:
-    if moment == "save" and ranks == [1]:
-        ranks = [0]  # the process that writes
     number = signals.NUMBERS[signals.MOMENTS.index(moment) % 3]
     arguments = (driver, tmp_path / "run", "diffusion", processes, moment, number, ranks, wanted[processes])
     assert signals.at_a_moment(*arguments) == ""
