@@ -129,8 +129,9 @@ def _choose(
     names = [names[i].removeprefix(b"./") for i in members]
     last = {name: k for k, name in enumerate(names)} if len(set(names)) < len(names) else {}
     found, extras, dropped = Found(), dict[bytes, int](), set[int]()
-    bad = np.flatnonzero(np.isin(members, list(problems))).tolist()
-    for k in _unusual(names).union(bad, (k for k, name in enumerate(names) if last and last[name] != k)):
+    closer = _unusual(names).union(np.flatnonzero(np.isin(members, list(problems))).tolist())
+    closer.update(k for k, name in enumerate(names if last else ()) if last[name] != k)
+    for k in sorted(closer):
         name, reason = names[k], problems.get(int(members[k]))
         if last.get(name, k) != k:
             reason = "a later member of the archive has the same name and is used instead"
