@@ -37,6 +37,14 @@ def test_config_and_weights_come_back(model, tmp_path):
     assert EPGModel.from_config(model.config).config.depth == 2
 
 
+def test_a_pickle_is_not_read(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        EPGModel.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_that_of_the_generator(model, tmp_path, dtype):
     model.save_pretrained(tmp_path)

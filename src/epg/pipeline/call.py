@@ -6,21 +6,18 @@ This file and what it uses of the package travel with every saved folder (`epg.p
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
-from PIL import Image
 from torch import Tensor
 
 from epg.data.normalize import Normalizer
 from epg.denoiser import Denoiser
-from epg.generator import Generator
+from epg.pipeline.request import Randomness, RequestedGenerator, Seeds, as_output, seeds_of
 
-Randomness = int | torch.Generator | Sequence[torch.Generator] | None
 CONSISTENCY = ("one_step", "multistep")
 SAMPLERS = ("heun", "euler", "edm_stochastic", "euler_ancestral", *CONSISTENCY)
 # The classes of a saved folder, and the modules in it that hold them.
@@ -189,7 +186,7 @@ class EPGPipeline(DiffusionPipeline):
                 raise ValueError(f"class_labels: {label!r} is no whole number from 0 to {classes - 1}")
         return torch.tensor(labels, dtype=torch.int64)
 
-    def _generator(self, sampling: dict[str, Any], latents: Tensor | None, seeds: "Seeds") -> "RequestedGenerator":
+    def _generator(self, sampling: dict[str, Any], latents: Tensor | None, seeds: Seeds) -> RequestedGenerator:
         noise = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5} | (self.config.noise or {})
         size = self.transformer.config.sample_size
         shift = noise.pop("shift", size / 64)
@@ -232,62 +229,8 @@ class EPGPipeline(DiffusionPipeline):
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
 
 
-Seeds = tuple[tuple[int, range], ...]
-
-
-@dataclass(frozen=True)
-class RequestedGenerator(Generator):
-    """Draws what a call asked for: images with seeds and indices of their own, or from given noise."""
-
-    seeds: Seeds = ()
-    latents: Tensor | None = None
-    place: torch.device | None = None
-    """Where the network computes: while it is offloaded, its weights are elsewhere."""
-
-    @property
-    def device(self) -> torch.device:
-        return super().device if self.place is None else self.place
-
-    def unit_noise(self, indices: Sequence[int], seed: int = 0, step: int = -1) -> Tensor:
-        if step == -1 and self.latents is not None:
-            return self.latents.to(self.device, torch.float32)
-        draw = super().unit_noise
-        return torch.cat([draw(images, seed, step) for seed, images in self.seeds])
-
-
-def seeds_of(generator: Randomness, count: int, first: int = 0) -> Seeds:
-    """Seeds and the indices of the images that are drawn from each."""
-    if isinstance(generator, Sequence):
-        if len(generator) != count:
-            raise ValueError(f"generator: {len(generator)} of them for {count} images")
-        return tuple((seed_of(each), range(first, first + 1)) for each in generator)
-    seed = generator if isinstance(generator, int) else seed_of(generator or torch.default_generator)
-    return ((seed, range(first, first + count)),)
-
-
-def seed_of(generator: torch.Generator) -> int:
-    """The seed of a fresh generator; of one that was used, a number drawn from it. Either moves on by one number."""
-    seed = generator.initial_seed()
-    untouched = torch.Generator(generator.device).manual_seed(seed).get_state()
-    fresh = torch.equal(generator.get_state(), untouched)
-    drawn = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    return seed if fresh else drawn
-
-
 def change_json(file: Path, **changes: Any) -> None:
     """Sets entries of a saved configuration, and takes out the path of this machine that it came from."""
     content = json.loads(file.read_text()) | changes
     content.pop("_name_or_path", None)
     file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def as_output(values: Tensor, normalizer: Normalizer, output_type: str) -> Any:
-    """Network values (N, C, H, W) as the type of output that was asked for."""
-    if output_type == "latent":
-        return values
-    if output_type == "pt":
-        return normalizer.decode_unit(values).clamp(0, 1)
-    if output_type == "np":
-        return normalizer.decode_unit(values).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-    pixels = normalizer.decode(values).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in pixels]

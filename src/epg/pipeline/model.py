@@ -65,7 +65,8 @@ class EPGModel(EPG, ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
-        """As in diffusers; a half-precision `dtype` converts after loading, so that norms keep all their digits."""
+        """As in diffusers, from safetensors alone; a half-precision `dtype` converts after loading, norms excepted."""
+        kwargs.setdefault("use_safetensors", True)
         dtype, torch_dtype = kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None)
         model = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         return model if (dtype or torch_dtype) is None else model.to(dtype or torch_dtype)
