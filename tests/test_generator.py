@@ -267,6 +267,15 @@ def test_half_precision(dtype, sampler):
     assert model.draw(LABELS, range(8)).dtype == torch.float32
 
 
+def test_float64():
+    """Networks trained in float64 draw in it."""
+    model = tiny_generator()
+    expected = model.sample(LABELS)
+    model.denoiser.double()
+    assert model.draw(LABELS, range(8)).dtype == torch.float64
+    assert levels_apart(model.sample(LABELS), expected) <= 1
+
+
 def test_half_precision_is_that_of_training():
     """Converting the weights beforehand gives what autocast does with float32 weights."""
     model, converted = tiny_generator(), tiny_generator()

@@ -52,10 +52,10 @@ def pixels(out: Path, count: int = COUNT) -> np.ndarray[Any, np.dtype[np.int64]]
     return np.stack([np.asarray(Image.open(out / f"{i:06d}.png"), np.int64) for i in range(count)])
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_batch_sizes(export, whole, tmp_path, batch_size):
-    write_samples(export, tmp_path, Request(**{**vars(REQUEST), "batch_size": batch_size}))
-    difference = np.abs(pixels(tmp_path) - pixels(whole))
+@pytest.mark.parametrize(("batch_size", "count"), [(1, 50), (3, COUNT)])
+def test_batch_sizes(export, whole, tmp_path, batch_size, count):
+    write_samples(export, tmp_path, Request(**{**vars(REQUEST), "batch_size": batch_size, "count": count}))
+    difference = np.abs(pixels(tmp_path, count) - pixels(whole, count))
     assert difference.max() <= 1
     assert difference.sum() <= difference.size / 10_000
 

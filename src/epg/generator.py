@@ -59,13 +59,14 @@ class Generator:
     def unit_noise(self, indices: Sequence[int], seed: int = 0, step: int = -1) -> Tensor:
         """Standard normal numbers (N, C, H, W), those of each image from a generator of its own.
 
-        They are drawn on the CPU, so that every device gives the same images. `step` is -1 for the start.
+        They are drawn on the CPU, so that every device gives the same images. `step` is -1 for the start. Float64 for
+        a network in float64, else float32.
         """
         # From pinned memory the copy needs no synchronisation: a GPU computes while the next step's numbers are drawn.
         noise = torch.empty((len(indices), *self.image_shape), pin_memory=self.device.type == "cuda")
         for row, i in zip(noise, indices, strict=True):
             torch.randn(self.image_shape, generator=generator("cpu", seed, "sample", i, step), out=row)
-        return noise.to(self.device, non_blocking=True)
+        return noise.to(self.device, torch.promote_types(torch.float32, self.dtype), non_blocking=True)
 
     def sigmas(self, sampling: "SamplingConfig | None" = None) -> Tensor:
         """The shifted grid of sampling settings (None: the generator's own), float64, ending in 0."""
@@ -214,8 +215,8 @@ class Generator:
         self, sampling: "SamplingConfig | None" = None, guide: "Generator | None" = None
     ) -> tuple[float, float]:
         """Evaluations of one image, of this network and of the guide's, counted by running the sampler on neither."""
-        idle = replace(self, denoiser=_Idle(self.denoiser.network))
-        idle_guide = None if guide is None else replace(guide, denoiser=_Idle(guide.denoiser.network))
+        idle = replace(self, denoiser=Idle(self.denoiser.network))
+        idle_guide = None if guide is None else replace(guide, denoiser=Idle(guide.denoiser.network))
         labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
         with EvaluationCounter(idle.denoiser) as own:
             if idle_guide is None:
@@ -258,7 +259,7 @@ def to_half_precision(network: nn.Module, dtype: torch.dtype) -> None:
             module.to(dtype)
 
 
-class _Idle(Denoiser):
+class Idle(Denoiser):
     """Stands in for a denoiser where only its calls matter."""
 
     def forward(

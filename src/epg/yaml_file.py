@@ -1,6 +1,7 @@
 """YAML files of users: plain data, small and shallow, and on which line each key stands."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +19,37 @@ Keys = tuple[str, ...]
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError, with the line, for anything that is no plain, modest data."""
-    root = _compose(path)
-    try:
+    with _explained(path):
+        loader, root = _tree(path)
         if not isinstance(root, yaml.MappingNode):
             raise UserError(f"{path}: a recipe is a mapping of sections")
         for _ in _checked(root, path):
             pass
-        content: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    except RecursionError:
-        raise UserError(f"{path}: nested more than {DEPTH_CAP} deep") from None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+        content: dict[str, Any] = loader.construct_document(root)
     return content
 
 
 def key_lines(path: Path) -> dict[Keys, int]:
     """The line (from 1) of every key of a file that `read_yaml` reads."""
-    return {keys: node.start_mark.line + 1 for keys, node in _checked(_compose(path), path)}
+    with _explained(path):
+        return {keys: node.start_mark.line + 1 for keys, node in _checked(_tree(path)[1], path)}
 
 
-def _compose(path: Path) -> yaml.Node | None:
-    """The file's tree, nothing in it made into an object."""
+def _tree(path: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
+    """The file as nodes, nothing of it made into an object, and what makes plain objects of them."""
+    with path.open("rb") as stream:
+        data = stream.read(SIZE_CAP + 1)
+    if len(data) > SIZE_CAP:
+        raise UserError(f"{path}: larger than {SIZE_CAP:,} bytes; that is no recipe")
+    loader = yaml.SafeLoader(data.decode("utf-8"))
+    return loader, loader.get_single_node()
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns what can go wrong inside the `with` into UserErrors."""
     try:
-        with path.open("rb") as stream:
-            data = stream.read(SIZE_CAP + 1)
-        if len(data) > SIZE_CAP:
-            raise UserError(f"{path}: larger than {SIZE_CAP:,} bytes; that is no recipe")
-        return yaml.compose(data.decode("utf-8"), Loader=yaml.SafeLoader)
+        yield
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -55,6 +58,8 @@ def _compose(path: Path) -> yaml.Node | None:
         raise UserError(f"{path}: not valid YAML: {error}") from error
     except RecursionError:
         raise UserError(f"{path}: nested more than {DEPTH_CAP} deep") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
 
 
 def _checked(root: yaml.Node | None, path: Path) -> Iterator[tuple[Keys, yaml.Node]]:

@@ -125,7 +125,7 @@ def campaign(name: str, file: Path, count: int, seed: int) -> Counter[str]:
     for number in range(count):
         content = mutated(original, chooser)
         file.write_bytes(content)
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             reader(file)
             found["read"] += 1
@@ -133,7 +133,7 @@ def campaign(name: str, file: Path, count: int, seed: int) -> Counter[str]:
             found[type(error).__name__ if str(error) else "silent"] += 1
         except Exception as error:
             raise AssertionError(f"{name}, mutation {number}: {error!r} from {content[:200]!r}") from error
-        assert time.perf_counter() - start <= 2, (name, number)
+        assert time.process_time() - start <= 2, (name, number)
     assert not found["silent"]
     file.write_bytes(original)
     reader(file)

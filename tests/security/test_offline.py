@@ -24,7 +24,6 @@ TINY = (
 COMMANDS = [
     f"pretrain digits {TINY}",
     f"finetune digits --encoder runs/digits/pretraining --training.power-ema 0.1 {TINY}",
-    f"finetune digits --stage consistency --encoder runs/digits/pretraining {TINY}",
     "sample runs/digits/diffusion --count 4 --npz --animation gif --device cpu --out samples",
     "verify runs/digits/diffusion",
     "info digits",
@@ -36,6 +35,7 @@ COMMANDS = [
     "ema runs/digits/diffusion --sigma-rel 0.1 --out averaged",
 ]
 SLOW_COMMANDS = [
+    f"finetune digits --stage consistency --encoder runs/digits/pretraining {TINY}",
     "evaluate runs/digits/diffusion --count 40 --device cpu --out receipt.json",
     "evaluate runs/digits/diffusion --count 40 --seed 1 --device cpu --out other.json",
     "compare receipt.json other.json --out table.md",
@@ -94,10 +94,15 @@ def outcomes(everything: list[Outcome]) -> list[tuple[str, dict[str, Any]]]:
     return [(" ".join(what["arguments"]), found) for what, found in everything[: len(COMMANDS) + 1]]
 
 
+def calls(found: dict[str, Any]) -> list[str]:
+    """Events that concern the network (matplotlib asks the system for its fonts the first time)."""
+    return [event for event in found["events"] if not event.startswith("subprocess.Popen ('fc-list'")]
+
+
 def test_every_verb_works_and_asks_nobody(outcomes: list[tuple[str, dict[str, Any]]]) -> None:
     for command, found in outcomes:
         assert found["code"] == (70 if command == DIVERGING else 0), (command, found["output"][-1500:])
-        assert not found["events"], (command, found["events"])
+        assert not calls(found), (command, found["events"])
 
 
 def test_a_missing_file_is_named_and_not_looked_for_elsewhere(everything: list[Outcome]) -> None:
@@ -107,7 +112,7 @@ def test_a_missing_file_is_named_and_not_looked_for_elsewhere(everything: list[O
         told = f"epg {' '.join(what['arguments'])}: {found}"
         assert found["code"] in (2, 65, 77), told
         assert what["gone"] in found["output"].replace("\n", ""), told
-        assert not found["events"], told
+        assert not calls(found), told
         assert found["seconds"] < 10, told
 
 
