@@ -79,7 +79,8 @@ class Memorisation:
             return f"nothing can be said: this space tells training from held-out images (control {self.control:.2f})"
         if self.significant:
             if self.copies > self.copies_held_out + NOTICEABLE:
-                return f"copies training images: {self.copies:.0%} of samples outright"return "drawn to training images: nearer to them than chance allows, but hardly any sample is a copy"
+                return f"copies training images: {self.copies:.0%} of samples outright"
+            return "drawn to training images: nearer to them than chance allows, but hardly any sample is a copy"
         if self.score < -SIGNIFICANT * self.error:
             return "nearer to the held-out images: are they what the model was trained on, or duplicates of it?"
         return "no sign of memorisation"
