@@ -79,13 +79,13 @@ class Trained:
     """The network's state dict, on the CPU: an EPG's, or an RCM's after pre-training. Raises ArtefactError."""
 
     def generator(self, device: torch.device | str = "cpu") -> Generator:
-        """The generator of stage 2, ready to sample. Raises ArtefactError."""
+        """The generator of stage 2, ready to sample; it needs no `torch.no_grad()`. Raises ArtefactError."""
         with torch.device("meta"):
             network = build_epg(self.config.model, self.config.data)
         weights = self.tensors()
         match(weights, network.state_dict(), str(self.path), types=False)
         network.load_state_dict({name: t.float() for name, t in weights.items()}, assign=True)
-        return generator_of(self.config, network.eval().to(device), self.class_names)
+        return generator_of(self.config, network.eval().requires_grad_(False).to(device), self.class_names)
 
 
 def read(path: Path, ema: float | None = None) -> Trained:

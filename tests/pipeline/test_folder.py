@@ -68,6 +68,7 @@ def test_it_comes_back(saved):
     pipe = quiet(EPGPipeline.from_pretrained(saved))
     assert torch.equal(pixels(pipe(LABELS, generator=3).images), expected)
     assert torch.equal(load(saved).sample(torch.tensor(LABELS), seed=3), expected)
+    assert not any(p.requires_grad for p in load(saved).denoiser.parameters())
     assert load(saved).class_names == ("cat", "dog", "goldfish")
 
 

@@ -123,12 +123,12 @@ class Saved:
         return tuple(names[i] for i in range(len(names))) if complete else ()
 
     def generator(self, device: torch.device | str = "cpu") -> Generator:
-        """The generator with its weights, ready to sample."""
+        """The generator with its weights, ready to sample; it needs no `torch.no_grad()`."""
         network = self.model.build()
         network.load_state_dict({name: t.float() for name, t in self.tensors().items()}, assign=True)
         settings, noise = self.settings, self.settings.noise
         denoiser = Denoiser(
-            network.eval().to(device),
+            network.eval().requires_grad_(False).to(device),
             settings.parameterization,
             sigma_min=noise.shift * noise.sigma_min,
             sigma_data=noise.sigma_data,
