@@ -1,9 +1,12 @@
 """Several processes as one: joining them, failing together, a few collectives that are the identity in a single one."""
 
 import os
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,10 +53,36 @@ def processes(timeout: float = 600.0) -> Iterator[None]:
         store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=limit)
+    everybody: list[Any] = [None] * count
+    dist.all_gather_object(everybody, (socket.gethostname(), os.getpid()))
     try:
         yield
+    except UserError:
+        raise
+    except Exception as error:
+        for note in missing(everybody):
+            error.add_note(note)
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def missing(everybody: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """What to say of processes on this machine that have ended: a collective that fails only knows an address."""
+    time.sleep(0.5)  # connections close before a process has ended
+    for number, (host, pid) in enumerate(everybody):
+        if host == socket.gethostname() and not _alive(pid):
+            yield f"rank {number} (process {pid}) has ended, without an error of its own that could be seen from here"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except ProcessLookupError:
+        return False
+    except OSError:  # there is no such file on this system
+        return True
 
 
 @contextmanager

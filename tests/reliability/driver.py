@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,8 @@ def _serve() -> None:
                 code = 1
                 try:
                     code = _child(request, number)
-                except BaseException as error:
-                    print(f"{type(error).__name__}: {error}", flush=True)
+                except BaseException:
+                    traceback.print_exc()
                 finally:
                     sys.stdout.flush()
                     sys.stderr.flush()

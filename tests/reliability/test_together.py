@@ -56,6 +56,15 @@ def test_all_stop_when_one_fails_before_the_first_step(driver: Driver, tmp_path:
     assert job.seconds < 30
 
 
+def test_a_process_that_ends_without_a_word_is_named_by_the_others(driver: Driver, tmp_path: Path) -> None:
+    act = {"what": "exit", "moment": "step", "step": 3, "ranks": [1]}
+    job = driver.start(tmp_path / "run", config(), processes=2, act=act)
+    pid = job.pids[1]
+    assert job.wait() == [1, 0]
+    assert f"rank 1 (process {pid}) has ended" in job.said
+    assert "rank 0 (process" not in job.said
+
+
 # The log after a resume -----------------------------------------------------------------------------------------------
 
 

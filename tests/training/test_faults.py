@@ -61,7 +61,7 @@ def test_fp16_overflow_lowers_the_scale_and_survives_a_resume(tmp_path: Path) ->
     run.trainer.loss_scale.scale = 2.0**24
     run.trainer.run()
     assert run.trainer.loss_scale.scale < 2.0**24
-    assert run.trainer.skipped == 0
+    assert run.trainer.skips.total == 0
     again = prepare_run(config, tmp_path)
     again.trainer.restore()
     assert again.trainer.loss_scale == run.trainer.loss_scale
@@ -116,7 +116,7 @@ def _nan_on_one_rank(rank: int, port: int, folder: str, parallel: str) -> None:
         if rank == 1:
             poison(run.trainer, range(3, 5))
         run.trainer.run()
-        (Path(folder) / f"skipped-{rank}").write_text(str(run.trainer.skipped))
+        (Path(folder) / f"skipped-{rank}").write_text(str(run.trainer.skips.total))
     os._exit(0)  # as `epg` does, see epg.cli.entry
 
 

@@ -196,8 +196,8 @@ def test_a_non_finite_step_is_skipped_and_counted(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="step 4: not finite"):
         run.trainer.run()
     assert run.trainer.step == 8
-    assert run.trainer.skipped == 2
-    assert run.trainer.skipped_in_row == 0
+    assert run.trainer.skips.total == 2
+    assert run.trainer.skips.in_row == 0
     assert [line["skipped"] for line in read_log(tmp_path)] == [0, 0, 0, 0, 1, 2, 2, 2]
     assert all(bool(torch.isfinite(t).all()) for t in tensors(tmp_path).values())
 

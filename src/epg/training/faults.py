@@ -7,8 +7,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import nn
 
 from epg.data.loader import Batch
 from epg.distributed import rank, world_size
-from epg.errors import InterruptedRunError
+from epg.errors import DivergedError, InterruptedRunError
 from epg.objectives.base import Objective
 
 STUCK_EXIT_CODE = 71
@@ -60,6 +62,27 @@ class LossScale:
         if self.good_steps == self.growth_steps:
             self.scale, self.good_steps = 2 * self.scale, 0
         return False
+
+
+@dataclass
+class Skips:
+    """Steps left out because a gradient was not finite: in all, and in a row, of which `limit` end the run."""
+
+    limit: int
+    total: int = 0
+    in_row: int = 0
+
+    def add(self, what: str, explain: Callable[[], str], folder: Path) -> None:
+        """Counts one, with a warning. Raises DivergedError, with the cause that `explain` finds, for the last one."""
+        self.total += 1
+        self.in_row += 1
+        if self.in_row < self.limit:
+            warnings.warn(f"{what}; skipped, {self.in_row} of {self.limit} in a row", stacklevel=3)
+            return
+        raise DivergedError(
+            f"{what}, the {self.limit}. step in a row. Cause: {explain()}. Checkpoints in {folder} are intact. Lower "
+            "--optimizer.lr, set --optimizer.clip, or use --training.precision fp32, and run again."
+        )
 
 
 class StopSignals:

@@ -20,11 +20,11 @@ from epg.distributed import agree, full, rank, world_size
 from epg.errors import DivergedError, InterruptedRunError, PeerError
 from epg.objectives.base import Objective
 from epg.training.ema import EMA
-from epg.training.faults import LossScale, StopSignals, Watchdog, explain_non_finite
+from epg.training.faults import LossScale, Skips, StopSignals, Watchdog, explain_non_finite
 from epg.training.optim import learning_rate, make_optimizer
 from epg.training.parallel import gradient_sync, pick_device, refuse_uneven_processes, wrap
 from epg.training.report import Reporter
-from epg.training.resume import Start
+from epg.training.resume import Start, warn_of_threads
 from epg.training.snapshot import capture, restore
 from epg.training.tracking import Trackers, open_trackers, require_trackers
 from epg.training.writer import CheckpointWriter
@@ -92,7 +92,8 @@ class Trainer:
         self.signals = StopSignals()
         self.watchdog = Watchdog(config.training.timeout)
         self.stop_signal = 0.0
-        self.step = self.skipped = self.skipped_in_row = 0
+        self.skips = Skips(config.training.max_nonfinite)
+        self.step = 0
 
     # The loop -------------------------------------------------------------------------------------------------------
 
@@ -170,7 +171,7 @@ class Trainer:
             self.objective.after_step()
             self.ema.update(self.step + 1)
             self.loss_scale.update(finite=True)
-            self.skipped_in_row = 0
+            self.skips.in_row = 0
         self.step += 1
         return StepResult({} if bad else {**losses, "grad_norm": norm}, lr)
 
@@ -188,29 +189,19 @@ class Trainer:
         return total
 
     def _skip(self, batches: Sequence[Batch], losses: dict[str, Tensor], norm: Tensor) -> None:
-        """Counts a step that is left out, and ends the run after too many in a row."""
+        """Leaves the step out: overflow of fp16, which will be scaled less, or something to count."""
         if self.loss_scale.update(finite=False):
-            return  # fp16 overflowed and will be scaled less
-        self.skipped += 1
-        self.skipped_in_row += 1
-        values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items() if "/" not in name)
-        text = f"step {self.step}: not finite (gradient norm {float(norm):.4g}; {values})"
-        limit = self.config.training.max_nonfinite
-        if self.skipped_in_row < limit:
-            warnings.warn(f"{text}; skipped, {self.skipped_in_row} of {limit} in a row", stacklevel=2)
             return
-        raise DivergedError(
-            f"{text}, the {limit}. step in a row. Cause: {explain_non_finite(self.objective, batches, self.step)}. "
-            f"Checkpoints in {self.folder} are intact. Lower --optimizer.lr, set --optimizer.clip, or use "
-            "--training.precision fp32, and run again."
-        )
+        values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items() if "/" not in name)
+        what = f"step {self.step}: not finite (gradient norm {float(norm):.4g}; {values})"
+        self.skips.add(what, lambda: explain_non_finite(self.objective, batches, self.step), self.folder)
 
     def _numbers(self, result: StepResult, batch: Batch) -> dict[str, float | Tensor]:
         """What a log line says besides losses and rates. All processes call it together."""
         with self._autocast():
             diagnostics = self.objective.diagnostics(batch.to(self.device), self.step - 1)
         schedules = self.objective.schedule_numbers(self.step - 1)
-        return {"lr": result.lr, "skipped": self.skipped, **schedules, **diagnostics}
+        return {"lr": result.lr, "skipped": self.skips.total, **schedules, **diagnostics}
 
     def _after_step(self, trackers: Trackers) -> None:
         training, last = self.config.training, self.step == self.config.training.steps
@@ -276,8 +267,8 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
             "class_names": list(self.dataset.class_names),
             "data": self.dataset.fingerprint(),
-            "skipped": self.skipped,
-            "skipped_in_row": self.skipped_in_row,
+            "skipped": self.skips.total,
+            "skipped_in_row": self.skips.in_row,
             "loss_scale": self.loss_scale.scale,
             "loss_scale_good_steps": self.loss_scale.good_steps,
             "history": [] if self.start is None else self.start.history,
@@ -300,14 +291,9 @@ class Trainer:
         if self.start is None:
             return
         found = self.start.checkpoint
-        if found.manifest.threads != torch.get_num_threads():
-            warnings.warn(
-                f"{found.path}: written with {found.manifest.threads} CPU threads, continued with "
-                f"{torch.get_num_threads()}: equal up to rounding, not to the last bit (OMP_NUM_THREADS sets it)",
-                stacklevel=2,
-            )
+        warn_of_threads(found)
         restore(found, self.objective, self.optimizer, self.ema)
-        self.skipped, self.skipped_in_row = int(found.state["skipped"]), int(found.state["skipped_in_row"])
+        self.skips.total, self.skips.in_row = int(found.state["skipped"]), int(found.state["skipped_in_row"])
         self.loss_scale.scale = float(found.state["loss_scale"])
         self.loss_scale.good_steps = int(found.state["loss_scale_good_steps"])
         self.step = found.step

@@ -2,10 +2,13 @@
 
 import difflib
 import importlib.metadata
+import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from epg.config import RunConfig, parse
 from epg.errors import ArtefactError, UserError
@@ -166,6 +169,16 @@ def refuse_unknown(key: str, names: Collection[str]) -> None:
     if not any(belongs(name, {key}) for name in names):
         close = difflib.get_close_matches(key, names, n=1)
         raise UserError(f"--override {key}: is no setting" + (f"; did you mean {close[0]}?" if close else "."))
+
+
+def warn_of_threads(found: Checkpoint) -> None:
+    """Says where a run goes on with another number of CPU threads than it had."""
+    if found.manifest.threads != torch.get_num_threads():
+        warnings.warn(
+            f"{found.path}: written with {found.manifest.threads} CPU threads, continued with "
+            f"{torch.get_num_threads()}: equal up to rounding, not to the last bit (OMP_NUM_THREADS sets it)",
+            stacklevel=3,
+        )
 
 
 def describe(start: Start, config: RunConfig, images: int) -> str:
