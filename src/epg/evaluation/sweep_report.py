@@ -60,7 +60,7 @@ def notes(ranked: Sequence[Result], axes: Axes, metric: str) -> list[str]:
             found.append(f"the best --{name.replace('_', '-')}, {value:g}, is at the edge of what was tried: widen it")
     if close := [r for r in others if _tied(best, r, metric)]:
         found.append(
-            f"{len(close)} other points are within {CLEAR:g} standard errors; all share noise and labels, so their "
+            f"{len(close)} more within {CLEAR:g} standard errors; all share noise and labels, so their "
             "order is surer than that, but confirm the best with another --seed or a larger --count"
         )
     return found
