@@ -49,7 +49,8 @@ def random_boxes(
     Of `CROP_TRIES` boxes with area `scale` (fraction of the image) and log-uniform aspect `ratio` the first that
     fits is taken, else the largest centred one. `uniform` is (N, 2 * CROP_TRIES + 2) in [0, 1).
     """
-    sizes, places = uniform.double().split([2 * CROP_TRIES, 2], dim=1)
+    exact = uniform if uniform.device.type == "mps" else uniform.double()  # Apple's GPUs have no float64
+    sizes, places = exact.split([2 * CROP_TRIES, 2], dim=1)
     area = height * width * _between(sizes[:, :CROP_TRIES], *scale)
     aspect = torch.exp(_between(sizes[:, CROP_TRIES:], math.log(ratio[0]), math.log(ratio[1])))
     widths, heights = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()  # (N, tries)
