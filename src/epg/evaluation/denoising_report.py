@@ -52,7 +52,7 @@ def run_denoising(
         second = squared_errors(model, sources[1], grid, "held out", seed, lambda done: report(before + done, total))
     results = compare(grid, first, second)
     out = out or analysis_folder(path)
-    settings = {"model": str(path), "ema": ema, "seed": seed, "counts": [source.count for source in sources]}
+    settings = {"model": path.resolve().name, "ema": ema, "seed": seed, "counts": [source.count for source in sources]}
     shown = [{**asdict(r), "gap": r.gap, "z": r.z} for r in results]
     write_json({**settings, "levels": shown}, out / "denoising.json")
     save_figure(draw(results), out / "denoising.png")

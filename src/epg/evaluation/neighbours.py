@@ -145,8 +145,9 @@ def draw(results: Sequence[Neighbours]) -> "Figure":
 
 
 def described(source: DatasetSource, place: int) -> str:
-    """The name of an image."""
-    return source.dataset.describe(place if source.indices is None else int(source.indices[place]))
+    """The name of an image, with its folder and no more: reports are shown to others."""
+    name = source.dataset.describe(place if source.indices is None else int(source.indices[place]))
+    return "/".join(Path(name).parts[-2:])
 
 
 def report(

@@ -61,8 +61,8 @@ def run_probe(
         )
     out = out or analysis_folder(path)
     settings = {
-        "encoder": str(path),
-        "data": source,
+        "encoder": path.resolve().name,
+        "data": Path(source).name,
         "train": {"count": min(train_count, len(train)), "fingerprint": train.fingerprint()},
         "test": {"count": min(test_count, len(test)), "fingerprint": test.fingerprint()},
         "pool": pool,
