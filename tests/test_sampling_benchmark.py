@@ -44,6 +44,7 @@ def test_figures(benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFi
     assert "images/s" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_time_between_evaluations_is_overhead(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: work that the sampler does beside the network shows."""
     draw_batch = Job.draw_batch

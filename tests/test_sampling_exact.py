@@ -24,7 +24,7 @@ from epg.sampling import Request, write_samples
 from tests.generators import save_export
 from tests.helpers import tiny_config
 
-COUNT = 120
+COUNT = 96
 SETTINGS = ["--count", str(COUNT), "--batch-size", "8", "--device", "cpu", "--guidance", "2"]
 REQUEST = Request(count=COUNT, batch_size=8, device="cpu", changes={"guidance": 2.0})
 KILLS = 10
@@ -32,7 +32,7 @@ KILLS = 10
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sampling = {"sampler": "edm_stochastic", "steps": 8}
+    sampling = {"sampler": "edm_stochastic", "steps": 6}
     return save_export(tmp_path_factory.mktemp("exact") / "export", tiny_config(sampling=sampling))
 
 

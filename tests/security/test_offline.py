@@ -29,12 +29,12 @@ COMMANDS = [
     "info digits",
     "prepare pictures prepared --image-size 8 --workers 1",
     "inspect prepared --workers 1 --sheet sheet.png --report report.json",
-    "convert runs/digits/diffusion --to pipeline --out pipeline",
-    "sample pipeline --count 2 --device cpu --out more",
-    "denoising runs/digits/diffusion --levels 2 --out analysis",
     "ema runs/digits/diffusion --sigma-rel 0.1 --out averaged",
 ]
 SLOW_COMMANDS = [
+    "denoising runs/digits/diffusion --levels 2 --out analysis",
+    "convert runs/digits/diffusion --to pipeline --out pipeline",
+    "sample pipeline --count 2 --device cpu --out more",
     f"finetune digits --stage consistency --encoder runs/digits/pretraining {TINY}",
     "evaluate runs/digits/diffusion --count 40 --device cpu --out receipt.json",
     "evaluate runs/digits/diffusion --count 40 --seed 1 --device cpu --out other.json",
