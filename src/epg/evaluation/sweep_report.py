@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from epg.evaluation.compare import CLEAR, text
+from epg.evaluation.compare import CLEAR
+from epg.evaluation.compare_report import text
 from epg.evaluation.output import new_figure, save_figure, write_json
 from epg.evaluation.periodic import default_metric
 from epg.evaluation.sweep import Axes, Point, Result, metric_of
