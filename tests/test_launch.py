@@ -42,6 +42,7 @@ def start(launcher: list[str], out: Path) -> str:
     return done.stderr
 
 
+@pytest.mark.slow  # with every change: tests/reliability/test_launched.py
 def test_torchrun_trains_with_two_processes(tmp_path: Path) -> None:
     options = "--standalone --nproc-per-node 2 -m epg.cli"
     said = start([sys.executable, "-m", "torch.distributed.run", *options.split()], tmp_path)

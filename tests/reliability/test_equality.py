@@ -37,10 +37,9 @@ def test_control_what_is_not_the_same(control: str, driver: Driver, tmp_path: Pa
     assert found["ddp"].weights > 1e-6
 
 
-@pytest.mark.parametrize("worlds", [(1, 2, 1), (2, 1, 2)])
-def test_the_number_of_processes_may_change(worlds: tuple[int, ...], driver: Driver, tmp_path: Path) -> None:
+def test_the_number_of_processes_may_change(driver: Driver, tmp_path: Path) -> None:
     equality.run(driver, tmp_path / "one", equality.config("diffusion", STEPS), record={})
-    equality.change_on_the_way(driver, tmp_path / "many", "diffusion", STEPS, worlds, "fp64", seed=len(worlds))
+    equality.change_on_the_way(driver, tmp_path / "many", "diffusion", STEPS, (1, 2, 1), "fp64", seed=3)
     distance = equality.distance(tmp_path / "one", tmp_path / "many")
     assert distance.equal, distance
 
