@@ -25,8 +25,8 @@ from tests.generators import save_export
 from tests.helpers import tiny_config
 
 COUNT = 96
-SETTINGS = ["--count", str(COUNT), "--batch-size", "8", "--device", "cpu", "--guidance", "2"]
-REQUEST = Request(count=COUNT, batch_size=8, device="cpu", changes={"guidance": 2.0})
+SETTINGS = ["--count", str(COUNT), "--batch-size", "4", "--device", "cpu", "--guidance", "2"]
+REQUEST = Request(count=COUNT, batch_size=4, device="cpu", changes={"guidance": 2.0})
 KILLS = 10
 
 
@@ -66,7 +66,7 @@ def run_and_kill(work: Callable[[], None], out: Path, chooser: random.Random) ->
     while True:
         process = processes.Process(target=work)
         process.start()
-        goal = len(list(out.glob("0*.png"))) + chooser.randint(1, 2 * COUNT // KILLS - 3)
+        goal = len(list(out.glob("0*.png"))) + chooser.randint(1, COUNT // KILLS - 3)
         while process.is_alive() and (kills >= KILLS or len(list(out.glob("0*.png"))) < goal):
             time.sleep(0.001)
         if not process.is_alive():
@@ -80,7 +80,7 @@ def run_and_kill(work: Callable[[], None], out: Path, chooser: random.Random) ->
 
 def test_killed_runs_end_as_an_undisturbed_one(export, whole, tmp_path):
     kills = run_and_kill(lambda: write_samples(export, tmp_path, REQUEST), tmp_path, random.Random(0))
-    assert kills >= KILLS - 2
+    assert kills >= KILLS - 2  # it may finish before the last ones
     assert pictures(tmp_path) == pictures(whole)
     assert not list(tmp_path.glob(".*"))
 
