@@ -63,6 +63,7 @@ def run_state(config: RunConfig, class_names: Sequence[str] = (), data: str = "0
     return {
         "config": config.model_dump(mode="json"),
         "class_names": list(class_names),
+        "class_counts": [],
         "data": data,
         "skipped": 0,
         "skipped_in_row": 0,

@@ -132,7 +132,7 @@ def read_release(file: Path, recipe: str | None, stage: Stage | None) -> Trained
     averaged = "ema" in file.stem.lower() and config.stage != "pretraining"
     kind = f"ema-{config.training.ema[0] if config.training.ema else RELEASED_EMA}" if averaged else "model"
     print(f"{file}: {len(tensors)} tensors, {config.stage} of {config.recipe}, all accounted for", file=sys.stderr)
-    return Trained(file, config, 0, kind, (), lambda: tensors)
+    return Trained(file, config, 0, kind, (), (), lambda: tensors)
 
 
 # Targets --------------------------------------------------------------------------------------------------------------
@@ -205,7 +205,11 @@ def write_weights(folder: Path, found: Trained) -> None:
     tensors = found.tensors()
     if found.kind == "model":
         tensors = {f"{export.PREFIX}{name}": tensor for name, tensor in tensors.items()}
-    state = {"class_names": list(found.class_names), "config": found.config.model_dump(mode="json")}
+    state = {
+        "class_names": list(found.class_names),
+        "class_counts": list(found.class_counts),
+        "config": found.config.model_dump(mode="json"),
+    }
     export.write(folder, found.step, {found.kind: tensors}, state)
 
 

@@ -22,7 +22,9 @@ from epg.training.artefact import match
 from epg.training.checkpoint import find
 
 
-def generator_of(config: RunConfig, network: EPG, class_names: Sequence[str] = ()) -> Generator:
+def generator_of(
+    config: RunConfig, network: EPG, class_names: Sequence[str] = (), class_counts: Sequence[int] = ()
+) -> Generator:
     """A generator around a network that was trained with this configuration."""
     denoiser = Denoiser(
         network,
@@ -38,6 +40,7 @@ def generator_of(config: RunConfig, network: EPG, class_names: Sequence[str] = (
         config.data.image_size,
         config.sampling,
         tuple(class_names),
+        tuple(class_counts),
     )
 
 
@@ -75,6 +78,7 @@ class Trained:
     kind: str
     """Which weights these are: an average such as ema-0.9999, or the trained ones, `model`."""
     class_names: tuple[str, ...]
+    class_counts: tuple[int, ...]
     tensors: Callable[[], dict[str, Tensor]]
     """The network's state dict, on the CPU: an EPG's, or an RCM's after pre-training. Raises ArtefactError."""
 
@@ -85,7 +89,8 @@ class Trained:
         weights = self.tensors()
         match(weights, network.state_dict(), str(self.path), types=False)
         network.load_state_dict({name: t.float() for name, t in weights.items()}, assign=True)
-        return generator_of(self.config, network.eval().requires_grad_(False).to(device), self.class_names)
+        network = network.eval().requires_grad_(False).to(device)
+        return generator_of(self.config, network, self.class_names, self.class_counts)
 
 
 def read(path: Path, ema: float | None = None) -> Trained:
@@ -97,7 +102,13 @@ def read(path: Path, ema: float | None = None) -> Trained:
         if ema is not None and exported.kind != f"ema-{ema}":
             raise ArtefactError(f"{path}: no EMA with decay {ema}; it has {exported.kind}")
         return Trained(
-            exported.path, exported.config, exported.step, exported.kind, exported.class_names, exported.tensors
+            exported.path,
+            exported.config,
+            exported.step,
+            exported.kind,
+            exported.class_names,
+            exported.class_counts,
+            exported.tensors,
         )
     found = find(path)
     config = parse(found.state["config"], str(found.path))
@@ -111,4 +122,5 @@ def read(path: Path, ema: float | None = None) -> Trained:
         return {k.removeprefix(export.PREFIX): t for k, t in state.items() if k.startswith(export.PREFIX)}
 
     tensors = partial(found.tensors, kind) if decays else network_tensors
-    return Trained(found.path, config, found.step, kind, tuple(found.state["class_names"]), tensors)
+    names, counts = tuple(found.state["class_names"]), tuple(found.state["class_counts"])
+    return Trained(found.path, config, found.step, kind, names, counts, tensors)

@@ -142,7 +142,15 @@ def class_path_json(folder: Path, canary: Path) -> Path:
     weights = safetensors({})
     (folder / "model.safetensors").write_bytes(weights)
     config = {"_target_": "builtins.exec", "args": [code(canary)], "py/object": "os.system", "class_path": "os.system"}
-    content = {"format": 1, "step": 1, "kind": "model", "class_names": [], "config": config, "weights": {}}
+    content = {
+        "format": 1,
+        "step": 1,
+        "kind": "model",
+        "class_names": [],
+        "class_counts": [],
+        "config": config,
+        "weights": {},
+    }
     (folder / "config.json").write_text(json.dumps(content))
     return folder
 

@@ -314,7 +314,9 @@ def spoil(run: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     change(tensors)
     content, _ = read_json(run / "export" / "config.json")
     shutil.rmtree(run / "export")
-    export.write(run / "export", 10, {"ema-0.9": tensors}, {**copy.deepcopy(content), "class_names": []})
+    export.write(
+        run / "export", 10, {"ema-0.9": tensors}, {**copy.deepcopy(content), "class_names": [], "class_counts": []}
+    )
 
 
 @pytest.mark.parametrize(

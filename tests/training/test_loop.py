@@ -14,8 +14,9 @@ from torch import Tensor
 from epg.config import RunConfig, Stage, parse
 from epg.data.loader import BatchLoader
 from epg.errors import DivergedError, InterruptedRunError, UserError
+from epg.loading import load
 from epg.recipe import merge, run_config
-from epg.runs import prepare_run, train
+from epg.runs import open_training_data, prepare_run, train
 from epg.training import checkpoint
 from epg.training.loop import Trainer
 from epg.training.tracking import read_log
@@ -274,3 +275,14 @@ def test_ema_follows_its_formula_in_the_loop(tmp_path: Path) -> None:
     after, ema = found.tensors("model"), found.tensors("ema-0.99")
     for name, w0 in before.items():
         torch.testing.assert_close(ema[name], 0.99 * w0 + 0.01 * after[f"network.{name}"])
+
+
+def test_checkpoint_and_export_record_how_many_images_each_class_has(tmp_path: Path) -> None:
+    config = tiny("diffusion", training={"steps": 1})
+    run = train(config, tmp_path)
+    counts = open_training_data(config.data).class_counts()
+    assert len(counts) == 10
+    assert sum(counts) == 1438
+    assert len(set(counts)) > 1
+    assert list(load(run.folder / "checkpoints" / "step-00000001").class_counts) == counts
+    assert list(load(run.folder / "export").class_counts) == counts

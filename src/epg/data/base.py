@@ -44,6 +44,12 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]], ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def class_counts(self, num_classes: int = 0) -> list[int]:
+        """Images of each class, of at least `num_classes` of them; empty without labels."""
+        if not self.class_names:
+            return []
+        return np.bincount(self.labels, minlength=max(num_classes, self.num_classes)).tolist()
+
     @property
     def num_classes(self) -> int:
         return len(self.class_names)

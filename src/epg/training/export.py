@@ -33,6 +33,8 @@ class Export:
     """Which weights these are: an average such as ema-0.9999, or the trained ones, `model`."""
     config: RunConfig
     class_names: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    """Training images of each class; empty without labels, or where they are not known."""
 
     def tensors(self) -> dict[str, Tensor]:
         """On the CPU. Raises ArtefactError."""
@@ -60,6 +62,7 @@ def write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], 
             "step": step,
             "kind": kind,
             "class_names": state["class_names"],
+            "class_counts": state["class_counts"],
             "config": state["config"],
             "weights": write_tensors(temporary / WEIGHTS, weights),
         }
@@ -90,7 +93,7 @@ def read(path: Path) -> Export:
             f"{path / CONFIG}: format {content.get('format')!r}; this version reads {FORMAT}. "
             f"It was written by epg {content.get('epg')}."
         )
-    types = {"step": int, "kind": str, "class_names": list, "config": dict, "weights": dict}
+    types = {"step": int, "kind": str, "class_names": list, "class_counts": list, "config": dict, "weights": dict}
     wrong = [name for name, kind in types.items() if not isinstance(content.get(name), kind)]
     if wrong:
         raise ArtefactError(f"{path / CONFIG}: missing or of a wrong type: {', '.join(wrong)}")
@@ -100,4 +103,7 @@ def read(path: Path) -> Export:
         config = parse(content["config"], str(path / CONFIG))
     except UserError as error:
         raise ArtefactError(f"{error}\nIt was written by epg {content.get('epg')}.") from None
-    return Export(path, content["step"], content["kind"], config, tuple(map(str, content["class_names"])))
+    names, counts = tuple(map(str, content["class_names"])), content["class_counts"]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ArtefactError(f"{path / CONFIG}: class_counts must be whole numbers, not {counts}")
+    return Export(path, content["step"], content["kind"], config, names, tuple(counts))

@@ -266,6 +266,7 @@ class Trainer:
         state = {
             "config": self.config.model_dump(mode="json"),
             "class_names": list(self.dataset.class_names),
+            "class_counts": self.dataset.class_counts(self.config.model.num_classes or 0),
             "data": self.dataset.fingerprint(),
             "skipped": self.skips.total,
             "skipped_in_row": self.skips.in_row,

@@ -47,6 +47,8 @@ class State(_Strict):
     config: dict[str, Any]
     """The run's configuration, complete."""
     class_names: list[str]
+    class_counts: list[Annotated[int, Field(ge=0)]]
+    """Training images of each class; empty without labels."""
     data: str
     """Fingerprint of the training images."""
     skipped: Annotated[int, Field(ge=0)]
