@@ -1,5 +1,6 @@
 """What several test modules share."""
 
+import os
 import socket
 
 import pytest
@@ -10,6 +11,12 @@ import torch
 def few_threads() -> None:
     """One thread: tiny tensors gain nothing from more, and bit-exact comparisons want a fixed number."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing of the user's cache is read or written, by child processes either."""
+    os.environ["EPG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

@@ -28,13 +28,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Classifiers and references of the whole module are made once."""
     folder = tmp_path_factory.mktemp("evaluation")
     indomain.FEWEST_STEPS, steps = 150, indomain.FEWEST_STEPS
-    os.environ["EPG_CACHE"] = str(folder / "cache")
+    cache, os.environ["EPG_CACHE"] = os.environ["EPG_CACHE"], str(folder / "cache")
     config = tiny_config(**CHANGES)
     state = run_state(config, [str(i) for i in range(10)])
     export.write(folder / "run" / "export", 7, {"model": {}, "ema-0.9": tiny_epg(config).state_dict()}, state)
     yield folder
     indomain.FEWEST_STEPS = steps
-    del os.environ["EPG_CACHE"]
+    os.environ["EPG_CACHE"] = cache
 
 
 @pytest.fixture(scope="module")

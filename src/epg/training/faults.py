@@ -102,11 +102,22 @@ class StopSignals:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        """Handles the signals inside the `with`; outside the main thread Python allows no handlers."""
+        """Handles the signals inside the `with`; outside the main thread Python allows no handlers.
+
+        A process that was told to stop and then loses the others, which were told so too, was interrupted and has not
+        failed: it raises InterruptedRunError.
+        """
         if threading.current_thread() is threading.main_thread():
             self._previous = {n: signal.signal(n, self._handle) for n in self.NUMBERS}
         try:
             yield
+        except RuntimeError as error:
+            if not self.received or world_size() == 1:
+                raise
+            raise InterruptedRunError(
+                f"stopped by {signal.Signals(self.received).name} while other processes ended ({error}). "
+                "Run the same command again to continue from the newest checkpoint."
+            ) from error
         finally:
             for n, handler in self._previous.items():
                 signal.signal(n, handler)
