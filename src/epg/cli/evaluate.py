@@ -6,11 +6,13 @@ from typing import Literal
 
 import tyro
 
+from epg.cli.drawing import Drawing
+
 Metric = Literal["fid", "sfid", "is", "fd", "pr", "dc", "kid", "mmd", "accuracy"]
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Drawing):
     """Judge samples against real images; writes a receipt (JSON) and prints a table.
 
     Without --reference, a run is compared with its own training images by a classifier trained on their labels: no
@@ -35,26 +37,6 @@ class Evaluate:
     """Number of samples; 1000 of a generator and all otherwise if not given. Papers use 50000."""
     out: Path | None = None
     """JSON file for the receipt; evaluation.json in the folder of the samples, or here, if not given."""
-    seed: int = 0
-    """Sample i depends on the seed, its label and i alone."""
-    classes: tuple[str, ...] = ()
-    """Class names or numbers to sample; all classes if not given."""
-    labels: Literal["balanced", "random"] = "balanced"
-    """Classes in turn, or drawn at random, which is how ADM's published numbers are made."""
-    sampler: Literal["heun", "euler", "edm_stochastic", "euler_ancestral", "one_step", "multistep"] | None = None
-    """The recipe's if not given."""
-    steps: int | None = None
-    """Levels of the sampling grid."""
-    guidance: float | None = None
-    """Scale of guidance; 1 is none."""
-    interval: tuple[float, float] | None = None
-    """Unshifted noise levels (low, high] in which guidance acts."""
-    guide: Path | None = None
-    """A weaker checkpoint: autoguidance instead of classifier-free guidance."""
-    ema: float | None = None
-    """Which EMA decay to load; the first if not given."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the generator; features are computed in float32, metrics in float64."""
     image_size: int | None = None
     """Of samples that are a data set which is not prepared."""
     samples_split: str = "test"
@@ -63,31 +45,20 @@ class Evaluate:
     """Of a data set as reference."""
     kept: int = 10_000
     """Images of a data set as reference that precision, recall, density, coverage and KID use."""
-    batch_size: int = 64
-    """Images that a process samples at once; no number depends on it beyond the rounding of the sampler."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
     cache: bool = True
     """Keep statistics of the reference in the cache (EPG_CACHE)."""
 
     def __call__(self) -> None:
         from epg.evaluation.bench import Options
         from epg.evaluation.command import run_evaluate
-        from epg.sampling import Request
 
-        changes = {name: getattr(self, name) for name in ("sampler", "steps", "guidance", "interval")}
-        shared = ("classes", "labels", "seed", "guide", "ema", "dtype", "batch_size", "device")
-        request = Request(
-            **{name: getattr(self, name) for name in shared},
-            changes={name: value for name, value in changes.items() if value is not None},
-        )
         names = ("features", "inception", "image_size", "split", "kept", "seed", "batch_size", "device", "cache")
         run_evaluate(
             self.samples,
             self.reference,
             self.metrics or None,
             self.count,
-            request,
+            self.request(),
             Options(**{name: getattr(self, name) for name in names}),
             samples_split=self.samples_split,
             out=self.out,

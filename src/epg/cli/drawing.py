@@ -1,0 +1,50 @@
+"""Options of every verb that draws samples."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from epg.sampling import Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What to draw and how; verbs add their own."""
+
+    classes: tuple[str, ...] = ()
+    """Class names (or one of their synonyms) or numbers to draw; all classes if not given."""
+    labels: Literal["balanced", "random"] = "balanced"
+    """Classes in turn, or drawn at random as in training, which is how ADM's published numbers are made."""
+    seed: int = 0
+    """Image i depends on the seed, its label and i alone, not on batches or processes."""
+    sampler: Literal["heun", "euler", "edm_stochastic", "euler_ancestral", "one_step", "multistep"] | None = None
+    """The recipe's if not given."""
+    steps: int | None = None
+    """Levels of the sampling grid."""
+    guidance: float | None = None
+    """Scale of guidance; 1 is none."""
+    interval: tuple[float, float] | None = None
+    """Unshifted noise levels (low, high] in which guidance acts."""
+    guide: Path | None = None
+    """A weaker checkpoint: autoguidance instead of classifier-free guidance."""
+    ema: float | None = None
+    """Which EMA decay to load; the first if not given."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the network; samplers, norms, sums and features stay in float32."""
+    batch_size: int = 64
+    """Images drawn together by one process; none of them depends on it beyond rounding."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+    def request(self, **further: Any) -> "Request":
+        """These options, and a verb's own, as the samplers take them."""
+        from epg.sampling import Request
+
+        changes = {name: getattr(self, name) for name in ("sampler", "steps", "guidance", "interval")}
+        shared = ("classes", "labels", "seed", "guide", "ema", "dtype", "batch_size", "device")
+        return Request(
+            **{name: getattr(self, name) for name in shared},
+            changes={name: value for name, value in changes.items() if value is not None},
+            **further,
+        )
