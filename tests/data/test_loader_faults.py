@@ -151,11 +151,14 @@ def test_workers_leave_signals_to_their_parent():
     loader = iter(BatchLoader(Numbers(hang, []), batch_size=4, seed=0, workers=2))
     next(loader)
     time.sleep(0.2)
-    for process in multiprocessing.active_children():
+    workers = {process.pid for process in multiprocessing.active_children()}
+    assert len(workers) == 2
+    for pid in workers:
         for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            os.kill(process.pid, kind)
+            os.kill(pid, kind)
     for _ in range(20):
-        next(loader)
+        next(loader)  # raises for a worker that has died
+    assert {process.pid for process in multiprocessing.active_children()} == workers
     loader.close()
 
 

@@ -38,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def test_images(home: Path) -> Path:
+def held_out_digits(home: Path) -> Path:
     """Real held-out digits as an archive of ADM's layout."""
     images, labels = images_and_labels(open_dataset("digits", image_size=8, channels=1, split="test"))
     file = home / "samples.npz"
@@ -69,9 +69,9 @@ def test_a_run_against_its_own_data(home: Path, capsys: pytest.CaptureFixture[st
     assert "biased upwards" in shown.err
 
 
-def test_real_images_are_judged_real(home: Path, test_images: Path) -> None:
+def test_real_images_are_judged_real(home: Path, held_out_digits: Path) -> None:
     """An archive, and the same images as a folder and as a data set: the same numbers, near the floor."""
-    archive = evaluate(test_images, "--reference", "digits", out=home / "a.json")
+    archive = evaluate(held_out_digits, "--reference", "digits", out=home / "a.json")
     floor = archive.metrics["fd_classifier_floor"].value
     assert archive.metrics["fd_classifier"].value == pytest.approx(floor, rel=1e-9)
     assert archive.metrics["accuracy"].value > 0.9
@@ -108,11 +108,11 @@ def test_two_processes_give_the_same_numbers(home: Path) -> None:
         assert two.metrics[key].value == pytest.approx(number.value, rel=1e-9), key
 
 
-def test_reference_of_an_encoder(home: Path, test_images: Path) -> None:
+def test_reference_of_an_encoder(home: Path, held_out_digits: Path) -> None:
     words = ["--features", f"encoder={home / 'run'}"]
     assert main(["reference", "digits", "--out", str(home / "ref"), *words, "--kept", "200"]) == 0
-    saved = evaluate(test_images, "--reference", home / "ref", *words, out=home / "d.json")
-    direct = evaluate(test_images, "--reference", "digits", *words, out=home / "e.json")
+    saved = evaluate(held_out_digits, "--reference", home / "ref", *words, out=home / "d.json")
+    direct = evaluate(held_out_digits, "--reference", "digits", *words, out=home / "e.json")
     assert "fd_encoder_floor" in direct.metrics
     assert saved.metrics["fd_encoder"] == direct.metrics["fd_encoder"]
     assert saved.reference["kept"] == 200
@@ -133,24 +133,24 @@ def test_reference_of_an_encoder(home: Path, test_images: Path) -> None:
     ],
 )
 def test_mistakes(
-    home: Path, test_images: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    home: Path, held_out_digits: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    filled = [a.format(run=home / "run", samples=test_images) for a in arguments]
+    filled = [a.format(run=home / "run", samples=held_out_digits) for a in arguments]
     assert main(["evaluate", *filled, "--out", str(home / "x.json")]) != 0
     said = capsys.readouterr().err
     assert re.search(message, said), said
     assert "Traceback" not in said
 
 
-def test_a_fifth_is_set_aside_only_for_features_of_the_data(home: Path, test_images: Path) -> None:
+def test_a_fifth_is_set_aside_only_for_features_of_the_data(home: Path, held_out_digits: Path) -> None:
     """A folder without splits: a classifier needs unseen images, statistics of other features need all of them."""
     images, labels = images_and_labels(open_dataset("digits", image_size=8, channels=1), np.arange(200))
     for label in range(10):
         write_folder(home / "flat" / str(label), images[labels == label])
-    judged = evaluate(test_images, "--reference", home / "flat", out=home / "f.json")
+    judged = evaluate(held_out_digits, "--reference", home / "flat", out=home / "f.json")
     assert judged.reference["count"] == 160
     assert judged.reference["source"]["split"] == "four fifths of train"
-    subject = open_subject(str(test_images), None, Request(), image_size=None, split="test")
+    subject = open_subject(str(held_out_digits), None, Request(), image_size=None, split="test")
     place = str(home / "flat")
     real = bench._real(place, subject, bench.Options())
     assert bench._with_held_out(real, [Choice("inception")]) is real

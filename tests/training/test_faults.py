@@ -14,9 +14,9 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from epg.distributed import processes
-from epg.errors import DivergedError
+from epg.errors import DivergedError, InterruptedRunError
 from epg.runs import prepare_run, train
-from epg.training import checkpoint
+from epg.training import checkpoint, faults
 from epg.training.faults import STUCK_EXIT_CODE, LossScale, StopSignals, explain_non_finite
 from epg.training.lock import locked
 from epg.training.tracking import read_log
@@ -188,3 +188,23 @@ def test_a_preempted_command_exits_75_and_resumes(number: signal.Signals, tmp_pa
     step = checkpoint.find(tmp_path).step
     assert 3 <= step < 1000
     assert read_log(tmp_path)[-1]["step"] == step
+
+
+@pytest.mark.parametrize(
+    ("processes", "told", "expected"),
+    [(2, True, InterruptedRunError), (2, False, RuntimeError), (1, True, RuntimeError)],
+)
+def test_losing_the_others_after_a_stop_signal_is_an_interruption(
+    processes: int, told: bool, expected: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "world_size", lambda: processes)
+
+    def lose_the_others() -> None:
+        with StopSignals().caught():
+            if told:
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("Connection reset by peer")
+
+    with pytest.raises(expected):
+        lose_the_others()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
