@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from epg.cli import main
-from epg.quickstart.study import PARTS, at_length
+from epg.quickstart.length import at_length
+from epg.quickstart.study import PARTS
 from epg.training import checkpoint
 from tests.test_runs import folder_of_images
 from tests.training.test_loop import tiny
@@ -26,7 +27,7 @@ def test_results_are_complete(study: Path) -> None:
     parts = {part["name"]: part for part in results["parts"]}
     assert parts.keys() == {part.name for part in PARTS}
     assert results["classifier_accuracy"] >= 0.97
-    assert results["floor"] < 5
+    assert results["floor"] < 20  # of as many held-out images as samples: few in three seconds
     for name, part in parts.items():
         if name != "pretraining":
             assert 0 < part["accuracy"] <= 1

@@ -52,6 +52,12 @@ class Generator:
         """Of the large weights: in half precision the network runs under autocast, the samplers stay in float32."""
         return self.denoiser.network.encoder.patch_embedding.weight.dtype
 
+    def to(self, device: torch.device | str, precision: str = "fp32") -> None:
+        """Moves the network, in place, and converts it to `bf16` or `fp16`: see `to_half_precision`."""
+        if precision != "fp32":
+            to_half_precision(self.denoiser.network, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+        self.denoiser.network.to(device)
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return self.normalizer.channels, self.image_size, self.image_size

@@ -17,13 +17,14 @@ from epg.evaluation import reference_files
 from epg.evaluation.evaluate import evaluate
 from epg.evaluation.extractors import IN_DOMAIN, Choice, Extractor, choices, open_extractor
 from epg.evaluation.extractors.indomain import with_held_out
-from epg.evaluation.extractors.weights import cache_folder, digest_of
+from epg.evaluation.extractors.weights import cache_folder
 from epg.evaluation.measures import choose
 from epg.evaluation.receipt import Number, Receipt
 from epg.evaluation.reference import KEPT, Reference, make_reference
 from epg.evaluation.sources import DatasetSource
 from epg.evaluation.sources import Progress as Report
 from epg.evaluation.subjects import Subject, open_whole, some_of
+from epg.training.artefact import digest_of
 from epg.training.parallel import pick_device
 
 

@@ -4,10 +4,8 @@ Inception is meaningless (digits, textures, medical images). Not an FID: figures
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from epg.randomness import generator, key
@@ -48,17 +46,6 @@ class Judge:
     network: Classifier
     held_out_accuracy: float
 
-    @torch.no_grad()
-    def features(self, images: Tensor, batch_size: int = 512) -> NDArray[np.float32]:
-        """uint8 (N, C, H, W) -> float32 (N, 64)."""
-        return torch.cat([self.network.features(b) for b in images.split(batch_size)]).numpy()
-
-    @torch.no_grad()
-    def accuracy(self, images: Tensor, labels: Tensor, batch_size: int = 512) -> float:
-        """Share of images recognised as their label."""
-        predicted = torch.cat([self.network(b).argmax(1) for b in images.split(batch_size)])
-        return float((predicted == labels).double().mean())
-
 
 def train_classifier(
     train: tuple[Tensor, Tensor],
@@ -88,7 +75,10 @@ def train_classifier(
         if on_progress:
             on_progress(step + 1, steps)
     network.eval()
-    return Judge(network, Judge(network, 0.0).accuracy(*held_out))
+    images, labels = held_out
+    with torch.no_grad():
+        predicted = torch.cat([network(part).argmax(1) for part in images.split(512)])
+    return Judge(network, float((predicted == labels).double().mean()))
 
 
 def shifted(images: Tensor, g: torch.Generator) -> Tensor:

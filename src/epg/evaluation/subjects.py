@@ -13,21 +13,19 @@ from epg.data.dataset import find_store, open_dataset
 from epg.data.sources.remote import is_remote
 from epg.data.store import read_manifest
 from epg.errors import UserError
-from epg.evaluation.extractors.weights import digest_of
 from epg.evaluation.folder import FolderSource
 from epg.evaluation.npz import NpzSource
 from epg.evaluation.sources import DatasetSource, GeneratorSource, ImageSource
-from epg.generator import to_half_precision
 from epg.loading import load, read
 from epg.pipeline import folder as pipeline
 from epg.randomness import generator
 from epg.sampling import Request, changed, class_numbers
 from epg.sampling.settings import check_guide, label_kind
 from epg.training import checkpoint, export
+from epg.training.artefact import digest_of
 from epg.training.parallel import pick_device
 
 DEFAULT_COUNT = 1000  # samples of a generator
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -135,10 +133,7 @@ def _generator(path: str, request: Request) -> Subject:
     }
     device = pick_device(request.device)
     for part in (model, *([] if weak is None else [weak])):
-        network = part.denoiser.network.requires_grad_(False)
-        if request.dtype != "fp32":
-            to_half_precision(network, DTYPES[request.dtype])
-        network.to(device)
+        part.to(device, request.dtype)
     source = GeneratorSource(
         model, request.count, labels, request.seed, sampling, weak, request.batch_size, details=details
     )

@@ -16,7 +16,6 @@ from epg.distributed import failing_together, processes, rank
 from epg.errors import ArtefactError, UserError
 from epg.evaluation import receipt
 from epg.evaluation.bench import Bench, Options, open_bench
-from epg.evaluation.extractors.weights import digest_of
 from epg.evaluation.output import from_first
 from epg.evaluation.periodic import default_metric
 from epg.evaluation.receipt import Receipt
@@ -25,6 +24,7 @@ from epg.evaluation.sources import GeneratorSource
 from epg.evaluation.subjects import Subject, open_subject
 from epg.sampling import Request, changed
 from epg.training import export
+from epg.training.artefact import digest_of
 from epg.training.checkpoint import find
 from epg.training.synthesis import synthesise
 

@@ -14,27 +14,29 @@ import torch
 from rich.console import Console
 
 from epg.config import RunConfig, Stage, parse
-from epg.data.dataset import ImageDataset
-from epg.data.loader import BatchLoader
 from epg.errors import UserError
-from epg.evaluation.extractors.indomain import images_and_labels
-from epg.evaluation.quick import Reference, evaluate, make_reference
+from epg.evaluation.bench import Bench, Options, open_bench
+from epg.evaluation.receipt import Receipt
+from epg.evaluation.sources import GeneratorSource, TensorSource
+from epg.evaluation.subjects import Subject
 from epg.loading import generator_of, load
 from epg.networks import EPG
 from epg.pictures import save_grid
+from epg.quickstart.length import at_length, halvings, seconds_per_step, with_milestones
 from epg.quickstart.report import PartResult, StudyResult, write_report
 from epg.recipe import merge, run_config
 from epg.runs import build_objective, open_training_data, prepare_run, resolve
 from epg.training.checkpoint import listing, read
 from epg.training.lock import locked
-from epg.training.loop import Trainer
 from epg.training.tracking import read_log
 
 MOST_SAMPLES, FEWEST_SAMPLES = 1000, 50  # per evaluation, as the budget allows
 MOST_MILESTONES = 5  # evaluated at 1/16, 1/8, 1/4, 1/2 and the end: of the diffusion model and of its baseline
 EVALUATION_SHARE = 0.2  # of the budget, at most
+MOST_REFERENCES = 20_000  # real images that samples are compared with: enough for the statistics of 64 features
 CLASSIFIER_SECONDS = 25.0
 OVERHEAD_SECONDS = 20.0  # imports, checkpoints, previews, the page
+BATCH = 256  # samples at once
 MARGIN = 0.92  # of the time that is left is planned: neighbours on the machine come and go
 
 
@@ -158,21 +160,22 @@ class Study:
 
     def evaluate(self, started: float) -> StudyResult:
         """Samples every generator; recognition and distances where there are labels."""
-        reference: Reference | None = None
-        data = self.configs["diffusion"].data
+        bench, floor = None, None
         if self.dataset.num_classes >= 2:
             say("\nevaluation: training a classifier on the real images")
-            reference = make_reference(data, self.seed)
+            bench = self._bench()
         parts = []
         for part in PARTS:
             log = read_log(self.folder / part.name)
             result = PartResult(part.name, part.title, self.configs[part.name].training.steps, log)
             if part.stage != "pretraining":
                 say(f"evaluation: {part.title}")
-                result = self._judge(result, reference)
+                result, receipt = self._judge(result, bench)
+                floor = receipt.metrics["fd_classifier_floor"].value if receipt else None
             parts.append(result)
-        shown, _ = images_and_labels(self.dataset, self._shown_indices())
+        shown = torch.stack([torch.from_numpy(self.dataset[int(i)][0].copy()) for i in self._shown_indices()])
         save_grid(shown, self.folder / "real.png", columns=self._columns())
+        data = self.configs["diffusion"].data
         return StudyResult(
             data=str(data.source),
             recipe=self.recipe,
@@ -180,8 +183,8 @@ class Study:
             images=len(self.dataset),
             class_names=tuple(self.dataset.class_names),
             parts=tuple(parts),
-            floor=reference.floor if reference else None,
-            classifier_accuracy=reference.judge.held_out_accuracy if reference else None,
+            floor=floor,
+            classifier_accuracy=bench.extractors[0].held_out_accuracy if bench else None,
             samples=self.samples,
             seconds=time.monotonic() - started,
             seed=self.seed,
@@ -189,20 +192,40 @@ class Study:
             threads=torch.get_num_threads(),
         )
 
-    def _judge(self, result: PartResult, reference: Reference | None) -> PartResult:
-        model = load(self.folder / result.name)
-        if reference is not None:
+    def _bench(self) -> Bench:
+        """What all generators are judged with: a classifier of the data's own labels, and real images."""
+        data = self.configs["diffusion"].data
+        if len(self.dataset) > MOST_REFERENCES:
+            data = data.model_copy(update={"fraction": data.fraction * MOST_REFERENCES / len(self.dataset)})
+        shape = (1, self.dataset.channels, self.dataset.image_size, self.dataset.image_size)
+        like_samples = Subject(TensorSource(torch.zeros(shape, dtype=torch.uint8)), data=data)
+        options = Options(["classifier"], seed=self.seed, batch_size=BATCH)
+        return open_bench(like_samples, str(self.folder), None, ["accuracy", "fd"], None, options)
+
+    def _judge(self, result: PartResult, bench: Bench | None) -> tuple[PartResult, Receipt | None]:
+        """The part with its numbers, at several steps where parts are compared; the receipt of the last."""
+        folder, receipt = self.folder / result.name, None
+        samples = self._samples(folder)
+        if bench is not None:
             compared = result.name in SAME_STEPS or result.name in SAME_STEPS.values()
-            checkpoints = listing(self.folder / result.name / "checkpoints")
             progress = []
-            for path in halvings(checkpoints, self.milestones if compared else 1):
-                numbers, images = evaluate(load(path), reference, count=self.samples, seed=self.seed)
-                progress.append((read(path).step, numbers.accuracy, numbers.frechet))
+            for path in halvings(listing(folder / "checkpoints"), self.milestones if compared else 1):
+                samples = self._samples(path)
+                receipt = bench.judge(Subject(samples))
+                assert receipt is not None
+                accuracy, distance = (receipt.metrics[key].value for key in ("accuracy", "fd_classifier"))
+                progress.append((read(path).step, accuracy, distance))
             result = result.with_progress(progress)
-        else:
-            images = model.sample(model.make_labels(64, balanced=True, seed=self.seed), 64, seed=self.seed)
-        save_grid(images[: 6 * self._columns()], self.folder / f"samples-{result.name}.png", columns=self._columns())
-        return result
+        if receipt is not None:
+            receipt.write(folder / "evaluation.json")
+        shown = samples.read(0, min(samples.count, 6 * self._columns()))
+        save_grid(shown, self.folder / f"samples-{result.name}.png", columns=self._columns())
+        return result, receipt
+
+    def _samples(self, path: Path) -> GeneratorSource:
+        model = load(path)
+        labels = model.make_labels(self.samples, balanced=True, seed=self.seed)
+        return GeneratorSource(model, self.samples, labels, self.seed, batch_size=BATCH, details={"name": path.name})
 
     def _columns(self) -> int:
         classes = self.dataset.num_classes
@@ -218,64 +241,6 @@ class Study:
         by_class = [np.flatnonzero(self.dataset.labels == c)[:6] for c in range(self.dataset.num_classes)]
         rows = min(len(indices) for indices in by_class)
         return np.stack([indices[:rows] for indices in by_class], axis=1).ravel()
-
-
-def at_length(config: RunConfig, steps: int) -> RunConfig:
-    """The configuration trained for another number of steps: everything that counts steps is scaled along."""
-    factor = steps / config.training.steps
-
-    def scaled(number: int) -> int:
-        return max(1, round(number * factor))
-
-    optimizer = config.optimizer.model_copy(
-        update={
-            "warmup_steps": scaled(config.optimizer.warmup_steps),
-            "lr_steps": [(scaled(step), lr) for step, lr in config.optimizer.lr_steps],
-        }
-    )
-    training = config.training.model_copy(
-        update={
-            "steps": steps,
-            "log_every": max(1, steps // 50),
-            # A shorter run needs a shorter memory: the same share of its steps, at least half of the last one.
-            "ema": [max(0.5, 1 - (1 - decay) / min(1.0, factor)) for decay in config.training.ema],
-            "preview_every": scaled(config.training.preview_every) if config.training.preview_every else 0,
-            "checkpoint_every": scaled(config.training.checkpoint_every),
-        }
-    )
-    objective = config.objective
-    if objective.kind == "consistency":
-        objective = objective.model_copy(update={"d": scaled(objective.d)})
-    return config.model_copy(update={"optimizer": optimizer, "training": training, "objective": objective})
-
-
-def with_milestones(config: RunConfig, milestones: int) -> RunConfig:
-    """Checkpoints at equal distances, all of them kept: enough for `milestones` halvings of the training."""
-    count = 2 ** (milestones - 1)
-    every = -(-config.training.steps // count)
-    training = config.training.model_copy(update={"checkpoint_every": every, "keep": max(2, count)})
-    return config.model_copy(update={"training": training})
-
-
-def halvings(checkpoints: list[Path], milestones: int) -> list[Path]:
-    """The last checkpoint, the one halfway to it, and so on; earliest first."""
-    indices = {len(checkpoints) // 2**k - 1 for k in range(milestones)}
-    return [checkpoints[i] for i in sorted(indices) if i >= 0]
-
-
-def seconds_per_step(config: RunConfig, dataset: ImageDataset, timed: int = 6) -> float:
-    """Median time of a training step, after two that warm up; nothing is written."""
-    objective = build_objective(config)
-    trainer = Trainer(objective, dataset, config, Path())
-    batches = iter(BatchLoader(dataset, batch_size=config.training.batch_size, seed=config.seed))
-    times = []
-    for i in range(2 + timed):
-        begin = time.perf_counter()
-        result = trainer.train_step(next(batches))
-        float(result.losses["grad_norm"])  # waits for an accelerator
-        if i >= 2:
-            times.append(time.perf_counter() - begin)
-    return sorted(times)[timed // 2]
 
 
 def say(text: str) -> None:

@@ -1,7 +1,6 @@
 """The work of `epg sample`: a model, the images that are missing, and what is made from them."""
 
 import copy
-import hashlib
 import importlib.metadata
 import sys
 from collections import deque
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from epg.cost import forward_macs
 from epg.distributed import rank, world_size
 from epg.errors import DivergedError, UserError
-from epg.generator import Generator, to_half_precision
+from epg.generator import Generator
 from epg.pictures import grid
 from epg.sampling.animation import save_animation, trajectory
 from epg.sampling.classes import class_numbers
@@ -25,12 +24,12 @@ from epg.sampling.files import images_in_npz, png, read_pngs, replace_file, writ
 from epg.sampling.folder import RECORD, SampleFolder
 from epg.sampling.progress import Meter
 from epg.sampling.settings import Request, changed, check_guide, columns_for, label_kind
+from epg.training.artefact import digest_of
 from epg.training.parallel import pick_device, transformer_blocks
 
 LARGEST_GRID = 256
 ANIMATED = 16
 WRITERS = 2  # threads that fetch, encode and write while the next batch is computed
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Job:
@@ -64,8 +63,8 @@ class Job:
             )
         return {
             "count": request.count,
-            "weights": digest(model.denoiser),
-            "guide": None if guide is None else digest(guide.denoiser),
+            "weights": digest_of(model.denoiser.state_dict()),
+            "guide": None if guide is None else digest_of(guide.denoiser.state_dict()),
             "seed": request.seed,
             "classes": self.classes,
             "labels": None if self.labels is None else request.labels,
@@ -82,12 +81,9 @@ class Job:
 
     def move(self, model: Generator, device: torch.device) -> Generator:
         """The model on its device, in its precision, compiled if asked for."""
-        network = model.denoiser.network.requires_grad_(False)
-        if self.request.dtype != "fp32":
-            to_half_precision(network, DTYPES[self.request.dtype])
-        network.to(device)
+        model.to(device, self.request.dtype)
         if self.request.compile:
-            for block in transformer_blocks(network):
+            for block in transformer_blocks(model.denoiser.network):
                 block.compile(dynamic=False)  # few shapes occur: a batch, twice that under guidance, the last batch
         return model
 
@@ -169,15 +165,6 @@ def on_meta(network: nn.Module) -> nn.Module:
     """A copy without numbers: it has shapes, and runs for nothing."""
     memo = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in network.parameters()}
     return copy.deepcopy(network, memo)
-
-
-def digest(module: nn.Module) -> str:
-    """Sha256 of all weights with their names."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def newer(file: Path, than: Path) -> bool:

@@ -114,6 +114,17 @@ def fingerprint(file: Path) -> Fingerprint:
         raise ArtefactError(f"{file}: cannot be read ({error.strerror})") from error
 
 
+def digest_of(tensors: Mapping[str, Tensor], *parts: str) -> str:
+    """Sha256 (hex) of tensors, their names, types and shapes, and of further words."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    digest.update("\n".join(parts).encode())
+    return digest.hexdigest()
+
+
 def read_json(file: Path) -> tuple[dict[str, Any], bytes]:
     """The mapping in a JSON file, and its bytes. Raises ArtefactError."""
     try:

@@ -21,10 +21,10 @@ from epg.errors import ArtefactError, UserError
 from epg.evaluation.classifier import FEATURES as WIDTH
 from epg.evaluation.classifier import Classifier, Judge, train_classifier
 from epg.evaluation.extractors.base import FEATURES, LOGITS, Extractor
-from epg.evaluation.extractors.weights import cache_folder, digest_of
+from epg.evaluation.extractors.weights import cache_folder
 from epg.evaluation.sources import Progress
 from epg.randomness import generator
-from epg.training.artefact import match, read_tensors, write_tensors
+from epg.training.artefact import digest_of, match, read_tensors, write_tensors
 
 VERSION = 1  # of architecture and training: raise it when either changes, and cached classifiers are trained anew
 MOST_BYTES = 2**30  # of training images held in memory

@@ -15,7 +15,7 @@ from torch import Tensor
 from epg.errors import ArtefactError, UserError
 from epg.evaluation.extractors.base import FEATURES, Extractor
 from epg.evaluation.extractors.inception import colour
-from epg.evaluation.extractors.weights import digest_of
+from epg.training.artefact import digest_of
 
 DINOV2, CLIP = "facebook/dinov2-large", "openai/clip-vit-large-patch14-336"
 DINOV2_SIDE = 224

@@ -1,9 +1,7 @@
 """Where the weights of published extractors come from: a path, the cache, or the web; never unchecked."""
 
-import hashlib
 import os
 import urllib.error
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,14 +97,3 @@ def read_weights(file: Path, flag: str) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ArtefactError(f"{flag} {file}: not a plain state dict of tensors")
     return content
-
-
-def digest_of(tensors: Mapping[str, Tensor], *parts: str) -> str:
-    """Sha256 (hex) of tensors, their names, types and shapes, and of further words."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    digest.update("\n".join(parts).encode())
-    return digest.hexdigest()

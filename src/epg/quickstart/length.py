@@ -1,0 +1,68 @@
+"""How long the parts of a study take and last: training for another number of steps, and checkpoints to compare."""
+
+import time
+from pathlib import Path
+
+from epg.config import RunConfig
+from epg.data.dataset import ImageDataset
+from epg.data.loader import BatchLoader
+from epg.runs import build_objective
+from epg.training.loop import Trainer
+
+
+def at_length(config: RunConfig, steps: int) -> RunConfig:
+    """The configuration trained for another number of steps: everything that counts steps is scaled along."""
+    factor = steps / config.training.steps
+
+    def scaled(number: int) -> int:
+        return max(1, round(number * factor))
+
+    optimizer = config.optimizer.model_copy(
+        update={
+            "warmup_steps": scaled(config.optimizer.warmup_steps),
+            "lr_steps": [(scaled(step), lr) for step, lr in config.optimizer.lr_steps],
+        }
+    )
+    training = config.training.model_copy(
+        update={
+            "steps": steps,
+            "log_every": max(1, steps // 50),
+            # A shorter run needs a shorter memory: the same share of its steps, at least half of the last one.
+            "ema": [max(0.5, 1 - (1 - decay) / min(1.0, factor)) for decay in config.training.ema],
+            "preview_every": scaled(config.training.preview_every) if config.training.preview_every else 0,
+            "checkpoint_every": scaled(config.training.checkpoint_every),
+        }
+    )
+    objective = config.objective
+    if objective.kind == "consistency":
+        objective = objective.model_copy(update={"d": scaled(objective.d)})
+    return config.model_copy(update={"optimizer": optimizer, "training": training, "objective": objective})
+
+
+def with_milestones(config: RunConfig, milestones: int) -> RunConfig:
+    """Checkpoints at equal distances, all of them kept: enough for `milestones` halvings of the training."""
+    count = 2 ** (milestones - 1)
+    every = -(-config.training.steps // count)
+    training = config.training.model_copy(update={"checkpoint_every": every, "keep": max(2, count)})
+    return config.model_copy(update={"training": training})
+
+
+def halvings(checkpoints: list[Path], milestones: int) -> list[Path]:
+    """The last checkpoint, the one halfway to it, and so on; earliest first."""
+    indices = {len(checkpoints) // 2**k - 1 for k in range(milestones)}
+    return [checkpoints[i] for i in sorted(indices) if i >= 0]
+
+
+def seconds_per_step(config: RunConfig, dataset: ImageDataset, timed: int = 6) -> float:
+    """Median time of a training step, after two that warm up; nothing is written."""
+    objective = build_objective(config)
+    trainer = Trainer(objective, dataset, config, Path())
+    batches = iter(BatchLoader(dataset, batch_size=config.training.batch_size, seed=config.seed))
+    times = []
+    for i in range(2 + timed):
+        begin = time.perf_counter()
+        result = trainer.train_step(next(batches))
+        float(result.losses["grad_norm"])  # waits for an accelerator
+        if i >= 2:
+            times.append(time.perf_counter() - begin)
+    return sorted(times)[timed // 2]
