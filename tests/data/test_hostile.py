@@ -325,9 +325,9 @@ def test_twenty_thousand_members_are_listed_at_once(tmp_path):
 def test_a_million_members_are_listed_in_seconds(tmp_path):
     costs = list_many(tmp_path, 1_000_000)
     print({name: f"{seconds:.1f} s, {memory / 1e6:.0f} MB" for name, (seconds, memory) in costs.items()})
-    assert costs["a.zip"][0] < 4
-    assert costs["a.tar"][0] < 8
-    assert max(memory for _, memory in costs.values()) < 400e6
+    assert costs["a.zip"][0] < 3  # on a loaded machine; the goal is 2 seconds and 200 MB
+    assert costs["a.tar"][0] < 4
+    assert max(memory for _, memory in costs.values()) < 200e6
 
 
 def test_archives_of_nothing_are_refused(tmp_path):
@@ -347,7 +347,6 @@ def test_directories_in_many_pieces_are_the_same(tmp_path, monkeypatch):
 
 def test_archives_of_too_many_members_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("epg.data.sources.base.MAX_MEMBERS", 19)
-    monkeypatch.setattr("epg.data.sources.archives.MAX_MEMBERS", 19)
     many_members(tmp_path, 20)
     for name in ("a.zip", "a.tar"):
         with pytest.raises(DataError, match=f"{name}: more than 19 members. Divide it"):

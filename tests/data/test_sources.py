@@ -220,6 +220,84 @@ def test_tar_dialects_and_long_names(tmp_path, tar_format):
     assert set(contents(opened(tmp_path / "a.tar"))) == set(names)
 
 
+def unlike(kinds, rng):
+    """A tar of members of any kind in any order, what its images are, and which cannot be read."""
+    stream, images, links = io.BytesIO(), {}, set()
+    for i, kind in enumerate(kinds):
+        member = tarfile.TarInfo(f"c{i % 3}/{i}.png")
+        data = rng.bytes(int(rng.choice([1, 300, 511, 512, 513, 3000])))
+        member.size = len(data)
+        tar_format = tarfile.USTAR_FORMAT
+        if kind == "folder":
+            member.name, member.type, member.size = f"c{i % 3}", tarfile.DIRTYPE, 0
+        elif kind == "old folder":
+            member.name, member.size = f"c{i % 3}/{i}.png/", 0
+        elif kind == "link":
+            member.type, member.linkname, member.size = tarfile.SYMTYPE, "0.png", 0
+            links.add(member.name)
+        elif kind == "text":
+            member.name += ".txt"
+        else:
+            if kind == "dot":
+                member.name = f"./{member.name}"
+            elif kind in ("gnu", "pax", "prefix"):
+                member.name = f"c{i % 3}/{'x' * 95}/{i}.png"
+                tar_format = {"gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}.get(kind, tar_format)
+            images[member.name.removeprefix("./")] = data
+        stream.write(member.tobuf(tar_format))
+        stream.write(data[: member.size] + bytes(-member.size % 512))
+    return stream.getvalue() + bytes(1024), images, links
+
+
+@pytest.mark.parametrize(("window", "worthwhile"), [(2**20, 64), (2**20, 1), (5000, 1), (2**14, 3)])
+def test_runs_of_ordinary_members_and_others_are_read_alike(tmp_path, monkeypatch, window, worthwhile):
+    monkeypatch.setattr("epg.data.sources.tar.WINDOW", window)
+    monkeypatch.setattr("epg.data.sources.tar.WORTHWHILE", worthwhile)
+    rng = np.random.default_rng(window + worthwhile)
+    others = ["folder", "old folder", "link", "text", "dot", "gnu", "pax", "prefix"]
+    kinds = [kind for other in rng.permutation(others * 3) for kind in ["file"] * rng.integers(90) + [str(other)]]
+    data, images, links = unlike(kinds, rng)
+    (tmp_path / "a.tar").write_bytes(data)
+    source = opened(tmp_path / "a.tar")
+    assert {source.describe(i): source.read(i) for i in range(len(source))} == images
+    assert {rejected.name for rejected in source.rejected} == links
+    with tarfile.open(tmp_path / "a.tar") as archive:  # says the same
+        files = [member.name.removeprefix("./") for member in archive if member.isfile()]
+    assert set(images) == {name for name in files if name.endswith(".png")}
+
+
+@pytest.mark.parametrize("place", [0, 124, 150, 300])
+def test_a_damaged_header_among_ordinary_ones_is_found(tmp_path, place):
+    data, images, _ = unlike(["file"] * 200, np.random.default_rng(0))
+    whole = opened_bytes(tmp_path, data)
+    start = next(int(begin) for begin, _ in whole.places[150:]) - 512
+    damaged = bytearray(data)
+    damaged[start + place] ^= 1
+    assert len(whole) == len(images)
+    with pytest.raises(DataError, match=f"no tar header at byte {start}"):
+        opened_bytes(tmp_path, bytes(damaged))
+
+
+def opened_bytes(folder, data):
+    (folder / "a.tar").write_bytes(data)
+    return opened(folder / "a.tar")
+
+
+def test_a_zip_whose_names_and_comments_look_like_records(tmp_path, monkeypatch):
+    """Beginnings of records are searched for: what only looks like one must not be taken for one."""
+    members = {f"c/{i}" + "PK\x01\x02" * (i % 3) + "x" * 40 + ".png": bytes([i]) * (i + 1) for i in range(60)}
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i, (name, data) in enumerate(members.items()):
+            info = zipfile.ZipInfo(name)
+            info.comment = b"PK\x01\x02" * (20 * (i % 2))
+            archive.writestr(info, data)
+    for piece in (2**22, 400):
+        monkeypatch.setattr("epg.data.sources.zip.PIECE", piece)
+        source = opened(tmp_path / "a.zip")
+        read = {source.names[i].decode(): source.read(i) for i in range(len(source))}
+        assert read == members
+
+
 def test_webdataset_style_tars_work_without_labels(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for i in range(3):

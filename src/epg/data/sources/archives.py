@@ -8,22 +8,26 @@ import os
 import re
 import zlib
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epg.data.sources.base import MAX_FILE_BYTES, MAX_MEMBERS, Found, Source, SourceOptions, check_members, check_size
-from epg.data.sources.layout import (
-    METADATA,
-    arrange,
-    has_image_suffix,
-    is_hidden,
-    is_image,
-    is_unsafe,
-    require_images,
+from epg.data.sources.base import (
+    MAX_FILE_BYTES,
+    Found,
+    Names,
+    Rejected,
+    Source,
+    SourceOptions,
+    check_members,
+    check_size,
+    pick,
+    readable,
 )
+from epg.data.sources.layout import LONGEST, METADATA, arrange, is_hidden, is_image, is_image_suffix, is_unsafe
 from epg.data.sources.tar import tar_members
 from epg.data.sources.zip import METHODS, problem, read_entry, zip_entries
 from epg.errors import DataError
@@ -49,14 +53,11 @@ class ZipSource(Source):
         usable = np.isin(entries["method"], METHODS) & (entries["flags"] & 1 == 0)
         usable &= np.maximum(entries["size"], entries["compressed"]) <= MAX_FILE_BYTES
         problems = {int(i): problem(entries[i]) or "" for i in np.flatnonzero(~usable)}
-        found, numbers, extras = _choose(names, entries["size"], problems)
-        del names
-        self.entries = entries
+        found, numbers, extras = _choose(names, entries["size"].astype(np.int64), problems)
         read_extra = lambda member: self.read_member(entries[extras[member]]) if member in extras else None  # noqa: E731
-        found, chosen, labels = arrange(found, read_extra, options, name, archive=True)
-        require_images(found, name)
-        super().__init__("zip", name, found, *labels)
-        self.entries = entries[numbers[chosen]]
+        images = arrange(found, read_extra, options, name, archive=True)
+        super().__init__("zip", name, images.found, images.labels, images.class_names)
+        self.entries = pick(entries, pick(numbers, images.chosen))
 
     def read(self, index: int) -> bytes:
         return self.read_member(self.entries[index])
@@ -80,24 +81,24 @@ class TarSource(Source):
         self.open_file = open_file
         self.stream: BinaryIO | None = None
         self.packed_size = packed_size
-        names, places, problems = list[bytes](), array("q"), dict[int, str]()
+        blob, lengths, places, problems = io.BytesIO(), array("q"), array("q"), dict[int, str]()
         with open_file() as raw:
-            for member, (offset, size, reason) in tar_members(decompressed(raw, name, packed_size), name):
+            for part, where, reason in tar_members(decompressed(raw, name, packed_size), name):
                 if reason:
-                    problems[len(names)] = reason
-                names.append(member)
-                places.extend((offset, size))
-                if len(names) > MAX_MEMBERS:
-                    check_members(len(names), name)
+                    problems[len(lengths)] = reason
+                blob.write(b"".join(part))
+                lengths.extend(map(len, part))
+                places.extend(where)
+                check_members(len(lengths), name)
         table = np.array(places, dtype=np.int64).reshape(-1, 2)
+        names = Names.packed(blob.getvalue(), np.array(lengths, dtype=np.int64))
+        del blob, lengths, places
         found, numbers, extras = _choose(names, table[:, 1], problems)
-        del names, places
         read_extra = lambda member: self._read(*map(int, table[extras[member]])) if member in extras else None  # noqa: E731
         self.name = name
-        found, chosen, labels = arrange(found, read_extra, options, name, archive=True)
-        require_images(found, name)
-        super().__init__("tar", name, found, *labels)
-        self.places = table[numbers[chosen]]
+        images = arrange(found, read_extra, options, name, archive=True)
+        super().__init__("tar", name, images.found, images.labels, images.class_names)
+        self.places = pick(table, pick(numbers, images.chosen))
 
     def read(self, index: int) -> bytes:
         return self._read(*(int(value) for value in self.places[index]))
@@ -117,50 +118,62 @@ class TarSource(Source):
 
 
 def _choose(
-    names: list[bytes], sizes: NDArray[np.integer], problems: Mapping[int, str]
+    names: Names, sizes: NDArray[np.int64], problems: Mapping[int, str]
 ) -> tuple[Found, NDArray[np.int64], dict[bytes, int]]:
     """The images to use, which members they are, and the metadata files by name.
 
     Hidden members are left out; of several with one name the last counts, as unpacking would leave it; what looks like
     an image and cannot be used is rejected.
     """
-    usable = (i for i, name in enumerate(names) if has_image_suffix(name) or name.endswith(METADATA))
-    members = np.fromiter(usable, np.int64)
-    names = [names[i].removeprefix(b"./") for i in members]
-    last = {name: k for k, name in enumerate(names)} if len(set(names)) < len(names) else {}
-    found, extras, dropped = Found(), dict[bytes, int](), set[int]()
-    closer = _unusual(names).union(np.flatnonzero(np.isin(members, list(problems))).tolist())
-    closer.update(k for k, name in enumerate(names if last else ()) if last[name] != k)
+    members, hashes, closer, done, first = list[NDArray[np.int64]](), list[NDArray[np.int64]](), set[int](), 0, 0
+    for part in names.parts():
+        wanted = [k for k, name in enumerate(part) if is_image_suffix(name[-LONGEST:]) or name.endswith(METADATA)]
+        chosen = part if len(wanted) == len(part) else [part[k] for k in wanted]
+        closer.update(done + k for k in _unusual(chosen))
+        members.append(np.fromiter(wanted, np.int64, len(wanted)) + first)
+        hashes.append(np.fromiter(map(hash, chosen), np.int64, len(chosen)))
+        done, first = done + len(chosen), first + len(part)
+    numbers = np.concatenate(members or [np.empty(0, np.int64)])
+    listed = Found(names, sizes).take(numbers)
+    replaced = _replaced(listed.names, np.concatenate(hashes or [np.empty(0, np.int64)]))
+    extras, rejected = dict[bytes, int](), list[Rejected]()
+    closer.update(replaced, np.flatnonzero(np.isin(numbers, list(problems))).tolist())
+    kept = np.ones(len(numbers), dtype=bool)
     for k in sorted(closer):
-        name, reason = names[k], problems.get(int(members[k]))
-        if last.get(name, k) != k:
+        name, reason = listed.names[k], problems.get(int(numbers[k]))
+        if k in replaced:
             reason = "a later member of the archive has the same name and is used instead"
         elif name.rpartition(b"/")[2] in METADATA and not reason:
-            extras[name] = int(members[k])
+            extras[name] = int(numbers[k])
         elif is_unsafe(name):
             reason = "its name points outside the archive"
         elif not reason and is_image(name):
             continue
-        dropped.add(k)
+        kept[k] = False
         if reason and not is_hidden(name):
-            found.reject(name, reason)
-    kept = np.delete(np.arange(len(names)), sorted(dropped))
-    found.names = [names[k] for k in kept] if dropped else names
-    found.sizes = sizes[members[kept]].tolist()
-    return found, members[kept], extras
+            rejected.append(Rejected(readable(name), reason))
+    left = np.flatnonzero(kept)
+    return replace(listed.take(left), rejected=rejected), pick(numbers, left), extras
 
 
-def _unusual(names: list[bytes]) -> set[int]:
-    """Which names want a closer look. Thousands of ordinary ones are passed at once."""
+def _replaced(names: Names, hashes: NDArray[np.int64]) -> set[int]:
+    """Which names come again later. Hashes find the few that may: a set of millions of names takes too much memory."""
+    ordered = np.sort(hashes)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return set()
+    order = np.argsort(hashes)
+    same = hashes[order[1:]] == hashes[order[:-1]]
+    suspects = np.unique(np.concatenate([order[1:][same], order[:-1][same]])).tolist()
+    last = {names[k]: k for k in suspects}
+    return {k for k in suspects if last[names[k]] != k}
+
+
+def _unusual(names: list[bytes]) -> Iterable[int]:
+    """Which names want a closer look; the usual ones are passed at once."""
     signs = (b"/.", b"//", b"\\", b":/", b"\0", b"__MACOSX", *METADATA)
     search = re.compile(rb"^[./]|/[./]|\\|:/|\0|__MACOSX|metadata\.(csv|jsonl)$").search
-    found = set[int]()
-    for first in range(0, len(names), 2**14):
-        part = names[first : first + 2**14]
-        blob = b"/" + b"\n/".join(part)
-        if any(sign in blob for sign in signs):
-            found.update(k for k, name in enumerate(part, first) if search(name))
-    return found
+    blob = b"/" + b"\n/".join(names)
+    return (k for k, name in enumerate(names) if search(name)) if any(sign in blob for sign in signs) else ()
 
 
 def decompressed(stream: BinaryIO, name: str, packed_size: int) -> BinaryIO:

@@ -2,9 +2,9 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from epg.errors import DataError
 
 MAX_FILE_BYTES = 2**27  # one encoded image; whatever holds more is no photograph
-MAX_MEMBERS = 5_000_000  # of an archive; listing takes 2 to 3 seconds and 200 MB per million
+MAX_MEMBERS = 5_000_000  # of an archive; listing takes 2 seconds and 100 MB per million
+PART = 2**16  # names at a time
+PART = 2**16  # names at a time
+T = TypeVar("T", bound=np.generic)
 LabelChoice = Literal["auto", "folder", "column", "none"]
 
 
@@ -34,9 +37,80 @@ class Rejected:
     reason: str
 
 
-@dataclass
+def pick(values: NDArray[T], chosen: NDArray[np.int64]) -> NDArray[T]:
+    """`values[chosen]`; the same array where that is all of it, since copies of millions cost memory."""
+    everything = len(chosen) == len(values) and bool((chosen == np.arange(len(values))).all())
+    return values if everything else values[chosen]
+
+
+class Names(Sequence[bytes]):
+    """Many byte strings as pieces of one: a list of objects would cost ten times the memory, in every process."""
+
+    def __init__(self, blob: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+        self.blob, self.starts, self.ends = blob, starts, ends
+
+    @classmethod
+    def of(cls, names: Sequence[bytes]) -> "Names":
+        return cls.packed(b"".join(names), np.fromiter(map(len, names), np.int64, len(names)))
+
+    @classmethod
+    def packed(cls, blob: bytes, lengths: NDArray[np.int64]) -> "Names":
+        """Names that follow each other without a gap."""
+        ends = np.cumsum(lengths, dtype=np.int64)
+        return cls(blob, ends - lengths, ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self.blob[int(self.starts[index]) : int(self.ends[index])]
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self.parts():
+            yield from part
+
+    def parts(self) -> Iterator[list[bytes]]:
+        """All names in order, some at a time."""
+        for first in range(0, len(self), PART):
+            ends = self.ends[first : first + PART].tolist()
+            starts = self.starts[first : first + PART].tolist()
+            yield [self.blob[start:end] for start, end in zip(starts, ends, strict=True)]
+
+    def take(self, chosen: NDArray[np.int64]) -> "Names":
+        return Names(self.blob, pick(self.starts, chosen), pick(self.ends, chosen))
+
+    def without(self, prefix: bytes) -> "Names":
+        """Names that all begin with a prefix, without it."""
+        return Names(self.blob, self.starts + len(prefix), self.ends)
+
+    def folders(self) -> tuple[list[bytes], NDArray[np.int64]]:
+        """The folders that files lie in (empty for the top), and which of them each name (N,) lies in."""
+        numbers: dict[bytes, int] = {}
+        found = (numbers.setdefault(name.rpartition(b"/")[0], len(numbers)) for name in self)
+        which = np.fromiter(found, np.int64, len(self))
+        return list(numbers), which
+
+
+@dataclass(frozen=True)
 class Found:
-    """What listing a source brings to light."""
+    """What listing a source brings to light: images with their sizes in bytes (N,), and what cannot be used."""
+
+    names: Names
+    sizes: NDArray[np.int64]
+    rejected: Sequence[Rejected] = ()
+
+    @classmethod
+    def rows(cls, names: Sequence[bytes]) -> "Found":
+        """Rows of a table, whose sizes are not known before they are read."""
+        return cls(Names.of(names), np.full(len(names), -1, dtype=np.int64))
+
+    def take(self, chosen: NDArray[np.int64]) -> "Found":
+        return Found(self.names.take(chosen), pick(self.sizes, chosen), self.rejected)
+
+
+@dataclass
+class Listing:
+    """What a walk through a source has found so far."""
 
     names: list[bytes] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -49,20 +123,10 @@ class Found:
     def reject(self, name: bytes, reason: str) -> None:
         self.rejected.append(Rejected(readable(name), reason))
 
-
-class Names(Sequence[bytes]):
-    """Many byte strings in two arrays: a list of objects would cost ten times the memory, in every worker."""
-
-    def __init__(self, names: Sequence[bytes]) -> None:
-        self.ends = np.cumsum(np.fromiter(map(len, names), np.int64, len(names)))
-        self.blob = b"".join(names)
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        start = int(self.ends[index - 1]) if index else 0
-        return self.blob[start : int(self.ends[index])]
+    def found(self) -> Found:
+        """Everything, in the order of the names as bytes."""
+        order = np.array(sorted(range(len(self.names)), key=self.names.__getitem__), dtype=np.int64)
+        return Found(Names.of(self.names), np.array(self.sizes, dtype=np.int64), self.rejected).take(order)
 
 
 class Source(ABC):
@@ -85,9 +149,9 @@ class Source(ABC):
         assert len(found.names) == len(labels)
         self.kind = kind
         self.name = name
-        self.names = Names(found.names)
-        self.sizes = np.array(found.sizes, dtype=np.int64)
-        self.labels = labels.astype(np.int64)
+        self.names = found.names
+        self.sizes = found.sizes
+        self.labels = labels.astype(np.int64, copy=False)
         self.class_names = class_names
         self.rejected = tuple(found.rejected)
 
@@ -105,9 +169,12 @@ class Source(ABC):
     def digest(self) -> str:
         """Sha256 (hex) of names, sizes, labels and classes: another listing is another digest."""
         digest = hashlib.sha256(self.kind.encode())
-        for part in (self.names.blob, self.names.ends, self.sizes, self.labels, "\n".join(self.class_names).encode()):
-            data = part if isinstance(part, bytes) else part.tobytes()
-            digest.update(len(data).to_bytes(8, "little") + data)
+        for part in self.names.parts():
+            digest.update(b"".join(part))
+        lengths = self.names.ends - self.names.starts
+        for data in (lengths, self.sizes, self.labels, "\n".join(self.class_names).encode()):
+            packed = data if isinstance(data, bytes) else data.tobytes()
+            digest.update(len(packed).to_bytes(8, "little") + packed)
         return digest.hexdigest()
 
 

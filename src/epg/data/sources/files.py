@@ -5,8 +5,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from epg.data.sources.base import MAX_FILE_BYTES, Found, Source, SourceOptions, check_size
-from epg.data.sources.layout import arrange, is_hidden, is_image, require_images
+from epg.data.sources.base import MAX_FILE_BYTES, Listing, Source, SourceOptions, check_size
+from epg.data.sources.layout import arrange, is_hidden, is_image
 from epg.errors import DataError
 
 MAX_DEPTH = 64
@@ -16,29 +16,19 @@ class FolderSource(Source):
     """Image files below `root`, in the order of their paths as bytes."""
 
     def __init__(self, root: Path, options: SourceOptions) -> None:
-        found = Found()
-        walk(os.fsencode(root), b"", found)
-        order = sorted(range(len(found.names)), key=found.names.__getitem__)
-        found.names = [found.names[i] for i in order]
-        found.sizes = [found.sizes[i] for i in order]
+        listing = Listing()
+        walk(os.fsencode(root), b"", listing)
         self.root = root.resolve()
-        listed = list(found.names)
-        found, chosen, labels = arrange(found, self._read_extra, options, str(root))
-        require_images(found, str(root))
-        super().__init__("folder", root.resolve().name, found, *labels)
-        self.offset = _common_offset(listed, found.names, chosen)
+        images = arrange(listing.found(), self._read_extra, options, str(root))
+        super().__init__("folder", root.resolve().name, images.found, images.labels, images.class_names)
+        self.prefix = images.prefix
 
     def read(self, index: int) -> bytes:
-        return read_file(os.path.join(os.fsencode(self.root), self.offset + self.names[index]))
+        return read_file(os.path.join(os.fsencode(self.root), self.prefix + self.names[index]))
 
     def _read_extra(self, name: bytes) -> bytes | None:
         path = os.path.join(os.fsencode(self.root), name)
         return read_file(path) if os.path.isfile(path) else None
-
-
-def _common_offset(listed: list[bytes], names: list[bytes], chosen) -> bytes:  # type: ignore[no-untyped-def]
-    """The split folder that `arrange` took off the names."""
-    return listed[int(chosen[0])].removesuffix(names[0]) if names else b""
 
 
 def read_file(path: bytes | str | Path) -> bytes:
@@ -54,8 +44,8 @@ def read_file(path: bytes | str | Path) -> bytes:
     return data
 
 
-def walk(folder: bytes, prefix: bytes, found: Found, parents: tuple[tuple[int, int], ...] = ()) -> None:
-    """Add the images below `folder` to `found`, named `prefix/...`.
+def walk(folder: bytes, prefix: bytes, listing: Listing, parents: tuple[tuple[int, int], ...] = ()) -> None:
+    """Add the images below `folder` to `listing`, named `prefix/...`.
 
     Links are followed, but never back into a folder that is being walked; folders that cannot be read are rejected.
     """
@@ -63,28 +53,28 @@ def walk(folder: bytes, prefix: bytes, found: Found, parents: tuple[tuple[int, i
         status = os.stat(folder)
         entries = sorted(_entries(folder), key=lambda entry: entry.name)
     except OSError as error:
-        found.reject(prefix or folder, f"the folder cannot be read: {error.strerror}")
+        listing.reject(prefix or folder, f"the folder cannot be read: {error.strerror}")
         return
     identity = (status.st_dev, status.st_ino)
     if identity in parents:
-        found.reject(prefix, "a link back into a folder above it; not followed")
+        listing.reject(prefix, "a link back into a folder above it; not followed")
         return
     if len(parents) >= MAX_DEPTH:
-        found.reject(prefix, f"more than {MAX_DEPTH} folders deep; not read")
+        listing.reject(prefix, f"more than {MAX_DEPTH} folders deep; not read")
         return
     for entry in entries:
         name = prefix + b"/" + entry.name if prefix else entry.name
         try:
             if entry.is_dir():
-                walk(entry.path, name, found, (*parents, identity))
+                walk(entry.path, name, listing, (*parents, identity))
             elif is_image(entry.name):
                 status = entry.stat()
                 if stat.S_ISREG(status.st_mode):
-                    found.add(name, status.st_size)
+                    listing.add(name, status.st_size)
                 else:
-                    found.reject(name, "it is not a regular file")
+                    listing.reject(name, "it is not a regular file")
         except OSError as error:  # a broken link, a loop of links, no permission
-            found.reject(name, f"it cannot be read: {error.strerror}")
+            listing.reject(name, f"it cannot be read: {error.strerror}")
 
 
 def _entries(folder: bytes) -> Iterator[os.DirEntry[bytes]]:

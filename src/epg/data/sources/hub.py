@@ -33,7 +33,7 @@ class HubSource(Source):
         # Schemas that `datasets` keeps in memory may lack its metadata; the features have it.
         schema = schema.with_metadata(table.features.arrow_schema.metadata)
         labels = read_labels(schema, column or "", values, name)
-        found = Found([f"row {r}".encode() for r in range(len(table))], [-1] * len(table))
+        found = Found.rows([f"row {r}".encode() for r in range(len(table))])
         if isinstance(table.features[self.image_column], datasets.Image):
             table = table.cast_column(self.image_column, datasets.Image(decode=False))
         self.table = table.select_columns([self.image_column])

@@ -3,33 +3,34 @@
 import csv
 import io
 import json
-import re
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.decode import EXTENSIONS
-from epg.data.sources.base import Found, SourceOptions, labels_of, readable
+from epg.data.sources.base import Found, Names, Rejected, SourceOptions, labels_of, readable
 from epg.data.splits import ALL_SPLITS, SPLIT_NAMES
 from epg.errors import DataError, UserError
 
 METADATA = (b"metadata.csv", b"metadata.jsonl")
 Labelled = tuple[NDArray[np.int64], tuple[str, ...]]
+SUFFIXES = tuple(extension.encode() for extension in EXTENSIONS)
+LONGEST = max(map(len, SUFFIXES))
 
 
-_SUFFIX = re.compile(f"(?:{'|'.join(map(re.escape, EXTENSIONS))})\\Z".encode(), re.IGNORECASE)
-
-
-def has_image_suffix(name: bytes) -> bool:
-    """Whether a path ends like an image, in any case."""
-    return _SUFFIX.search(name) is not None
+@lru_cache(2**12)
+def is_image_suffix(end: bytes) -> bool:
+    """Whether the last `LONGEST` bytes of a path are those of an image, in any case: few ends recur in millions."""
+    return end.lower().endswith(SUFFIXES)
 
 
 def is_image(name: bytes) -> bool:
     """Whether a path ends like an image (in any case) and no part of it is hidden."""
-    return has_image_suffix(name) and not is_hidden(name)
+    return is_image_suffix(name[-LONGEST:]) and not is_hidden(name)
 
 
 def is_hidden(name: bytes) -> bool:
@@ -41,11 +42,6 @@ def is_unsafe(name: bytes) -> bool:
     """Whether a member name points outside its archive (it is never used as a path, but it is a bad sign)."""
     parts = name.replace(b"\\", b"/").split(b"/")
     return name.startswith((b"/", b"\\")) or b".." in parts or b"\0" in name or parts[0].endswith(b":")
-
-
-def folders_of(names: Sequence[bytes]) -> set[bytes]:
-    """The folders that files lie in; empty for the top."""
-    return {name.rpartition(b"/")[0] for name in names}
 
 
 def common_parent(folders: Collection[bytes]) -> bytes:
@@ -81,33 +77,26 @@ def split_prefix(folders: Collection[bytes], split: str, where: str) -> bytes:
     raise UserError(f"--split {split}: {where} has only {', '.join(present)}")
 
 
-def keep_prefix(found: Found, prefix: bytes) -> NDArray[np.int64]:
-    """Leave only the entries below a folder, named relative to it: which they were."""
-    inside = (i for i, name in enumerate(found.names) if name.startswith(prefix))
-    chosen = np.fromiter(inside, np.int64)
-    if len(chosen) < len(found.names):
-        found.names = [found.names[i] for i in chosen]
-        found.sizes = [found.sizes[i] for i in chosen]
-    for i, name in enumerate(found.names if prefix else ()):  # in place: a second list of millions costs memory
-        found.names[i] = name[len(prefix) :]
-    return chosen
+def folder_labels(
+    names: Names, folders: Sequence[bytes], which: NDArray[np.int64], options: SourceOptions, where: str
+) -> Labelled:
+    """Labels by the first folder of each name, where name i lies in `folders[which[i]]`.
 
-
-def folder_labels(names: Sequence[bytes], options: SourceOptions, where: str) -> Labelled:
-    """Labels by the first folder of each name. Raises DataError where some images lie in folders and others do not."""
-    flat = [name for name in names if b"/" not in name]
+    Raises DataError where some images lie in folders and others do not.
+    """
+    flat = np.flatnonzero(np.array([not folder for folder in folders], dtype=bool)[which])
     if options.labels == "none" or (options.labels == "auto" and len(flat) == len(names)):
         return np.full(len(names), -1, dtype=np.int64), ()
-    if flat:
+    if len(flat):
         raise DataError(
-            f"{where}: {len(flat)} images, such as {readable(flat[0])}, lie in no class folder, "
+            f"{where}: {len(flat)} images, such as {readable(names[flat[0]])}, lie in no class folder, "
             f"{len(names) - len(flat)} others do. Move "
             "them into class folders, or pass --labels none to ignore folders"
         )
-    tops = [name.partition(b"/")[0] for name in names]
-    classes = sorted(set(tops))
-    number = {name: label for label, name in enumerate(classes)}
-    labels = np.fromiter(map(number.__getitem__, tops), np.int64, len(tops))
+    tops = [folder.partition(b"/")[0] for folder in folders]
+    classes = sorted({tops[number] for number in np.unique(which)})
+    label = {name: number for number, name in enumerate(classes)}
+    labels = np.array([label.get(top, -1) for top in tops], dtype=np.int64)[which]
     return labels, tuple(readable(name) for name in classes)
 
 
@@ -128,29 +117,27 @@ def metadata_rows(content: bytes, file: str) -> list[dict[str, Any]]:
 
 def apply_metadata(
     found: Found, rows: list[dict[str, Any]], options: SourceOptions, file: str
-) -> tuple[Found, NDArray[np.int64], Labelled]:
-    """The listed images that the metadata names, which they were, and their labels by column.
+) -> tuple[NDArray[np.int64], list[Rejected], Labelled]:
+    """Which of the listed images the metadata names, rows that are rejected, and labels by column.
 
-    Rows without an image are rejected one by one. Raises DataError where the label column is missing.
+    Raises DataError where the label column is missing.
     """
     place = {name: i for i, name in enumerate(found.names)}
-    kept = Found(rejected=found.rejected)
-    chosen, values = [], []
+    chosen, values, rejected = [], [], []
     column = label_column(rows, options, file)
     for row in rows:
         name = str(row["file_name"]).replace("\\", "/").removeprefix("./").encode("utf-8", "surrogateescape")
         index = place.pop(name, None)
         if index is None:
-            kept.reject(name, f"{file} names it, but there is no such image, or it is named twice")
+            reason = f"{file} names it, but there is no such image, or it is named twice"
+            rejected.append(Rejected(readable(name), reason))
         elif column is not None and row.get(column) in (None, ""):
-            kept.reject(name, f"{file} has no {column} for it")
+            rejected.append(Rejected(readable(name), f"{file} has no {column} for it"))
         else:
-            kept.add(name, found.sizes[index])
             chosen.append(index)
             values.append(row[column] if column else None)
-    unlabelled = np.full(len(chosen), -1, dtype=np.int64)
-    labels = labels_of(values) if column else (unlabelled, ())
-    return kept, np.array(chosen, dtype=np.int64), labels
+    labels = labels_of(values) if column else (np.full(len(chosen), -1, dtype=np.int64), ())
+    return np.array(chosen, dtype=np.int64), rejected, labels
 
 
 def label_column(rows: list[dict[str, Any]], options: SourceOptions, file: str) -> str | None:
@@ -172,6 +159,17 @@ def label_column(rows: list[dict[str, Any]], options: SourceOptions, file: str) 
     return None
 
 
+@dataclass(frozen=True)
+class Arranged:
+    """The images to use, named relative to `prefix`; which of the listing they are (N,); their labels (N,)."""
+
+    found: Found
+    chosen: NDArray[np.int64]
+    prefix: bytes
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+
 def arrange(
     found: Found,
     read_extra: Callable[[bytes], bytes | None],
@@ -179,30 +177,35 @@ def arrange(
     where: str,
     *,
     archive: bool = False,
-) -> tuple[Found, NDArray[np.int64], Labelled]:
-    """Split, metadata and labels of a listing: the images to use, which of the listing they are, their labels.
+) -> Arranged:
+    """Split, metadata and labels of a listing. Raises DataError for one without images.
 
     Args:
         read_extra: the content of a file of the source by name, None if there is none.
         archive: ignore folders that hold everything.
     """
-    folders = folders_of(found.names)
+    folders, which = found.names.folders()
     prefix = common_parent(folders) if archive else b""
     prefix += split_prefix({folder[len(prefix) :] for folder in folders}, options.split, where)
-    chosen = keep_prefix(found, prefix)
+    inside = np.array([(folder + b"/").startswith(prefix) for folder in folders], dtype=bool)
+    chosen = np.flatnonzero(inside[which])
+    found = found.take(chosen)
+    found = replace(found, names=found.names.without(prefix))
+    labels: Labelled | None = None
     for extra in METADATA:
         content = read_extra(prefix + extra)
         if content is not None and options.labels != "folder":
             file = extra.decode()
-            found, kept, labels = apply_metadata(found, metadata_rows(content, file), options, file)
-            return found, chosen[kept], labels
-    if options.labels == "column" or options.label_column is not None:
-        raise DataError(f"{where} holds no metadata.csv or metadata.jsonl; pass --labels folder or none")
-    return found, chosen, folder_labels(found.names, options, where)
-
-
-def require_images(found: Found, where: str) -> None:
-    """Raises DataError for a listing without a single image."""
-    if not found.names:
-        rejected = f"; {len(found.rejected)} rejected, such as {found.rejected[0]}" if found.rejected else ""
-        raise DataError(f"{where} holds no images; files looked for: *{', *'.join(EXTENSIONS)}{rejected}")
+            kept, rejected, labels = apply_metadata(found, metadata_rows(content, file), options, file)
+            found, chosen = replace(found.take(kept), rejected=[*found.rejected, *rejected]), chosen[kept]
+            break
+    if labels is None:
+        if options.labels == "column" or options.label_column is not None:
+            raise DataError(f"{where} holds no metadata.csv or metadata.jsonl; pass --labels folder or none")
+        relative = [folder[len(prefix) :] for folder in folders]
+        labels = folder_labels(found.names, relative, which[chosen], options, where)
+    if not len(found.names):
+        unusable = found.rejected
+        some = f"; {len(unusable)} rejected, such as {unusable[0]}" if unusable else ""
+        raise DataError(f"{where} holds no images; files looked for: *{', *'.join(EXTENSIONS)}{some}")
+    return Arranged(found, chosen, prefix, *labels)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
-from epg.data.sources.base import MAX_FILE_BYTES, Found, Source, SourceOptions, check_size
-from epg.data.sources.layout import arrange, is_image, require_images
+from epg.data.sources.base import MAX_FILE_BYTES, Listing, Source, SourceOptions, check_size
+from epg.data.sources.layout import arrange, is_image
 from epg.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -56,22 +56,20 @@ class RemoteFolderSource(Source):
         self.files = files
         root = root.rstrip("/")
         entries = attempt(lambda: files.find(root, detail=True), name)
-        found = Found()
-        for path in sorted(entries):
+        listing = Listing()
+        for path in entries:
             member = path[len(root) :].strip("/").encode("utf-8", "surrogateescape")
             if is_image(member):
-                found.add(member, int(entries[path].get("size") or 0))
+                listing.add(member, int(entries[path].get("size") or 0))
         self.root = root
 
         def read_extra(member: bytes) -> bytes | None:
             path = f"{root}/{member.decode('utf-8', 'surrogateescape')}"
             return self._read(path) if path in entries else None
 
-        listed = list(found.names)
-        found, chosen, labels = arrange(found, read_extra, options, name)
-        require_images(found, name)
-        super().__init__("remote folder", name, found, *labels)
-        self.prefix = listed[int(chosen[0])].removesuffix(found.names[0])
+        images = arrange(listing.found(), read_extra, options, name)
+        super().__init__("remote folder", name, images.found, images.labels, images.class_names)
+        self.prefix = images.prefix
 
     def read(self, index: int) -> bytes:
         check_size(int(self.sizes[index]))

@@ -33,7 +33,7 @@ class TableSource(Source):
         column = None if options.labels in ("none", "folder") else find_label_column(first.schema, wanted, name)
         if options.labels == "column" and column is None:
             raise DataError(f"{name} has no label column among {', '.join(first.schema.names)}; see --label-column")
-        found, values, starts, groups = Found(), [], [0], []
+        names, values, starts, groups = list[bytes](), [], [0], []
         for number, file in enumerate(self.files):
             table = _open(*file)
             if self.image_column not in table.schema.names or (column and column not in table.schema.names):
@@ -43,15 +43,14 @@ class TableSource(Source):
                 rows = table.rows(group)
                 groups.append((number, group))
                 starts.append(starts[-1] + rows)
-                for r in range(row, row + rows):
-                    found.add(f"{file[0]} row {r}".encode("utf-8", "surrogateescape"), -1)
+                names += [f"{file[0]} row {r}".encode("utf-8", "surrogateescape") for r in range(row, row + rows)]
                 row += rows
                 if column:
                     values += table.read(group, column).to_pylist()
         if starts[-1] == 0:
             raise DataError(f"{name} holds no rows")
         labels = read_labels(first.schema, column, values, name) if column else _unlabelled(starts[-1])
-        super().__init__("table", name, found, *labels)
+        super().__init__("table", name, Found.rows(names), *labels)
         self.starts = np.array(starts, dtype=np.int64)
         self.groups = np.array(groups, dtype=np.int64)
         self.keep_groups = 1  # how many groups of rows stay in memory

@@ -1,16 +1,18 @@
-"""The members of a tar archive (ustar, GNU and pax), one header at a time, with constant memory."""
+"""The members of a tar archive (ustar, GNU and pax), with constant memory."""
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO
+
+import numpy as np
 
 from epg.errors import DataError
 
 BLOCK = 512
-WINDOW, NEAR = 2**16, 2**13
+WINDOW, NEAR = 2**20, 2**13
+WORTHWHILE = 64  # members, to be taken apart together
 MAX_HEADER_DATA = 2**20  # long names and pax records
 MAX_SIZE = 2**60
-ENDS = (b"", b"\0")  # a block of zeros, or the end of the file, ends the archive
 REGULAR = (b"0", b"\0", b"7")
 KINDS = {
     b"1": "a hard link",
@@ -20,20 +22,27 @@ KINDS = {
     b"6": "a pipe",
     b"S": "a sparse file",
 }
-Member = tuple[int, int, str | None]  # where the content starts, its size, why it cannot be read
+OCTAL = 8.0 ** np.arange(10, -1, -1)
+# Names (without `./`); start and size of the first one's content, of the second one's ...; why they cannot be read.
+Members = tuple[list[bytes], list[int], str | None]
 
 
-def tar_members(stream: BinaryIO, name: str) -> Iterator[tuple[bytes, Member]]:
-    """(member name, member) in order, folders left out. Raises DataError for a file that is no whole tar archive."""
-    position, pending, read = 0, dict[bytes, bytes](), _windowed(stream)
+def tar_members(stream: BinaryIO, name: str) -> Iterator[Members]:
+    """The members in order, folders left out. Raises DataError for a file that is no whole tar archive."""
+    position, again, pending, window = 0, 0, dict[bytes, bytes](), _Window(stream)
     while True:
-        header = read(position, BLOCK)
-        if header[:1] in (b"", b"\0") and not header.strip(
-            b"\0"
-        ):  # a block of zeros, or the end of the file, ends the archive
+        if position >= again and not pending:
+            names, places, end = ordinary(window.at(position, BLOCK), position)
+            again = end + 1 if len(names) >= WORTHWHILE else position + WINDOW  # past what ended them, or much later
+            if names:
+                yield names, places, None
+                position = end
+                continue
+        header = window.read(position, BLOCK)
+        if header[:1] in (b"", b"\0") and not header.strip(b"\0"):
             if position == 0:
                 raise DataError(f"{name} is an empty tar archive")
-            return
+            return  # a block of zeros, or the end of the file, ends the archive
         if len(header) < BLOCK or not _is_header(header):
             raise DataError(f"{name}: no tar header at byte {position}: it is damaged, cut off or no tar archive")
         kind, size, start = header[156:157], _number(header[124:136]), position + BLOCK
@@ -41,7 +50,7 @@ def tar_members(stream: BinaryIO, name: str) -> Iterator[tuple[bytes, Member]]:
         if kind in (b"x", b"L", b"K", b"g"):
             if not 0 <= size <= MAX_HEADER_DATA:
                 raise DataError(f"{name}: a header record of {size} bytes at byte {position}; it is damaged")
-            data = read(start, size)
+            data = window.read(start, size)
             if kind == b"x":
                 pending.update(_pax_records(data))
             elif kind == b"L":
@@ -53,31 +62,66 @@ def tar_members(stream: BinaryIO, name: str) -> Iterator[tuple[bytes, Member]]:
             if not 0 <= own_size < MAX_SIZE:
                 raise DataError(f"{name}: an impossible size at byte {position}; it is damaged")
             path = pending.get(b"path") or _name(header)
-            sparse = bool(pending) and any(key.startswith(b"GNU.sparse") for key in pending)
-            if pending:
-                pending = {}
+            sparse = any(key.startswith(b"GNU.sparse") for key in pending)
+            pending.clear()
             if kind != b"5" and not path.endswith(b"/"):
                 reason = KINDS.get(b"S" if sparse else kind) if kind not in REGULAR or sparse else None
                 if reason or kind in REGULAR:
-                    yield path, (start, own_size, f"it is {reason}; not read" if reason else None)
-            size = own_size if kind in REGULAR or kind == b"S" else 0 if kind in KINDS else own_size
+                    yield [path.removeprefix(b"./")], [start, own_size], f"it is {reason}; not read" if reason else None
+            size = 0 if kind in KINDS and kind != b"S" else own_size
         position = start + -(-size // BLOCK) * BLOCK
 
 
-def _windowed(stream: BinaryIO) -> Callable[[int, int], bytes]:
-    """Reads (position, size) of a stream: much at once where members are small, only what is asked for elsewhere."""
-    window, begin = b"", 0
+def ordinary(window: memoryview, position: int) -> tuple[list[bytes], list[int], int]:
+    """Ordinary files that a piece of an archive begins with, taken apart together: names, places, where they end.
 
-    def read(position: int, size: int) -> bytes:
-        nonlocal window, begin
-        place = position - begin
-        if place < 0 or place + size > len(window):
-            near = 0 <= place < len(window) + NEAR
-            stream.seek(position)
-            window, begin, place = stream.read(max(size, WINDOW if near else 0)), position, 0
-        return window[place : place + size]
+    Ordinary is a file with an octal size, all of its name in one field and the right checksum. Whatever else comes ends
+    them, and is left to be read with care.
+    """
+    count = len(window) // BLOCK
+    if count < WORTHWHILE:
+        return [], [], position
+    blocks = np.frombuffer(window, np.uint8, count * BLOCK).reshape(count, BLOCK)
+    digits = blocks[:, 124:135] - ord("0")  # what is no digit becomes 8 or more
+    sizes = (digits.astype(np.float64) @ OCTAL).astype(np.int64)  # exact, and faster than with integers
+    file = (blocks[:, 156] == ord("0")) | (blocks[:, 156] == 0)
+    good = file & (blocks[:, 0] != 0) & (blocks[:, 345] == 0) & ((blocks[:, 135] == 0) | (blocks[:, 135] == ord(" ")))
+    good &= (digits < 8).all(1)
+    follows, follow, place, chain = good.tolist(), (np.arange(1, count + 1) - -sizes // BLOCK).tolist(), 0, []
+    while place < count and follows[place]:
+        chain.append(place)
+        place = follow[place]
+    headers = blocks[chain]
+    written = headers[:, 148:154] - ord("0")
+    sums = headers.sum(1, dtype=np.uint32) - headers[:, 148:156].sum(1, dtype=np.uint32) + 8 * ord(" ")
+    right = (sums == written.astype(np.float64) @ OCTAL[-6:]) & (written < 8).all(1)
+    names = [name.partition(b"\0")[0] for name in np.ascontiguousarray(headers[:, :100]).view("S100")[:, 0].tolist()]
+    wrong = [i for i, name in enumerate(names) if name.endswith(b"/")] + np.flatnonzero(~right).tolist()
+    if wrong:
+        names, chain = names[: min(wrong)], chain[: min(wrong)]
+    if not names:
+        return [], [], position
+    places = np.stack([position + (np.array(chain) + 1) * BLOCK, sizes[chain]], axis=1).ravel().tolist()
+    return [name.removeprefix(b"./") for name in names], places, position + follow[chain[-1]] * BLOCK
 
-    return read
+
+class _Window:
+    """Reads of a stream: much at once where members are small, only what is asked for elsewhere."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.data, self.begin = stream, b"", 0
+
+    def at(self, position: int, size: int) -> memoryview:
+        """At least `size` bytes from a position on, where the stream has them."""
+        place = position - self.begin
+        if place < 0 or place + size > len(self.data):
+            near = 0 <= place < len(self.data) + NEAR
+            self.stream.seek(position)
+            self.data, self.begin, place = self.stream.read(max(size, WINDOW if near else 0)), position, 0
+        return memoryview(self.data)[place:]
+
+    def read(self, position: int, size: int) -> bytes:
+        return bytes(self.at(position, size)[:size])
 
 
 def _is_header(header: bytes) -> bool:

@@ -1,5 +1,6 @@
 """The directory of a zip archive, taken apart in large pieces (APPNOTE.TXT 6.3), and single members."""
 
+import io
 import struct
 import zlib
 from array import array
@@ -7,9 +8,10 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from epg.data.sources.base import MAX_FILE_BYTES, check_members, check_size
+from epg.data.sources.base import MAX_FILE_BYTES, Names, check_members, check_size
 from epg.errors import DataError
 
 END, END64, LOCATOR64, ENTRY, LOCAL = b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\1\2", b"PK\3\4"
@@ -35,6 +37,7 @@ RECORD = np.dtype(
         ("offset", "<u4"),
     ]
 )
+LENGTHS = ("name_length", "extra_length", "comment_length")
 LARGE = ("size", "compressed", "offset")
 ENTRIES = np.dtype(
     [("offset", "u8"), ("compressed", "u8"), ("size", "u8"), ("method", "u2"), ("crc", "u4"), ("flags", "u2")]
@@ -77,15 +80,15 @@ def read_entry(stream: BinaryIO, entry: np.void) -> bytes:
     return data
 
 
-def zip_entries(stream: BinaryIO, name: str) -> tuple[list[bytes], NDArray[np.void]]:
-    """Names and entries (`ENTRIES`) of all members in directory order, folders included.
+def zip_entries(stream: BinaryIO, name: str) -> tuple[Names, NDArray[np.void]]:
+    """Names (without `./`) and entries (`ENTRIES`) of all members in directory order, folders included.
 
     Raises DataError for a file that is no whole zip archive, and for one whose members overlap (a zip bomb).
     """
     offset, size, count, file_size = _find_directory(stream, name)
-    names, entries, done = list[bytes](), np.empty(count, ENTRIES), 0
+    names, lengths, entries, done = io.BytesIO(), np.empty(count, np.int64), np.empty(count, ENTRIES), 0
     for piece, places in _pieces(stream, offset, size, count, name):
-        records = np.frombuffer(piece, np.uint8)[places[:, None] + np.arange(RECORD.itemsize)].view(RECORD)[:, 0]
+        records = _records(piece, places)
         if (records["signature"] != np.frombuffer(ENTRY, "<u4")).any():
             raise DataError(f"{name}: its directory is damaged; pack it again")
         part = entries[done : done + len(places)]
@@ -93,7 +96,9 @@ def zip_entries(stream: BinaryIO, name: str) -> tuple[list[bytes], NDArray[np.vo
             part[key] = records[key]
         starts = places + RECORD.itemsize
         ends = starts + records["name_length"]
-        names += [piece[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        part_names = [piece[a:b].removeprefix(b"./") for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+        names.write(b"".join(part_names))
+        lengths[done : done + len(places)] = list(map(len, part_names))
         large = (part["size"] == UNKNOWN32) | (part["compressed"] == UNKNOWN32) | (part["offset"] == UNKNOWN32)
         for row in np.flatnonzero(large):
             extra = piece[int(ends[row]) : int(ends[row]) + int(records["extra_length"][row])]
@@ -106,7 +111,7 @@ def zip_entries(stream: BinaryIO, name: str) -> tuple[list[bytes], NDArray[np.vo
         or entries["compressed"].sum(dtype=np.float64) > file_size
     ):
         raise DataError(f"{name}: its members overlap or lie outside of it; this is damage or a zip bomb")
-    return names, entries
+    return Names.packed(names.getvalue(), lengths), entries
 
 
 def _pieces(
@@ -114,22 +119,50 @@ def _pieces(
 ) -> Iterator[tuple[bytes, NDArray[np.int64]]]:
     """The directory in pieces of whole records, and where each begins in its piece: only its predecessor says."""
     stream.seek(offset)
-    piece, lengths = b"", struct.Struct("<3H").unpack_from
+    piece = b""
     while count:
         more = stream.read(min(PIECE, size))
         piece, size = piece + more, size - len(more)
-        places, position = array("q"), 0
-        while len(places) < count and position + RECORD.itemsize <= len(piece):
-            name_length, extra_length, comment_length = lengths(piece, position + 28)
-            end = position + RECORD.itemsize + name_length + extra_length + comment_length
-            if end > len(piece):
-                break
-            places.append(position)
-            position = end
-        if not places:
+        places, end = _places(piece, count)
+        if not len(places):
             raise DataError(f"{name}: its directory is damaged; pack it again")
-        yield piece, np.array(places, np.int64)
-        piece, count = piece[position:], count - len(places)
+        yield piece, places
+        piece, count = piece[end:], count - len(places)
+
+
+def _places(piece: bytes, count: int) -> tuple[NDArray[np.int64], int]:
+    """Where records begin that lie within a piece, at most `count`, and where the last of them ends.
+
+    Where every place that looks like the beginning of a record is one, as in most archives, they are found all at once.
+    """
+    data = np.frombuffer(piece, np.uint8)
+    like = np.ones(max(0, len(data) - RECORD.itemsize + 1), dtype=bool)
+    for k, byte in enumerate(ENTRY):
+        like &= data[k : k + len(like)] == byte
+    places = np.flatnonzero(like)[:count]
+    if len(places) and places[0] == 0:
+        records = _records(piece, places)
+        ends = places + RECORD.itemsize + sum(records[key].astype(np.int64) for key in LENGTHS)
+        if (ends[:-1] == places[1:]).all():
+            whole = ends <= len(piece)
+            return places[whole], int(ends[whole].max(initial=0))
+    return _chained(piece, count)
+
+
+def _chained(piece: bytes, count: int) -> tuple[NDArray[np.int64], int]:
+    """As `_places`, one record after the other: only its predecessor says where a record begins."""
+    places, position, lengths = array("q"), 0, struct.Struct("<3H").unpack_from
+    while len(places) < count and position + RECORD.itemsize <= len(piece):
+        end = position + RECORD.itemsize + sum(lengths(piece, position + 28))
+        if end > len(piece):
+            break
+        places.append(position)
+        position = end
+    return np.array(places, np.int64), position
+
+
+def _records(piece: bytes, places: NDArray[np.int64]) -> NDArray[np.void]:
+    return sliding_window_view(np.frombuffer(piece, np.uint8), RECORD.itemsize)[places].view(RECORD)[:, 0]
 
 
 def _find_directory(stream: BinaryIO, name: str) -> tuple[int, int, int, int]:
