@@ -132,14 +132,19 @@ def draw_progress(result: StudyResult) -> bytes:
 
     figure = Figure(figsize=(9, 3.2), dpi=110, layout="constrained")
     distance, recognised = figure.subplots(1, 2)
+    ticks = set[int]()
     for part in (p for p in result.generators if len(p.progress) > 1):
         steps, accuracies, distances = zip(*part.progress, strict=True)
         distance.plot(steps, distances, marker="o", label=part.title)
         recognised.plot(steps, accuracies, marker="o", label=part.title)
+        ticks.update(steps)
     if result.floor is not None:
         distance.axhline(result.floor, color="gray", linestyle=":", label="real held-out images")
     distance.set(title="Frechet distance, classifier features", xlabel="fine-tuning step", xscale="log", yscale="log")
     recognised.set(title="recognised as their class", xlabel="fine-tuning step", xscale="log", ylim=(0, 1))
+    for axes in (distance, recognised):
+        axes.set_xticks(sorted(ticks), [f"{step:,}" for step in sorted(ticks)])
+        axes.minorticks_off()
     distance.legend(fontsize=8)
     return as_png(figure)
 
