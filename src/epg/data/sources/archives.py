@@ -18,16 +18,15 @@ from numpy.typing import NDArray
 from epg.data.sources.base import (
     MAX_FILE_BYTES,
     Found,
-    Names,
     Rejected,
     Source,
     SourceOptions,
     check_members,
     check_size,
-    pick,
     readable,
 )
 from epg.data.sources.layout import LONGEST, METADATA, arrange, is_hidden, is_image, is_image_suffix, is_unsafe
+from epg.data.sources.names import Names, pick
 from epg.data.sources.tar import tar_members
 from epg.data.sources.zip import METHODS, problem, read_entry, zip_entries
 from epg.errors import DataError

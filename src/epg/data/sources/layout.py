@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.decode import EXTENSIONS
-from epg.data.sources.base import Found, Names, Rejected, SourceOptions, labels_of, readable
+from epg.data.sources.base import Found, Rejected, SourceOptions, labels_of, readable
+from epg.data.sources.names import Names
 from epg.data.splits import ALL_SPLITS, SPLIT_NAMES
 from epg.errors import DataError, UserError
 
@@ -206,6 +207,6 @@ def arrange(
         labels = folder_labels(found.names, relative, which[chosen], options, where)
     if not len(found.names):
         unusable = found.rejected
-        some = f"; {len(unusable)} rejected, such as {unusable[0]}" if unusable else ""
+        some = f"; {len(unusable)} rejected, such as {unusable[0].name}: {unusable[0].reason}" if unusable else ""
         raise DataError(f"{where} holds no images; files looked for: *{', *'.join(EXTENSIONS)}{some}")
     return Arranged(found, chosen, prefix, *labels)

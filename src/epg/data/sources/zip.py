@@ -11,7 +11,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from epg.data.sources.base import MAX_FILE_BYTES, Names, check_members, check_size
+from epg.data.sources.base import MAX_FILE_BYTES, check_members, check_size
+from epg.data.sources.names import Names
 from epg.errors import DataError
 
 END, END64, LOCATOR64, ENTRY, LOCAL = b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\1\2", b"PK\3\4"
