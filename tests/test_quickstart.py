@@ -1,5 +1,6 @@
 """`epg quickstart` on a budget of seconds: everything is there, and running it again continues."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ from PIL import Image
 
 from epg.cli import main
 from epg.quickstart.length import at_length
-from epg.quickstart.study import PARTS
+from epg.quickstart.study import PARTS, advice
 from epg.training import checkpoint
 from tests.test_runs import folder_of_images
 from tests.training.test_loop import tiny
@@ -33,6 +34,13 @@ def test_results_are_complete(study: Path) -> None:
             assert 0 < part["accuracy"] <= 1
             assert part["frechet"] > results["floor"]
     assert parts["diffusion"]["steps"] == parts["diffusion-scratch"]["steps"]
+
+
+def test_a_short_training_says_what_a_whole_one_takes(study: Path) -> None:
+    told = json.loads((study / "results.json").read_text())["advice"]
+    assert re.search(r"20 steps of diffusion are 2% of the recipe's 1,200; .* --minutes \d+ ", told)
+    assert html.escape(told) in (study / "index.html").read_text()
+    assert advice(1500, 3000, 9.0) == ""
 
 
 def test_page_is_self_contained(study: Path) -> None:

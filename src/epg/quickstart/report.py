@@ -52,6 +52,8 @@ class StudyResult:
     seed: int
     torch: str
     threads: int
+    advice: str = ""
+    """What to expect of a training much shorter than the recipe's."""
 
     @property
     def generators(self) -> list[PartResult]:
@@ -215,7 +217,7 @@ def introduction(result: StudyResult) -> str:
         "fine-tuned with a new decoder as a diffusion model and as a one-step consistency model. The diffusion model "
         "from scratch has the same number of fine-tuning steps and a random encoder; the pre-training's time comes on "
         f"top for the others. Everything took {result.seconds / 60:.1f} minutes "
-        f"({result.threads} threads, torch {result.torch}, seed {result.seed})."
+        f"({result.threads} threads, torch {result.torch}, seed {result.seed}). {result.advice}"
     )
 
 

@@ -5,6 +5,7 @@ down, so that running the same command again continues an interrupted study with
 """
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,7 @@ class Study:
         self.dataset = open_training_data(first.data)
         self.configs: dict[str, RunConfig] = {}
         self.samples = self.milestones = 0
+        self.advice = ""
         classes = f"{self.dataset.num_classes} classes" if self.dataset.num_classes else "no labels"
         say(f"      {len(self.dataset)} images, {classes}")
 
@@ -119,6 +121,9 @@ class Study:
         steps, self.samples, self.milestones = plan["steps"], plan["samples"], plan["milestones"]
         self.configs = {n: with_milestones(at_length(configs[n], steps[n]), self.milestones) for n in configs}
         say("plan: " + ", ".join(f"{part.title} {steps[part.name]} steps" for part in PARTS))
+        self.advice = advice(steps["diffusion"], configs["diffusion"].training.steps, plan["recipe_minutes"])
+        if self.advice:
+            say(f"note: {self.advice}")
 
     def _measured_plan(self, configs: dict[str, RunConfig], started: float, budget: float) -> dict[str, Any]:
         seconds = {
@@ -135,8 +140,10 @@ class Study:
         training = max(MARGIN * left, 0.25 * budget)  # a tiny budget still trains a little
         steps = {p.name: max(20, int(training * p.share / seconds[p.name])) for p in PARTS if p.name in seconds}
         steps |= {name: steps[same] for name, same in SAME_STEPS.items()}
+        whole = sum(configs[p.name].training.steps * seconds[SAME_STEPS.get(p.name, p.name)] for p in PARTS)
         return {
             "steps": steps,
+            "recipe_minutes": (whole / MARGIN + OVERHEAD_SECONDS + evaluation) / 60,
             "samples": samples,
             "milestones": milestones,
             "seconds_per_step": seconds,
@@ -190,6 +197,7 @@ class Study:
             seed=self.seed,
             torch=torch.__version__,
             threads=torch.get_num_threads(),
+            advice=self.advice,
         )
 
     def _bench(self) -> Bench:
@@ -241,6 +249,16 @@ class Study:
         by_class = [np.flatnonzero(self.dataset.labels == c)[:6] for c in range(self.dataset.num_classes)]
         rows = min(len(indices) for indices in by_class)
         return np.stack([indices[:rows] for indices in by_class], axis=1).ravel()
+
+
+def advice(steps: int, recipe: int, minutes: float) -> str:
+    """What to expect of a training far shorter than the recipe's, and the budget for all of it; else nothing."""
+    if steps >= recipe / 2:
+        return ""
+    return (
+        f"{steps:,} steps of diffusion are {steps / recipe:.0%} of the recipe's {recipe:,}; samples will look "
+        f"unfinished. All of them take about --minutes {5 * math.ceil(minutes / 5)} on this machine."
+    )
 
 
 def say(text: str) -> None:
