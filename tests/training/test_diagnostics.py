@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from epg.objectives.diagnostics import by_quarter, feature_std, quarter
 from epg.recipe import merge, run_config
 from epg.runs import build_objective, prepare_run, train
 from epg.training import checkpoint
-from epg.training.meter import Meter, means
+from epg.training.meter import Meter, Speed, means
 from epg.training.optim import learning_rate
 from epg.training.spikes import LossSpikeWarning, Spike, SpikeDetector
 from epg.training.throughput import known_peak, measured_peak, peak_memory, training_flops
@@ -310,6 +311,15 @@ def test_every_log_line_has_its_numbers(stage: Stage, tmp_path: Path, encoder: P
     assert lines[0]["eta_seconds"] > 0
     if stage != "pretraining":
         assert set().union(*lines) >= OWN[stage]
+
+
+def test_a_peak_measured_too_low_is_raised(tmp_path: Path) -> None:
+    config = prepare_run(tiny("diffusion", training={"batch_size": 8, "steps": 10}), tmp_path).config
+    speed = Speed(config, CPU, 0)
+    speed.ideal = 1.0  # second per image
+    fast, slow = (SimpleNamespace(count=5, elapsed=seconds) for seconds in (10.0, 20.0))  # 4 and 2 images per second
+    assert speed.numbers(fast, 5)["mfu"] == 1
+    assert speed.numbers(slow, 5)["mfu"] == 0.5
 
 
 def test_mfu_is_flops_over_peak(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ class Speed:
     def numbers(self, meter: Meter, step: int) -> dict[str, float]:
         """`images_per_second` and `mfu` since the last log line, `eta_seconds` from the whole run so far."""
         rate = meter.count * self.training.batch_size / meter.elapsed
+        self.ideal = min(self.ideal, 1 / rate)  # a peak that is exceeded was measured while the device was busy
         per_step = (time.perf_counter() - self.started) / max(1, step - self.first_step)
         return {
             "images_per_second": rate,
