@@ -1,10 +1,14 @@
 """What several test modules share."""
 
 import os
+import signal
 import socket
 
 import pytest
 import torch
+
+# A shell starts what runs in its background with Ctrl-C ignored; tests of interruptions need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
