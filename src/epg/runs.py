@@ -45,6 +45,7 @@ def open_training_data(data: DataConfig, split: str = "train") -> ImageDataset:
     )
     if split == "train":
         dataset = subset(dataset, per_class=data.per_class, fraction=data.fraction)
+    dataset.fingerprint()  # of the images as they are now: a run does not ask the disk again
     small = len(dataset) * data.channels * data.image_size**2 <= CACHE_BYTES
     dataset = CachedDataset(dataset, max_damaged=data.max_damaged) if small else dataset
     dataset.balanced = data.balanced

@@ -68,7 +68,10 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]], ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Sha256 (hex) of what identifies the data; free of absolute paths, times and listing order."""
+        """Sha256 (hex) of what identifies the data; free of absolute paths, times and listing order.
+
+        Taken once, and the same ever after, whatever happens on the disk meanwhile.
+        """
 
     def _digest(self, kind: str, items: Iterable[str | bytes]) -> str:
         header = f"{kind} {len(self)} {self.image_size} {self.channels}"

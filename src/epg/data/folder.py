@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,10 @@ class FolderDataset(ImageDataset):
         return str(self._path(index))
 
     def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         items = (f"{os.fsdecode(file)} {(self.root / os.fsdecode(file)).stat().st_size}" for file in self.files)
         return self._digest("folder", sorted(items))
 

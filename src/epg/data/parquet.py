@@ -3,6 +3,7 @@
 import glob
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,10 @@ class ParquetDataset(ImageDataset):
         return f"{self.files[file]} row {index - self.row_starts[file]}"
 
     def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         files = (f"{file.name} {file.stat().st_size}" for file in self.files)
         columns = f"{self.image_column} {self.label_column}"
         return self._digest("parquet", [columns, *files, self.labels.tobytes()])

@@ -78,6 +78,7 @@ class Trainer:
     ) -> None:
         self.config, self.dataset, self.folder, self.start = config, dataset, folder, start
         self.preview, self.evaluation = preview, evaluation
+        self.fingerprint = dataset.fingerprint()
         refuse_uneven_processes(config, world_size())
         require_trackers(config)
         self.device = pick_device(config.training.device)
@@ -267,7 +268,7 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
             "class_names": list(self.dataset.class_names),
             "class_counts": self.dataset.class_counts(self.config.model.num_classes or 0),
-            "data": self.dataset.fingerprint(),
+            "data": self.fingerprint,
             "skipped": self.skips.total,
             "skipped_in_row": self.skips.in_row,
             "loss_scale": self.loss_scale.scale,
