@@ -39,10 +39,10 @@ class Evaluate(Drawing):
     """JSON file for the receipt; evaluation.json in the folder of the samples, or here, if not given."""
     image_size: int | None = None
     """Of samples that are a data set which is not prepared."""
-    samples_split: str = "test"
-    """Of samples that are a data set."""
-    split: str = "train"
-    """Of a data set as reference."""
+    samples_split: str | None = None
+    """Of samples that are a data set: test, or the only split of a prepared set, if not given."""
+    split: str | None = None
+    """Of a data set as reference: train, or the only split of a prepared set, if not given."""
     kept: int = 10_000
     """Images of a data set as reference that precision, recall, density, coverage and KID use."""
     cache: bool = True
@@ -79,8 +79,8 @@ class MakeReference:
     """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""
     image_size: int | None = None
     """Of a set that is not prepared; FID depends on how images were scaled."""
-    split: str = "train"
-    """train, test, validation or val."""
+    split: str | None = None
+    """train, test, validation or val; train, or the only split of a prepared set, if not given."""
     kept: int = 10_000
     """Images, chosen at random, whose features are kept for precision, recall, density, coverage and KID."""
     seed: int = 0

@@ -23,7 +23,7 @@ from epg.evaluation.receipt import Number, Receipt
 from epg.evaluation.reference import KEPT, Reference, make_reference
 from epg.evaluation.sources import DatasetSource
 from epg.evaluation.sources import Progress as Report
-from epg.evaluation.subjects import Subject, open_whole, some_of
+from epg.evaluation.subjects import Subject, only_split, open_whole, some_of
 from epg.training.artefact import digest_of
 from epg.training.parallel import pick_device
 
@@ -36,8 +36,8 @@ class Options:
     """Words of `--features`; none asks for what fits the reference and needs no download."""
     inception: Path | None = None
     image_size: int | None = None
-    split: str = "train"
-    """Of a data set as reference."""
+    split: str | None = None
+    """Of a data set as reference; None is its training split, or the only one of a prepared set."""
     kept: int = KEPT
     seed: int = 0
     batch_size: int = 64
@@ -143,13 +143,14 @@ def _real(place: str | DataConfig, subject: Subject, options: Options) -> Real |
         return Real(Path(place.source).name, train, held_out, {"split": "train"})
     if place.endswith(".npz") or reference_files.is_saved(Path(place)):
         return None
-    train = open_whole(place, image_size=size, channels=channels, split=options.split)
+    split = options.split or only_split(place) or "train"
+    train = open_whole(place, image_size=size, channels=channels, split=split)
     try:
-        other = "train" if options.split != "train" else "test"
+        other = "train" if split != "train" else "test"
         held_out = open_whole(place, image_size=size, channels=channels, split=other)
     except UserError:  # a single file, or a folder without splits
         held_out = None
-    return Real(Path(place).name, train, held_out, {"split": options.split})
+    return Real(Path(place).name, train, held_out, {"split": split})
 
 
 def _with_held_out(real: Real | None, chosen: Sequence[Choice]) -> Real | None:

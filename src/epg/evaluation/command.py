@@ -14,7 +14,7 @@ from epg.evaluation.extractors import choices
 from epg.evaluation.receipt import Receipt
 from epg.evaluation.reference import Reference, make_reference
 from epg.evaluation.sources import DatasetSource
-from epg.evaluation.subjects import is_dataset, open_subject, open_whole
+from epg.evaluation.subjects import is_dataset, only_split, open_subject, open_whole
 from epg.sampling import Request
 
 OUT = "evaluation.json"
@@ -28,7 +28,7 @@ def run_evaluate(
     request: Request,
     options: Options,
     *,
-    samples_split: str = "test",
+    samples_split: str | None = None,
     out: Path | None = None,
 ) -> Receipt | None:
     """`epg evaluate`: prints a table and writes the receipt; returns it on the first process."""
@@ -59,11 +59,12 @@ def run_reference(dataset: str, out: Path, options: Options) -> Reference | None
                 )
             if not is_dataset(dataset) and not Path(dataset).is_dir():
                 raise UserError(f"{dataset}: no data set here")
-            whole = open_whole(dataset, image_size=options.image_size, split=options.split)
+            split = options.split or only_split(dataset) or "train"
+            whole = open_whole(dataset, image_size=options.image_size, split=split)
         extractors = open_extractors(chosen, None, None, options)
         with reporting("reference") as report:
             made = make_reference(
-                DatasetSource(whole, Path(dataset).name, details={"split": options.split}),
+                DatasetSource(whole, Path(dataset).name, details={"split": split}),
                 extractors,
                 kept=options.kept,
                 seed=options.seed,

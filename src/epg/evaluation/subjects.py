@@ -11,7 +11,7 @@ from epg.config import DataConfig
 from epg.data.base import ImageDataset
 from epg.data.dataset import find_store, open_dataset
 from epg.data.sources.remote import is_remote
-from epg.data.store import read_manifest
+from epg.data.store import is_store, read_manifest
 from epg.errors import UserError
 from epg.evaluation.folder import FolderSource
 from epg.evaluation.npz import NpzSource
@@ -40,13 +40,16 @@ class Subject:
     """Fingerprint of its images."""
 
 
-def open_subject(path: str, count: int | None, request: Request, *, image_size: int | None, split: str) -> Subject:
+def open_subject(
+    path: str, count: int | None, request: Request, *, image_size: int | None = None, split: str | None = None
+) -> Subject:
     """Images of whatever `path` is.
 
     Args:
         count: how many; None is all, or DEFAULT_COUNT of a generator.
         request: how a generator samples.
-        image_size, split: of a data set that is not prepared.
+        image_size: of a data set that is not prepared.
+        split: of a data set; None is its test split, or the only one of a prepared set.
     """
     if count is not None and count < 2:
         raise UserError(f"--count {count}: must be at least 2")
@@ -57,6 +60,7 @@ def open_subject(path: str, count: int | None, request: Request, *, image_size: 
         archive = NpzSource(place, count)
         return Subject(archive, _part(archive.count, archive.header.shape[0], path))
     if is_dataset(path):
+        split = split or only_split(path) or "test"
         dataset = open_whole(path, image_size=image_size, split=split)
         return Subject(some_of(dataset, Path(path).name, count, {"split": split}))
     if not place.is_dir():
@@ -96,12 +100,19 @@ def is_dataset(path: str) -> bool:
     return path == "digits" or is_remote(path) or tables or find_store(place, "train") is not None
 
 
+def only_split(path: str) -> str | None:
+    """The split that a prepared set is of; None for what may hold several."""
+    place = Path(path).expanduser()
+    prepared = path != "digits" and not is_remote(path) and is_store(place)
+    return str(read_manifest(place)["options"]["split"]) if prepared else None
+
+
 def open_whole(path: str, *, image_size: int | None, channels: int | None = None, split: str = "train") -> ImageDataset:
     """A data set at the size it was prepared for, or at `image_size`. Raises UserError where neither is known."""
     store = None if path == "digits" or is_remote(path) else find_store(Path(path).expanduser(), split)
     if store is not None:
-        options = read_manifest(store)["options"]
-        prepared, colours = int(options["image_size"]), int(options["channels"])
+        pixels = read_manifest(store)["pixels"]
+        prepared, colours = int(pixels["image_size"]), int(pixels["channels"])
         if image_size not in (None, prepared):
             raise UserError(
                 f"{path}: prepared at {prepared}x{prepared}, but {image_size}x{image_size} is asked for. Prepare it "
