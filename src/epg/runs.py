@@ -22,12 +22,12 @@ from epg.objectives.diffusion import Diffusion
 from epg.objectives.pretraining import Pretraining
 from epg.pictures import save_grid, views_picture
 from epg.randomness import key
-from epg.training.faults import interruptible
 from epg.training.handover import EncoderWeights, hand_over, read_encoder, report
 from epg.training.lock import locked
 from epg.training.loop import Trainer
 from epg.training.parallel import refuse_uneven_processes
 from epg.training.resume import Start, config_of, continued, describe, run_folder_of, starting_point
+from epg.training.signals import interruptible
 from epg.validation import check
 
 CACHE_BYTES = 512 * 2**20

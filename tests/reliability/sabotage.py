@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from epg.distributed import full, rank, world_size
 from epg.randomness import Draws
 from epg.training import artefact, checkpoint, fsops, loop, manifest
-from epg.training.loop import Trainer
+from epg.training.loop import StepResult, Trainer
 
 # Moments --------------------------------------------------------------------------------------------------------------
 
@@ -155,6 +155,32 @@ def spoil_average(folder: Path, step: int) -> None:
     Trainer.train_step = train_step  # type: ignore[method-assign]
 
 
+def spoil_inside(folder: Path, **fault: Any) -> None:
+    """Spoils what a layer gives in one step; see `inside.Spoiler`."""
+    from tests.reliability.inside import Spoiler
+
+    original = Trainer._train
+
+    def train(self: Trainer) -> None:
+        Spoiler(self.objective, **fault)
+        original(self)
+
+    Trainer._train = train  # type: ignore[method-assign]
+
+
+def leave_out(folder: Path, step: int) -> None:
+    """One step is counted and not taken: its batch is read, and that is all."""
+    original = Trainer.train_step
+
+    def train_step(self: Trainer, batches: Any) -> Any:
+        if self.step != step:
+            return original(self, batches)
+        self.step += 1
+        return StepResult({}, 0.0)
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
+
+
 def in_a_worker(folder: Path, what: str, image: int = 3) -> None:
     """A loader process meets a fault at its so-many-th image: a signal, or MemoryError."""
     from epg.data.digits import DigitsDataset
@@ -271,6 +297,18 @@ def naive(folder: Path) -> None:
 
     checkpoint.save, checkpoint.newest = save, newest
     checkpoint._is_intact = lambda path: True
+
+
+def nan_to_num(folder: Path) -> None:
+    """Whatever is not finite in a gradient becomes 0, and the step is taken."""
+
+    def broken(self: Trainer, loss: Any, norm: Any) -> tuple[bool, bool]:
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0, 0, 0)
+        return False, False
+
+    Trainer._broken = broken  # type: ignore[method-assign]
 
 
 def noise_by_rank(folder: Path) -> None:

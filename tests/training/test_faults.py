@@ -16,10 +16,13 @@ from torch import nn
 from epg.distributed import processes
 from epg.errors import DivergedError, InterruptedRunError
 from epg.runs import prepare_run, train
-from epg.training import checkpoint, faults
-from epg.training.faults import STUCK_EXIT_CODE, LossScale, StopSignals, explain_non_finite
+from epg.training import checkpoint, signals
+from epg.training.faults import LossScale, explain_non_finite
 from epg.training.lock import locked
+from epg.training.signals import StopSignals
 from epg.training.tracking import read_log
+from epg.training.watchdog import STUCK_EXIT_CODE
+from tests.reliability import inside
 from tests.training.test_loop import assert_identical, poison, tensors, tiny
 
 
@@ -56,11 +59,11 @@ def test_half_precision_trains_like_full(precision: str, tolerance: float, tmp_p
 
 def test_fp16_overflow_lowers_the_scale_and_survives_a_resume(tmp_path: Path) -> None:
     """A scale that overflows at once: steps are lost until it fits, none is counted as a fault."""
-    config = tiny("diffusion", training={"precision": "fp16"})
+    config = tiny("diffusion", training={"precision": "fp16", "steps": 20})
     run = prepare_run(config, tmp_path)
-    run.trainer.loss_scale.scale = 2.0**24
+    run.trainer.loss_scale.scale = 2.0**20
     run.trainer.run()
-    assert run.trainer.loss_scale.scale < 2.0**24
+    assert run.trainer.loss_scale.scale < 2.0**20
     assert run.trainer.skips.total == 0
     again = prepare_run(config, tmp_path)
     again.trainer.restore()
@@ -100,9 +103,64 @@ def test_samples_of_a_bad_block_are_named(tmp_path: Path) -> None:
         return torch.where((chosen == only_second)[:, None], math.inf, out)
 
     run.trainer.objective.network.class_embedding.forward = poisoned  # type: ignore[union-attr]
-    found = explain_non_finite(run.trainer.objective, batches, 0)
+    found = explain_non_finite(run.trainer.objective, batches, 0, run.trainer._autocast)
     assert f"denoising of samples {batches[0].indices[16:].tolist()}" in found
     assert str(batches[0].indices[:16].tolist()) not in found
+
+
+def test_a_part_is_never_a_single_sample(tmp_path: Path) -> None:
+    """An odd batch is drawn sample by sample, but BatchNorm needs two."""
+    config = tiny("pretraining", training={"batch_size": 15, "max_nonfinite": 1})
+    run = prepare_run(config, tmp_path)
+    inside.Spoiler(run.trainer.objective, "network.projector.0", "nan", step=0)
+    with pytest.raises(DivergedError, match="step 0: not finite"):
+        run.trainer.run()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_cause_is_looked_for_in_the_precision_of_the_step(precision: str, tmp_path: Path) -> None:
+    """A layer that overflows under autocast alone, and one that does not, are told apart."""
+    run = prepare_run(tiny("diffusion", training={"precision": precision, "max_nonfinite": 1}), tmp_path)
+    layer = run.trainer.objective.network.get_submodule("decoder.out")
+    computed = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+    def fragile(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return output * (math.nan if output.dtype == computed else 1)
+
+    layer.register_forward_hook(fragile)
+    with pytest.raises(DivergedError, match=r"Cause: denoising of samples \["):
+        run.trainer.run()
+
+
+def test_a_gradient_that_alone_is_broken_is_named(tmp_path: Path) -> None:
+    run = prepare_run(tiny("diffusion", training={"max_nonfinite": 1}), tmp_path)
+    inside.Spoiler(run.trainer.objective, "network.decoder.blocks.1", "gradient", step=0)
+    with pytest.raises(DivergedError, match=r"the gradient alone of network\..* and \d+ more; every"):
+        run.trainer.run()
+
+
+@pytest.mark.parametrize("stage", ["pretraining", "diffusion"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("steps", "bad"), [(1, range(1)), (2, range(2)), (8, range(6, 8))])
+def test_a_run_that_is_not_finite_to_its_end_is_no_success(
+    stage: str, precision: str, steps: int, bad: range, tmp_path: Path
+) -> None:
+    config = tiny(stage, training={"steps": steps, "precision": precision})  # type: ignore[arg-type]
+    run = prepare_run(config, tmp_path)
+    run.trainer.loss_scale.scale = 16.0
+    poison(run.trainer, bad)
+    expected = r"not one of|the last 2 of 8"
+    with pytest.warns(UserWarning, match="not finite"), pytest.raises(DivergedError, match=expected):
+        run.trainer.run()
+    with pytest.raises(DivergedError, match=expected):  # neither is the same command again
+        train(config, tmp_path)
+
+
+def test_fp16_that_never_fitted_its_scale_is_no_success(tmp_path: Path) -> None:
+    run = prepare_run(tiny("diffusion", training={"precision": "fp16", "steps": 3}), tmp_path)
+    run.trainer.loss_scale.scale = 2.0**30
+    with pytest.raises(DivergedError, match=r"not one of 3 steps .*fp16 may need more steps"):
+        run.trainer.run()
 
 
 def _nan_on_one_rank(rank: int, port: int, folder: str, parallel: str) -> None:
@@ -131,7 +189,7 @@ def test_nan_on_one_process_skips_the_step_on_all(parallel: str, tmp_path: Path,
 
 def test_a_hanging_process_ends_itself_and_says_where(tmp_path: Path) -> None:
     code = (
-        "import time; from epg.training.faults import Watchdog; dog = Watchdog(1.0)\n"
+        "import time; from epg.training.watchdog import Watchdog; dog = Watchdog(1.0)\n"
         "with dog.watching():\n"
         "    dog.beat(41)\n"
         "    def stuck(): time.sleep(60)\n"
@@ -146,7 +204,7 @@ def test_a_hanging_process_ends_itself_and_says_where(tmp_path: Path) -> None:
 
 def test_a_run_with_steps_is_left_alone_by_the_watchdog() -> None:
     code = (
-        "import time; from epg.training.faults import Watchdog; dog = Watchdog(1.0)\n"
+        "import time; from epg.training.watchdog import Watchdog; dog = Watchdog(1.0)\n"
         "with dog.watching():\n"
         "    for step in range(8): time.sleep(0.3); dog.beat(step)\n"
         "time.sleep(1.5); print('alive')\n"
@@ -157,10 +215,10 @@ def test_a_run_with_steps_is_left_alone_by_the_watchdog() -> None:
 
 
 def test_a_second_signal_acts_at_once() -> None:
-    signals = StopSignals()
-    with signals.caught():
+    stop = StopSignals()
+    with stop.caught():
         os.kill(os.getpid(), signal.SIGINT)
-        assert signals.received == signal.SIGINT
+        assert stop.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012
             os.kill(os.getpid(), signal.SIGINT)
             for _ in range(1000):  # until the interpreter has delivered it
@@ -197,7 +255,7 @@ def test_a_preempted_command_exits_75_and_resumes(number: signal.Signals, tmp_pa
 def test_losing_the_others_after_a_stop_signal_is_an_interruption(
     processes: int, told: bool, expected: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faults, "world_size", lambda: processes)
+    monkeypatch.setattr(signals, "world_size", lambda: processes)
 
     def lose_the_others() -> None:
         with StopSignals().caught():

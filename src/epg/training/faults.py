@@ -1,29 +1,20 @@
-"""What can go wrong in a run of days: numbers that are not finite, stop signals, a process that hangs."""
+"""Numbers that are not finite: how fp16 avoids them, when a step is left out, and where they come from."""
 
-import contextlib
-import faulthandler
-import os
-import signal
-import sys
-import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from epg.data.loader import Batch
-from epg.distributed import rank, world_size
-from epg.errors import DivergedError, InterruptedRunError
+from epg.distributed import local, world_size
+from epg.errors import DivergedError
 from epg.objectives.base import Objective
-
-STUCK_EXIT_CODE = 71
 
 
 @dataclass
@@ -84,88 +75,79 @@ class Skips:
             "--optimizer.lr, set --optimizer.clip, or use --training.precision fp32, and run again."
         )
 
-
-class StopSignals:
-    """SIGTERM, SIGINT and SIGUSR1 ask the loop to save and stop after the step; a second one acts at once."""
-
-    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-    def __init__(self) -> None:
-        self.received = 0
-        """Number of the signal that came, 0 for none."""
-        self._previous: dict[int, Any] = {}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        for n, handler in self._previous.items():
-            signal.signal(n, handler)
-
-    @contextlib.contextmanager
-    def caught(self) -> Iterator[None]:
-        """Handles the signals inside the `with`; outside the main thread Python allows no handlers.
-
-        A process that was told to stop and then loses the others, which were told so too, was interrupted and has not
-        failed: it raises InterruptedRunError.
-        """
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {n: signal.signal(n, self._handle) for n in self.NUMBERS}
-        try:
-            yield
-        except RuntimeError as error:
-            if not self.received or world_size() == 1:
-                raise
-            raise InterruptedRunError(
-                f"stopped by {signal.Signals(self.received).name} while other processes ended ({error}). "
-                "Run the same command again to continue from the newest checkpoint."
-            ) from error
-        finally:
-            for n, handler in self._previous.items():
-                signal.signal(n, handler)
+    def refuse_end(self, step: int, updates: int, folder: Path) -> None:
+        """Raises DivergedError where a run comes to its end and was still, or always, leaving steps out."""
+        cure = "Lower --optimizer.lr, set --optimizer.clip, or use --training.precision fp32, and train again."
+        if updates == 0:
+            raise DivergedError(
+                f"{folder}: not one of {step} steps had a finite gradient, so nothing was learnt. {cure} (fp16 may "
+                "need more steps until its loss scale fits.)"
+            )
+        if self.in_row > 1:
+            raise DivergedError(
+                f"{folder}: the last {self.in_row} of {step} steps were not finite and left out; the weights are those "
+                f"of step {step - self.in_row}. {cure}"
+            )
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """A stop signal inside the `with` raises InterruptedRunError: for start-up, when there is nothing to save yet."""
+class Buffers:
+    """What forward passes change (the statistics of BatchNorm): kept before a step, put back where it is left out."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise InterruptedRunError(
-            f"stopped by {signal.Signals(number).name} before the first step; nothing was lost. Run the same command "
-            "again."
-        )
+    def __init__(self, module: nn.Module) -> None:
+        self.names = [name for name, _ in module.named_buffers()]
+        self.tensors = list(module.buffers())
+        self._kept = [tensor.clone() for tensor in self.tensors]
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {n: signal.signal(n, stop) for n in StopSignals.NUMBERS}
-    try:
-        yield
-    finally:
-        for n, handler in previous.items():
-            signal.signal(n, handler)
+    def keep(self) -> None:
+        self._copy(self._kept, self.tensors)
+
+    def put_back(self) -> None:
+        self._copy(self.tensors, self._kept)
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+        if targets:
+            torch._foreach_copy_(targets, sources)
+
+    def finite(self) -> Tensor:
+        """Whether all are, as a tensor on their device."""
+        return all_finite(self.tensors)
+
+    def broken(self) -> list[str]:
+        """The names of those that are not."""
+        return [name for name, t in zip(self.names, self.tensors, strict=True) if not bool(torch.isfinite(t).all())]
+
+
+def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """One boolean that waits for nothing; True of none at all."""
+    found = [torch.isfinite(t).all() for t in tensors if t.is_floating_point()]
+    return torch.stack(found).all() if found else torch.tensor(True)
 
 
 @torch.no_grad()
-def explain_non_finite(objective: Objective, batches: Sequence[Batch], step: int) -> str:
-    """Where a non-finite number comes from: a weight, or the loss term and samples of a block of random numbers.
+def explain_non_finite(
+    objective: Objective,
+    batches: Sequence[Batch],
+    step: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> str:
+    """Where a non-finite number comes from: a weight, the loss term and samples of a part of the batch, or a gradient.
 
-    Runs the step's forward passes again, block by block; every process must call it together.
+    Runs the step's forward passes again part by part, in the step's own precision; every process must call it
+    together. Parts are blocks of random numbers, of at least two samples, as BatchNorm needs.
     """
-    broken = [name for name, p in objective.named_parameters() if not bool(torch.isfinite(p).all())]
+    broken = [name for name, p in objective.named_parameters() if not bool(torch.isfinite(local(p)).all())]
     findings = [f"weight {name}" for name in broken[:3]]
     for batch in batches:
-        for start in range(0, len(batch), objective.block):
-            part = Batch(
-                batch.images[start : start + objective.block],
-                batch.labels[start : start + objective.block],
-                batch.indices[start : start + objective.block],
-                batch.first + start,
-            )
-            losses = objective(part, step)
+        for part in parts(batch, max(objective.block, 2)):
+            with autocast():
+                losses = objective(part, step)
             broken_terms = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
             terms = [name for name in broken_terms if name != "loss" and "/" not in name]
             if terms and not broken:
                 findings.append(f"{', '.join(terms)} of samples {part.indices.tolist()}")
-    found = "; ".join(findings[:3]) or "the gradient alone; every loss term is finite"
+    found = "; ".join(findings[:3]) or broken_gradients(objective)
     if world_size() == 1:
         return found
     everywhere: list[Any] = [None] * world_size()
@@ -173,42 +155,18 @@ def explain_non_finite(objective: Objective, batches: Sequence[Batch], step: int
     return " | ".join(f"rank {i}: {text}" for i, text in enumerate(everywhere))
 
 
-class Watchdog:
-    """Ends a process that completed no step for `timeout` seconds, after saying where each of its threads is.
+def parts(batch: Batch, size: int) -> list[Batch]:
+    """A batch in parts of `size` samples; the last one takes the rest."""
+    starts = list(range(0, max(1, len(batch) - size + 1), size))
+    return [
+        Batch(batch.images[a:b], batch.labels[a:b], batch.indices[a:b], batch.first + a)
+        for a, b in zip(starts, [*starts[1:], len(batch)], strict=True)
+    ]
 
-    A collective that waits for a dead or stopped process would otherwise hang for ever.
-    """
 
-    def __init__(self, timeout: float) -> None:
-        self.timeout, self.step = timeout, 0
-        self._beat = time.monotonic()
-        self._done = threading.Event()
-
-    def beat(self, step: int) -> None:
-        """Called after every step, and after whatever else takes long."""
-        self.step, self._beat = step, time.monotonic()
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watches inside the `with`."""
-        self.beat(self.step)
-        thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        if self.timeout > 0:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._done.set()
-
-    def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self.timeout / 4)):
-            silent = time.monotonic() - self._beat
-            if silent > self.timeout:
-                print(
-                    f"watchdog: rank {rank()} completed no step for {silent:.0f} s after step {self.step}; this or "
-                    f"another process hangs. --training.timeout sets the limit. Threads:",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                faulthandler.dump_traceback(file=sys.stderr)
-                os._exit(STUCK_EXIT_CODE)
+def broken_gradients(module: nn.Module) -> str:
+    """What to say where every loss term is finite: which weights have a gradient that is not."""
+    named = [(name, p.grad) for name, p in module.named_parameters() if p.grad is not None]
+    broken = [name for name, gradient in named if not bool(torch.isfinite(local(gradient)).all())]
+    more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+    return f"the gradient alone{' of ' if broken else ''}{', '.join(broken[:3])}{more}; every loss term is finite"

@@ -1,7 +1,6 @@
 """The training loop: takes any objective, knows nothing of stages."""
 
 import contextlib
-import math
 import signal
 import time
 import warnings
@@ -20,13 +19,15 @@ from epg.distributed import agree, full, rank, world_size
 from epg.errors import DivergedError, InterruptedRunError, PeerError
 from epg.objectives.base import Objective
 from epg.training.ema import EMA
-from epg.training.faults import LossScale, Skips, StopSignals, Watchdog, explain_non_finite
+from epg.training.faults import Buffers, LossScale, Skips, explain_non_finite
 from epg.training.optim import learning_rate, make_optimizer
 from epg.training.parallel import gradient_sync, pick_device, refuse_uneven_processes, wrap
 from epg.training.report import Reporter
 from epg.training.resume import Start, warn_of_threads
+from epg.training.signals import StopSignals
 from epg.training.snapshot import capture, restore
 from epg.training.tracking import Trackers, open_trackers, require_trackers
+from epg.training.watchdog import Watchdog
 from epg.training.writer import CheckpointWriter
 
 WRITE_POLL = 0.2  # seconds between questions whether the checkpoint before is written
@@ -86,6 +87,7 @@ class Trainer:
         self.objective = objective.to(self.device, objective.dtype).train()
         self.wrapped = wrap(self.objective, config)
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        self.buffers = Buffers(self.objective)
         self.optimizer = make_optimizer(self.objective, config.optimizer)
         self.ema = EMA(self.objective.network, config.training.ema, config.training.power_ema)
         self.writer = CheckpointWriter(folder, config.training.keep, config.training.keep_every)
@@ -104,6 +106,7 @@ class Trainer:
             self.restore()
             if self.step < self.config.training.steps or self._evaluation_missing():
                 self._train()
+            self.skips.refuse_end(self.step, self._updates(), self.folder)
 
     def _train(self) -> None:
         training = self.config.training
@@ -143,18 +146,19 @@ class Trainer:
                     reporter.restart()
 
     def train_step(self, micro_batches: Sequence[Batch]) -> StepResult:
-        """One optimizer step; skipped, on every process together, where the gradient is not finite.
+        """One optimizer step; left out, on every process together, where the loss, a gradient or a statistic is not
+        finite: then nothing has changed but the number of the step, and fp16's loss scale where that was the cause.
 
         Raises DivergedError after `training.max_nonfinite` such steps in a row.
         """
         training = self.config.training
         batches = [batch.to(self.device) for batch in micro_batches]
+        self.buffers.keep()
         losses = self._forward_backward(batches)
         self.loss_scale.unscale(self.parameters)
-        clip = self.config.optimizer.clip
-        norm = full(torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if clip is None else clip))
-        bad, self.stop_signal, failed = agree(
-            float(not bool(torch.isfinite(norm + losses["loss"]))),
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        bad_forward, bad_gradient, self.stop_signal, failed = agree(
+            *self._broken(losses["loss"], full(norm)),
             self.signals.received,
             self.writer.failed,
             device=self.device,
@@ -163,9 +167,12 @@ class Trainer:
             self.writer.finish()  # raises in the process that writes
             raise PeerError("rank 0 could not write a checkpoint; it says why", DivergedError.exit_code)
         lr = learning_rate(self.step, training.steps, self.config.optimizer, training.batch_size)
+        bad = bool(bad_forward or bad_gradient)
         if bad:
-            self._skip(batches, losses, norm)
+            self._skip(batches, losses, full(norm), scaled_too_much=not bad_forward)
         else:
+            if self.config.optimizer.clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.optimizer.clip, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
@@ -174,7 +181,7 @@ class Trainer:
             self.loss_scale.update(finite=True)
             self.skips.in_row = 0
         self.step += 1
-        return StepResult({} if bad else {**losses, "grad_norm": norm}, lr)
+        return StepResult({} if bad else {**losses, "grad_norm": full(norm)}, lr)
 
     def _forward_backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Gradients of the mean loss of this process's micro-batches; means of the terms."""
@@ -189,13 +196,27 @@ class Trainer:
                 total[name] = total.get(name, 0) + value.detach() / len(batches)
         return total
 
-    def _skip(self, batches: Sequence[Batch], losses: dict[str, Tensor], norm: Tensor) -> None:
-        """Leaves the step out: overflow of fp16, which will be scaled less, or something to count."""
-        if self.loss_scale.update(finite=False):
+    def _broken(self, loss: Tensor, norm: Tensor) -> tuple[bool, bool]:
+        """Whether the forward passes of this process, and whether its gradients, gave what is not finite."""
+        fine = torch.stack([torch.isfinite(loss) & self.buffers.finite().to(loss.device), torch.isfinite(norm)])
+        forward, gradient = fine.tolist()
+        return not forward, not gradient
+
+    def _skip(self, batches: Sequence[Batch], losses: dict[str, Tensor], norm: Tensor, scaled_too_much: bool) -> None:
+        """Leaves the step out: overflow of fp16's gradients, which will be scaled less, or something to count."""
+        values = [f"{name} {float(value):.4g}" for name, value in losses.items() if "/" not in name]
+        numbers = "; ".join([f"gradient norm {float(norm):.4g}", ", ".join(values), *self.buffers.broken()[:3]])
+        self.buffers.put_back()
+        if scaled_too_much and self.loss_scale.update(finite=False):
             return
-        values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items() if "/" not in name)
-        what = f"step {self.step}: not finite (gradient norm {float(norm):.4g}; {values})"
-        self.skips.add(what, lambda: explain_non_finite(self.objective, batches, self.step), self.folder)
+
+        def explain() -> str:
+            try:
+                return explain_non_finite(self.objective, batches, self.step, self._autocast)
+            finally:
+                self.buffers.put_back()
+
+        self.skips.add(f"step {self.step}: not finite ({numbers})", explain, self.folder)
 
     def _numbers(self, result: StepResult, batch: Batch) -> dict[str, float | Tensor]:
         """What a log line says besides losses and rates. All processes call it together."""
@@ -255,6 +276,10 @@ class Trainer:
         self.objective.train()
         if file.exists():
             trackers.picture(self.step, file)
+
+    def _updates(self) -> int:
+        """How many steps have changed the weights."""
+        return int(max((float(state["step"]) for state in self.optimizer.state.values()), default=0))
 
     # State ----------------------------------------------------------------------------------------------------------
 

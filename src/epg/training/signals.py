@@ -1,0 +1,81 @@
+"""Signals that ask a run to stop."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from epg.distributed import world_size
+from epg.errors import InterruptedRunError
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Those that ask for an end: SIGTERM, SIGINT, SIGUSR1 and, of a terminal that goes away, SIGHUP.
+
+    Not a SIGHUP that is ignored: whoever says `nohup` wants the run to outlive the terminal.
+    """
+    names = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")  # Windows has the first two
+    known = [signal.Signals[name] for name in names if name in signal.Signals.__members__]
+    return [n for n in known if n.name != "SIGHUP" or signal.getsignal(n) is not signal.SIG_IGN]
+
+
+class StopSignals:
+    """Stop signals ask the loop to save and stop after the step; a second one acts at once.
+
+    Except SIGHUP: when a terminal goes away, the system says so, and then the shell once more.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        """Number of the signal that came, 0 for none."""
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for n, handler in self._previous.items():
+            signal.signal(n, signal.SIG_IGN if n.name == "SIGHUP" else handler)
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """Handles the signals inside the `with`; outside the main thread Python allows no handlers.
+
+        A process that was told to stop and then loses the others, which were told so too, was interrupted and has not
+        failed: it raises InterruptedRunError.
+        """
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {n: signal.signal(n, self._handle) for n in stop_signals()}
+        try:
+            yield
+        except RuntimeError as error:
+            if not self.received or world_size() == 1:
+                raise
+            raise InterruptedRunError(
+                f"stopped by {signal.Signals(self.received).name} while other processes ended ({error}). "
+                "Run the same command again to continue from the newest checkpoint."
+            ) from error
+        finally:
+            for n, handler in self._previous.items():
+                signal.signal(n, handler)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """A stop signal inside the `with` raises InterruptedRunError: for start-up, when there is nothing to save yet."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise InterruptedRunError(
+            f"stopped by {signal.Signals(number).name} before the first step; nothing was lost. Run the same command "
+            "again."
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {n: signal.signal(n, stop) for n in stop_signals()}
+    try:
+        yield
+    finally:
+        for n, handler in previous.items():
+            signal.signal(n, handler)
