@@ -73,6 +73,9 @@ class ModelConfig(Section):
     decoder: DecoderConfig
     """The decoder; it has as many blocks as the encoder."""
     mlp_ratio: float = 4.0
+    stem: int = 0
+    """Channels of a thin convolutional stem before the patches, and of a head after them, which sees the stem's
+    output too; 0 is the paper's network, which has neither."""
     projector_hidden: int = 4096
     projector_out: int = 256
 
@@ -132,6 +135,11 @@ class PretrainingConfig(Section):
 
 class DiffusionConfig(Section):
     kind: Literal["diffusion"] = "diffusion"
+    parameterization: Literal["x", "spectral"] = "x"
+    """`x`: the network predicts the clean image. `spectral`: it corrects the best linear denoiser of the training
+    images by frequency, weighted by what that leaves unknown; mean 0 and std 1.4 suit it."""
+    spectrum: Literal["class", "global"] = "class"
+    """Of `spectral`: statistics of every class (and of all images), or only of all images."""
     mean: float = -1.2
     std: float = 1.6
     """ln t ~ N(mean, std^2)."""
@@ -167,8 +175,12 @@ class ConsistencyConfig(Section):
 
 
 class OptimizerConfig(Section):
+    kind: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon for the matrices of the transformer blocks, AdamW for everything else."""
     lr: float
     """Peak learning rate."""
+    muon_lr: float = 0.02
+    """Peak learning rate of Muon; it follows the same schedule, in proportion to `lr`."""
     lr_batch_size: int | None = None
     """Batch size at which `lr` is stated: the rate used is scaled linearly to `training.batch_size`. None: as is."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -274,6 +286,18 @@ class RunConfig(Section):
     def shift(self) -> float:
         """Factor between unshifted and shifted levels."""
         return self.data.image_size / 64 if self.noise.shift is None else self.noise.shift
+
+    @property
+    def parameterization(self) -> Literal["x", "edm", "spectral"]:
+        """What the network's output means, see `epg.denoiser`."""
+        return self.objective.parameterization if isinstance(self.objective, DiffusionConfig) else "edm"
+
+    @property
+    def gaussians(self) -> int:
+        """Of the network's `spectrum`: one for each class and one for all images, that one alone, or none."""
+        if not isinstance(self.objective, DiffusionConfig) or self.objective.parameterization != "spectral":
+            return 0
+        return 1 + (self.model.num_classes or 0) * (self.objective.spectrum == "class")
 
     @property
     def random_block(self) -> int:

@@ -10,21 +10,23 @@ from epg.schedule import SIGMA_DATA, SIGMA_MIN, input_scale, time_condition
 if TYPE_CHECKING:
     from epg.networks import EPG
 
-Parameterization = Literal["x", "edm"]
+Parameterization = Literal["x", "edm", "spectral"]
 Denoise = Callable[[Tensor, float], Tensor]
 """What a sampler needs: x (N, C, H, W) at one level -> denoised (N, C, H, W). Labels and guidance are already in it."""
 
 
 class Denoiser(nn.Module):
-    """D(x, sigma, labels), float32 (or float64), in one of two parameterisations.
+    """D(x, sigma, labels), float32 (or float64), in one of three parameterisations.
 
     `x`: the network predicts the clean image, `D = F(c_in x, c(t))` (diffusion).
     `edm`: `D = c_skip x + c_out F(c_in x, c(t))` with `c_skip = sd^2 / ((t - smin)^2 + sd^2)` and
     `c_out = (t - smin) sd / sqrt(t^2 + sd^2)`, so that D is the identity at sigma_min (consistency).
+    `spectral`: `D = W_t x + c_out F(c_in x, c(t))` with W_t the best linear denoiser of the training images (of the
+    label's class), and c_out the root mean square of what that leaves unknown (diffusion; `network.spectrum`).
 
     Args:
         network: F(x, c(t), labels).
-        parameterization: "x" or "edm".
+        parameterization: "x", "edm" or "spectral".
         sigma_min: the smallest *shifted* level.
     """
 
@@ -56,6 +58,11 @@ class Denoiser(nn.Module):
         output = output.to(x.dtype)
         if self.parameterization == "x":
             return output
+        if self.parameterization == "spectral":
+            spectrum = self.network.spectrum
+            assert spectrum is not None
+            c_out = spectrum.spread(t.flatten(), labels).view(-1, 1, 1, 1)
+            return spectrum(x, t.flatten(), labels) + c_out * output
         distance = t - self.sigma_min
         c_skip = self.sigma_data**2 / (distance**2 + self.sigma_data**2)
         c_out = distance * self.sigma_data * (t**2 + self.sigma_data**2).rsqrt()

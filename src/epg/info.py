@@ -67,4 +67,4 @@ def nfe(config: RunConfig) -> float:
     data = DataConfig(image_size=1, channels=config.data.channels, normalization=config.data.normalization)
     noise = config.noise.model_copy(update={"shift": config.shift})
     tiny = config.model_copy(update={"model": model, "data": data, "noise": noise})
-    return generator_of(tiny, build_epg(model, data).eval()).count_evaluations(config.sampling)
+    return generator_of(tiny, build_epg(model, data, tiny.gaussians).eval()).count_evaluations(config.sampling)

@@ -28,7 +28,7 @@ def generator_of(
     """A generator around a network that was trained with this configuration."""
     denoiser = Denoiser(
         network,
-        "edm" if config.stage == "consistency" else "x",
+        config.parameterization,
         sigma_min=config.shift * config.noise.sigma_min,
         sigma_data=config.noise.sigma_data,
     )
@@ -85,7 +85,7 @@ class Trained:
     def generator(self, device: torch.device | str = "cpu") -> Generator:
         """The generator of stage 2, ready to sample; it needs no `torch.no_grad()`. Raises ArtefactError."""
         with torch.device("meta"):
-            network = build_epg(self.config.model, self.config.data)
+            network = build_epg(self.config.model, self.config.data, self.config.gaussians)
         weights = self.tensors()
         match(weights, network.state_dict(), str(self.path), types=False)
         network.load_state_dict({name: t.float() for name, t in weights.items()}, assign=True)

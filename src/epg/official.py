@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from epg.config import RunConfig, Stage
-from epg.errors import ArtefactError
+from epg.errors import ArtefactError, UserError
 from epg.networks.build import build_epg, build_rcm
 from epg.recipe import recipe_names, run_config, stages_of
 from epg.training.artefact import TENSOR_CAP, match, not_finite, pickle_hint, read_tensors
@@ -175,8 +175,11 @@ def from_release(weights: Mapping[str, Tensor], config: RunConfig, path: str | P
 
 
 def to_release(tensors: Mapping[str, Tensor], stage: Stage) -> dict[str, Tensor]:
-    """Our state dict under the release's names."""
+    """Our state dict under the release's names. Raises UserError for a tensor that the release has no name for."""
     names = names_of(stage)
+    unknown = sorted(key for key in tensors if restore(key, names) == key)
+    if unknown:
+        raise UserError(f"--to release: the authors' network has no {unknown[0]} ({len(unknown)} such tensors)")
     return {restore(key, names): tensor.contiguous() for key, tensor in tensors.items()}
 
 

@@ -10,6 +10,7 @@ from epg.config import STAGES, RunConfig, Stage, parse
 from epg.errors import UserError
 from epg.yaml_file import Keys, key_lines, read_yaml
 
+UNIONS = ("objective", "views")  # their settings are other ones for each kind
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -60,11 +61,12 @@ def locator(recipe: str, stage: Stage | None) -> Locate:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` laid over `below`, mapping by mapping. A mapping with another `kind` replaces the one below."""
+    """`above` laid over `below`, mapping by mapping. An objective or views of another `kind` replace those below."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("kind") in (None, old.get("kind")):
+        mappings = isinstance(old, Mapping) and isinstance(value, Mapping)
+        if mappings and not (key in UNIONS and value.get("kind") not in (None, old.get("kind"))):
             merged[key] = merge(old, value)
         else:
             merged[key] = value

@@ -28,6 +28,7 @@ from epg.training.loop import Trainer
 from epg.training.parallel import refuse_uneven_processes
 from epg.training.resume import Start, config_of, continued, describe, run_folder_of, starting_point
 from epg.training.signals import interruptible
+from epg.training.spectra import measure
 from epg.validation import check
 
 CACHE_BYTES = 512 * 2**20
@@ -79,7 +80,7 @@ def build_objective(config: RunConfig, encoder: EncoderWeights | None = None) ->
         torch.manual_seed(key(config.seed, "weights"))
         if config.stage == "pretraining":
             return Pretraining(build_rcm(config.model, config.data), config)
-        network = build_epg(config.model, config.data)
+        network = build_epg(config.model, config.data, config.gaussians)
         frozen = None
         if isinstance(config.objective, ConsistencyConfig) and config.objective.auxiliary_weight:
             frozen = build_encoder(config.model, config.data)
@@ -132,6 +133,8 @@ def prepare_run(
         objective = build_objective(config, weights)
         announce(config, dataset, start)
         record(folder, config, weights, objective)
+    if start is None and isinstance(objective.network, EPG) and objective.network.spectrum is not None:
+        measure(objective.network.spectrum, dataset, config, objective.normalizer)
     evaluation = None
     if config.evaluation.every:
         from epg.evaluation.periodic import open_evaluation  # slow to import

@@ -10,6 +10,7 @@ from epg.errors import UserError
 
 # Beyond these a number is a slip of the finger, and building the network would fill any memory.
 LARGEST_IMAGE, MOST_TOKENS, WIDEST, DEEPEST, LARGEST_COUNT = 8192, 2**16, 2**15, 1000, 10**12
+LARGEST_SPECTRUM = 2**26  # numbers: 1000 classes of 64 pixels fit, with 256 pixels they do not
 LONGEST_TEXT = 4096  # characters
 FLAG = re.compile(r"--([a-z0-9.-]+)")
 NAME = re.compile(r"\w[\w.+-]{0,99}")
@@ -35,6 +36,7 @@ def problems(config: RunConfig) -> Iterator[str]:
         ("data.max-damaged", data.max_damaged, 0),
         ("data.per-class", 1 if data.per_class is None else data.per_class, 1),
         ("model.patch-size", model.patch_size, 1),
+        ("model.stem", model.stem, 0),
         ("model.num-classes", model.num_classes or 0, 0),
         ("model.encoder.depth", model.encoder.depth, 1),
         ("model.encoder.width", model.encoder.width, 1),
@@ -85,6 +87,10 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield f"--noise.shift {noise.shift}: must be positive"
     if not 0 < config.optimizer.lr < math.inf:
         yield f"--optimizer.lr {config.optimizer.lr}: must be positive"
+    if config.optimizer.kind == "muon" and not 0 < config.optimizer.muon_lr < math.inf:
+        yield f"--optimizer.muon-lr {config.optimizer.muon_lr}: must be positive"
+    if config.optimizer.kind == "muon" and training.parallel == "fsdp":
+        yield "--optimizer.kind muon: needs whole matrices, which --training.parallel fsdp cuts; choose ddp or adamw"
     if config.optimizer.clip is not None and not config.optimizer.clip > 0:
         yield f"--optimizer.clip {config.optimizer.clip}: must be positive, or none"
     if not all(0 <= decay < 1 for decay in training.ema):
@@ -97,6 +103,11 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield f"--sampling.interval {config.sampling.interval}: must be 0 <= low < high"
     if model.num_classes == 0 and config.sampling.guidance != 1:
         yield "--sampling.guidance: an unconditional model (--model.num-classes 0) has none; leave it at 1"
+    if config.gaussians * data.channels**2 * data.image_size**2 > LARGEST_SPECTRUM:
+        yield (
+            f"--objective.spectrum class: the statistics of {config.gaussians - 1} classes at {data.image_size} pixels "
+            "would take gigabytes; choose global"
+        )
     yield from size_problems(config)
     yield from objective_problems(config.objective, config.sampling)
 
@@ -123,6 +134,7 @@ def size_problems(config: RunConfig) -> Iterator[str]:
         ("model.decoder.width", model.decoder.width, WIDEST),
         ("model.projector-hidden", model.projector_hidden, WIDEST),
         ("model.projector-out", model.projector_out, WIDEST),
+        ("model.stem", model.stem, 1024),
         ("training.batch-size", training.batch_size, 10**7),
         ("training.steps", training.steps, LARGEST_COUNT),
         ("training.timeout", training.timeout, LARGEST_COUNT),

@@ -2,5 +2,6 @@
 
 from epg.networks.decoder import EPG, Decoder
 from epg.networks.encoder import RCM, Encoder, Projector
+from epg.networks.spectrum import Spectrum
 
-__all__ = ["EPG", "RCM", "Decoder", "Encoder", "Projector"]
+__all__ = ["EPG", "RCM", "Decoder", "Encoder", "Projector", "Spectrum"]

@@ -14,6 +14,7 @@ def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:
         width=model.encoder.width,
         heads=model.encoder.heads,
         mlp_ratio=model.mlp_ratio,
+        stem=model.stem,
     )
 
 
@@ -22,8 +23,8 @@ def build_rcm(model: ModelConfig, data: DataConfig) -> RCM:
     return RCM(build_encoder(model, data), Projector(model.encoder.width, model.projector_hidden, model.projector_out))
 
 
-def build_epg(model: ModelConfig, data: DataConfig) -> EPG:
-    """Encoder and decoder of stage 2; `model.num_classes` must be a number."""
+def build_epg(model: ModelConfig, data: DataConfig, gaussians: int = 0) -> EPG:
+    """Encoder and decoder of stage 2; `model.num_classes` must be a number. `gaussians`: those of its `spectrum`."""
     assert model.num_classes is not None, "the number of classes is resolved from the data first"
     return EPG(
         build_encoder(model, data),
@@ -31,4 +32,5 @@ def build_epg(model: ModelConfig, data: DataConfig) -> EPG:
         decoder_heads=model.decoder.heads,
         num_classes=model.num_classes,
         mlp_ratio=model.mlp_ratio,
+        gaussians=gaussians,
     )

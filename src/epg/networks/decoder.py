@@ -6,17 +6,25 @@ import torch
 from torch import Tensor, nn
 
 from epg.networks.encoder import PATCHES, Encoder
-from epg.networks.layers import DecoderBlock, LayerNorm, init_linear, sinusoidal_embedding, zero_linear
+from epg.networks.layers import DecoderBlock, LayerNorm, conv_pair, init_linear, sinusoidal_embedding, zero_linear
+from epg.networks.spectrum import Spectrum
 
 
 class Decoder(nn.Module):
-    """As many adaLN-Zero blocks as the encoder has, each fusing the encoder block opposite it (last one first)."""
+    """As many adaLN-Zero blocks as the encoder has, each fusing the encoder block opposite it (last one first).
+
+    Where the encoder has a stem, the patches are put together as feature maps of its size, and a head of two
+    convolutions makes the image of these and of the stem's output.
+    """
 
     def __init__(self, *, encoder: Encoder, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of the number of heads {heads}")
-        self.patch_size, self.channels, self.width = encoder.patch_size, encoder.channels, width
+        self.patch_size, self.channels, self.width = encoder.patch_size, encoder.pixel_features, width
+        has_stem = not isinstance(encoder.stem, nn.Identity)
+        features = encoder.pixel_features
+        self.head = conv_pair(2 * features, features, encoder.channels) if has_stem else None
         self.grid = encoder.image_size // encoder.patch_size
         same = encoder.width == width
         self.from_encoder = nn.Identity() if same else nn.Linear(encoder.width, width)
@@ -24,24 +32,36 @@ class Decoder(nn.Module):
             DecoderBlock(width, heads, mlp_ratio, encoder.width) for _ in range(len(encoder.blocks))
         )
         self.norm = LayerNorm(width)
-        self.out = nn.Linear(width, encoder.patch_size**2 * encoder.channels)
+        self.out = nn.Linear(width, encoder.patch_size**2 * encoder.pixel_features)
         self.apply(init_linear)
-        zero_linear(self.out)
+        zero_last = self.out if self.head is None else self.head[-1]
+        assert isinstance(zero_last, nn.Linear | nn.Conv2d)
+        zero_linear(zero_last)
         for block in self.blocks:
             assert isinstance(block, DecoderBlock)
             zero_linear(block.modulation)
 
     def forward(
-        self, x: Tensor, skips: Sequence[Tensor], condition: Tensor, dropout: Sequence[Tensor] | None = None
+        self,
+        x: Tensor,
+        skips: Sequence[Tensor],
+        condition: Tensor,
+        dropout: Sequence[Tensor] | None = None,
+        pixels: Tensor | None = None,
     ) -> Tensor:
         """Encoder tokens (N, T, D_e), its blocks' outputs, condition (N, D_e) -> image-shaped output (N, C, H, W).
 
+        `pixels` is the stem's output, for a head.
         `dropout` holds one mask (N, T, D) per block, multiplied with the attention's output.
         """
         x = self.from_encoder(x)  # (N, T, D)
         for i, block in enumerate(self.blocks):
             x = block(x, skips[-1 - i], condition, None if dropout is None else dropout[i])
-        return self.unpatchify(self.out(self.norm(x)[:, PATCHES]))
+        image = self.unpatchify(self.out(self.norm(x)[:, PATCHES]))
+        if self.head is None:
+            return image
+        assert pixels is not None
+        return self.head(torch.cat([image, pixels.to(image.dtype)], dim=1))
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """(N, grid * grid, p1 * p2 * C) -> (N, C, H, W)."""
@@ -55,10 +75,20 @@ class EPG(nn.Module):
 
     `num_classes = 0` builds a truly unconditional model: no class embedding exists and labels must be None. Otherwise
     the embedding has `num_classes + 1` rows, the last of which, `null_class`, means "no class".
+
+    `gaussians` other than 0 adds `spectrum`, statistics of the training images for spectral preconditioning: they are
+    not used here, but by the denoiser, and belong to what is saved.
     """
 
     def __init__(
-        self, encoder: Encoder, *, decoder_width: int, decoder_heads: int, num_classes: int, mlp_ratio: float = 4.0
+        self,
+        encoder: Encoder,
+        *,
+        decoder_width: int,
+        decoder_heads: int,
+        num_classes: int,
+        mlp_ratio: float = 4.0,
+        gaussians: int = 0,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -67,6 +97,7 @@ class EPG(nn.Module):
         self.class_embedding = nn.Embedding(num_classes + 1, encoder.width) if num_classes else None
         if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding.weight, std=0.02)
+        self.spectrum = Spectrum(gaussians, encoder.channels, encoder.image_size) if gaussians else None
 
     @property
     def null_class(self) -> int:
@@ -82,11 +113,12 @@ class EPG(nn.Module):
     ) -> Tensor:
         """F (N, C, H, W) from scaled inputs x (N, C, H, W), c(t) (N,) and labels (N,) int64 (None: no class)."""
         classes = self.embed_labels(labels, len(x))
-        tokens, skips = self.encoder(x, time_condition, classes)
+        pixels = self.encoder.stem(x)  # (N, C or stem, H, W)
+        tokens, skips = self.encoder.encode(pixels, time_condition, classes)
         condition = sinusoidal_embedding(time_condition, self.encoder.width).to(tokens.dtype)  # (N, D_e)
         if classes is not None:
             condition = condition + classes.to(tokens.dtype)
-        return self.decoder(tokens, skips, condition, dropout)
+        return self.decoder(tokens, skips, condition, dropout, pixels)
 
     def embed_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
         """Class embeddings (N, D_e), or None for an unconditional model."""

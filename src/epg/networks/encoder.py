@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from epg.networks.layers import BatchNorm, EncoderBlock, LayerNorm, init_linear, sinusoidal_embedding
+from epg.networks.layers import BatchNorm, EncoderBlock, LayerNorm, conv_pair, init_linear, sinusoidal_embedding
 
 CLS, TIME, PATCHES = 0, 1, slice(2, None)  # places in the token sequence
 
@@ -16,6 +16,7 @@ class Encoder(nn.Module):
         patch_size: side of a patch.
         channels: image channels.
         depth, width, heads: number of blocks, token width, attention heads (`width % heads == 0`).
+        stem: channels of two 3x3 convolutions before the patches; 0 for none.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class Encoder(nn.Module):
         width: int,
         heads: int,
         mlp_ratio: float = 4.0,
+        stem: int = 0,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -36,7 +38,9 @@ class Encoder(nn.Module):
             raise ValueError(f"width {width} is not a multiple of the number of heads {heads}")
         self.image_size, self.patch_size, self.channels, self.width = image_size, patch_size, channels, width
         self.num_tokens = (image_size // patch_size) ** 2 + 2
-        self.patch_embedding = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+        self.stem = conv_pair(channels, stem, stem) if stem else nn.Identity()
+        self.pixel_features = stem or channels
+        self.patch_embedding = nn.Conv2d(self.pixel_features, width, patch_size, stride=patch_size)
         assert self.patch_embedding.bias is not None
         nn.init.zeros_(self.patch_embedding.bias)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -58,6 +62,12 @@ class Encoder(nn.Module):
 
         x (N, C, H, W) is already scaled by c_in; time_condition (N,) is c(t); class_embedding (N, D) is added to CLS.
         """
+        return self.encode(self.stem(x), time_condition, class_embedding)
+
+    def encode(
+        self, x: Tensor, time_condition: Tensor, class_embedding: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`forward` from the stem's output, which is x where there is none."""
         n = len(x)
         patches = self.patch_embedding(x).flatten(2).transpose(1, 2)  # (N, T-2, D)
         time = sinusoidal_embedding(time_condition, self.width)  # (N, D)

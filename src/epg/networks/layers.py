@@ -139,6 +139,11 @@ class BatchNorm(nn.Module):
         return ((x - mean) * (var + self.eps).rsqrt() * self.weight + self.bias).to(dtype)
 
 
+def conv_pair(channels: int, hidden: int, out: int) -> nn.Sequential:
+    """Two 3x3 convolutions with GELU between: (N, channels, H, W) -> (N, out, H, W)."""
+    return nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), nn.GELU(), nn.Conv2d(hidden, out, 3, padding=1))
+
+
 def init_linear(module: nn.Module) -> None:
     """Xavier-uniform linear weights and zero biases, the transformer initialisation used throughout."""
     if isinstance(module, nn.Linear):
@@ -147,7 +152,8 @@ def init_linear(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def zero_linear(linear: nn.Linear) -> None:
-    """A linear layer that starts at zero: what it feeds starts as the identity."""
+def zero_linear(linear: nn.Linear | nn.Conv2d) -> None:
+    """A linear layer (or convolution) that starts at zero: what it feeds starts as the identity."""
+    assert linear.bias is not None
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)

@@ -1,4 +1,4 @@
-"""Stage 2 as a diffusion model: weighted x-prediction."""
+"""Stage 2 as a diffusion model: weighted prediction of the clean image."""
 
 from torch import Tensor
 
@@ -25,7 +25,10 @@ class Diffusion(Objective):
         self.config = config.objective
         self.network = network
         self.denoiser = Denoiser(
-            network, "x", sigma_min=self.shift * self.noise.sigma_min, sigma_data=self.noise.sigma_data
+            network,
+            self.config.parameterization,
+            sigma_min=self.shift * self.noise.sigma_min,
+            sigma_data=self.noise.sigma_data,
         )
         levels, options = self.config.levels, (self.noise.sigma_min, self.noise.sigma_max, self.noise.rho)
         grid = schedule.karras_grid(levels, *options)
@@ -50,4 +53,10 @@ class Diffusion(Objective):
         index = schedule.nearest_level(sigma, self.grid)
         t = (self.shift * self.grid[index]).to(images.dtype)
         denoised = self.denoiser(at_levels(images, t, noise), t, labels)
-        return x_prediction(denoised, images, self.weights[index].to(images.dtype))
+        return x_prediction(denoised, images, self.weight(index, t, labels).to(images.dtype))
+
+    def weight(self, index: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """lambda (N,): of a level of the grid, or `1 / c_out^2`, which leaves the network an error of one."""
+        if self.network.spectrum is None:
+            return self.weights[index]
+        return self.network.spectrum.spread(t, labels) ** -2

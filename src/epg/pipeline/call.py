@@ -30,7 +30,7 @@ class EPGPipeline(DiffusionPipeline):
 
     Args:
         transformer: an `EPGModel`.
-        parameterization: "x" (diffusion) or "edm" (consistency), see `epg.denoiser`.
+        parameterization: "x" or "spectral" (diffusion), or "edm" (consistency), see `epg.denoiser`.
         noise: sigma_min, sigma_max, rho and sigma_data (unshifted), and `shift`.
         normalization: `mean` and `std` per channel of pixels in [0, 1].
         sampling: sampler, steps, guidance and interval that a call takes where it names no others.

@@ -37,6 +37,8 @@ class ModelSettings(Section):
     in_channels: Annotated[int, Field(ge=1, le=64)] = 3
     num_classes: Annotated[int, Field(ge=0, le=10**7)] = 0
     mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
+    stem: Annotated[int, Field(ge=0, le=2**12)] = 0
+    gaussians: Annotated[int, Field(ge=0, le=10**7)] = 0
 
     @model_validator(mode="after")
     def fits(self) -> "ModelSettings":
@@ -44,6 +46,8 @@ class ModelSettings(Section):
             raise ValueError("sample_size must be a multiple of patch_size")
         if self.encoder_width % self.encoder_heads or self.decoder_width % self.decoder_heads:
             raise ValueError("a width must be a multiple of its number of heads")
+        if self.gaussians not in (0, 1, self.num_classes + 1):
+            raise ValueError("gaussians must be 0, 1, or num_classes + 1")
         return self
 
     def build(self) -> EPG:
@@ -57,6 +61,7 @@ class ModelSettings(Section):
                 width=self.encoder_width,
                 heads=self.encoder_heads,
                 mlp_ratio=self.mlp_ratio,
+                stem=self.stem,
             )
             return EPG(
                 encoder,
@@ -64,6 +69,7 @@ class ModelSettings(Section):
                 decoder_heads=self.decoder_heads,
                 num_classes=self.num_classes,
                 mlp_ratio=self.mlp_ratio,
+                gaussians=self.gaussians,
             )
 
 
@@ -89,7 +95,7 @@ class Sampling(SamplingConfig):
 class PipelineSettings(Section):
     """`model_index.json` besides the names of classes: the arguments of `EPGPipeline`."""
 
-    parameterization: Literal["x", "edm"]
+    parameterization: Literal["x", "edm", "spectral"]
     noise: NoiseSettings
     normalization: Normalization
     sampling: Sampling
@@ -159,6 +165,8 @@ def read(path: Path) -> Saved:
     channels = saved.model.in_channels
     if not len(saved.settings.normalization.mean) == len(saved.settings.normalization.std) == channels:
         raise ArtefactError(f"{path / INDEX}: normalization: one mean and one std for each of {channels} channels")
+    if (saved.settings.parameterization == "spectral") != bool(saved.model.gaussians):
+        raise ArtefactError(f"{path}: parameterization spectral goes with gaussians of the model, and the reverse")
     return saved
 
 

@@ -74,6 +74,8 @@ class EPGPipeline(call.EPGPipeline):
                 in_channels=encoder.channels,
                 num_classes=network.num_classes,
                 mlp_ratio=mlp_ratio_of(network),
+                stem=0 if decoder.head is None else encoder.pixel_features,
+                gaussians=0 if network.spectrum is None else network.spectrum.gaussians,
             )
         fill(transformer, network.state_dict())
         noise = {name: getattr(model.noise, name) for name in ("sigma_min", "sigma_max", "rho", "sigma_data")}

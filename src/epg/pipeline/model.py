@@ -24,6 +24,8 @@ class EPGModel(EPG, ModelMixin, ConfigMixin):
         in_channels: image channels.
         num_classes: 0 builds an unconditional model; the null class of any other is `num_classes`.
         depth: blocks of the encoder, and of the decoder.
+        stem: channels of a convolutional stem and head; 0 for none.
+        gaussians: of the statistics that spectral preconditioning needs; 0 for none.
     """
 
     _supports_gradient_checkpointing = True
@@ -44,6 +46,8 @@ class EPGModel(EPG, ModelMixin, ConfigMixin):
         in_channels: int = 3,
         num_classes: int = 0,
         mlp_ratio: float = 4.0,
+        stem: int = 0,
+        gaussians: int = 0,
     ) -> None:
         encoder = Encoder(
             image_size=sample_size,
@@ -53,6 +57,7 @@ class EPGModel(EPG, ModelMixin, ConfigMixin):
             width=encoder_width,
             heads=encoder_heads,
             mlp_ratio=mlp_ratio,
+            stem=stem,
         )
         super().__init__(
             encoder,
@@ -60,6 +65,7 @@ class EPGModel(EPG, ModelMixin, ConfigMixin):
             decoder_heads=decoder_heads,
             num_classes=num_classes,
             mlp_ratio=mlp_ratio,
+            gaussians=gaussians,
         )
         self.gradient_checkpointing = False
 

@@ -46,6 +46,7 @@ def read_encoder(path: Path, config: RunConfig) -> EncoderWeights:
         for name, old, new in [
             ("model.encoder", trained.model.encoder, config.model.encoder),
             ("model.patch_size", trained.model.patch_size, config.model.patch_size),
+            ("model.stem", trained.model.stem, config.model.stem),
             ("model.mlp_ratio", trained.model.mlp_ratio, config.model.mlp_ratio),
             ("data.image_size", trained.data.image_size, config.data.image_size),
             ("data.channels", trained.data.channels, config.data.channels),

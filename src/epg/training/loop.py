@@ -173,8 +173,7 @@ class Trainer:
         else:
             if self.config.optimizer.clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.optimizer.clip, norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+            self.optimizer.set_rate(lr)
             self.optimizer.step()
             self.objective.after_step()
             self.ema.update(self.step + 1)

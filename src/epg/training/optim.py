@@ -1,59 +1,120 @@
-"""AdamW with the paper's parameter groups, and the learning rate as a function of the step."""
+"""AdamW with the paper's parameter groups, Muon for the blocks' matrices, and the learning rate by step."""
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from epg.config import OptimizerConfig
 from epg.distributed import full, shard_like
+from epg.networks.layers import MLP, Attention, DecoderBlock
 
 NO_DECAY = ("position_embedding", "cls_token")
+RATE = "rate"  # key of a parameter group: its learning rate relative to the configuration's `lr`
 
 
-def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; no weight decay on the position embedding and the CLS token."""
+class Optimizer:
+    """One or two of torch's optimizers as one, each with parameters of its own."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def set_rate(self, lr: float) -> None:
+        """The configuration's learning rate for the next step; every group has it times its own factor."""
+        for group in self.param_groups:
+            group["lr"] = lr * group[RATE]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """What is kept of a parameter from step to step; empty before the first."""
+        return next((part.state[parameter] for part in self.parts if parameter in part.state), {})
+
+    def zero_state(self) -> Iterator[tuple[nn.Parameter, dict[str, Tensor]]]:
+        """Every parameter with what is kept of it before the first step."""
+        for part in self.parts:
+            for group in part.param_groups:
+                for parameter in group["params"]:
+                    if isinstance(part, torch.optim.Muon):
+                        yield parameter, {"momentum_buffer": torch.zeros_like(parameter)}
+                    else:
+                        zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+                        yield parameter, {"step": torch.zeros(()), **zeros}
+
+    def load_state(self, value: Callable[[nn.Parameter, str], Tensor]) -> None:
+        """Replaces what is kept of every parameter by `value(parameter, key)`."""
+        keys = {parameter: tuple(state) for parameter, state in self.zero_state()}
+        for part in self.parts:
+            content = part.state_dict()
+            ordered = [p for group in part.param_groups for p in group["params"]]
+            content["state"] = {i: {key: value(p, key) for key in keys[p]} for i, p in enumerate(ordered)}
+            part.load_state_dict(content)
+
+
+def make_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """The optimizer over the trainable parameters; no weight decay on the position embedding and the CLS token."""
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
+    matrices = block_matrices(network) if config.kind == "muon" else {}
     for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and parameter not in matrices:
             (no_decay if name.rsplit(".", 1)[-1] in NO_DECAY else decay).append(parameter)
     groups = [
-        {"params": decay, "weight_decay": config.weight_decay},
-        {"params": no_decay, "weight_decay": 0.0},
+        {"params": decay, "weight_decay": config.weight_decay, RATE: 1.0},
+        {"params": no_decay, "weight_decay": 0.0, RATE: 1.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
+    if not matrices:
+        return Optimizer(adamw)
+    group = {"params": list(matrices), "weight_decay": config.weight_decay, RATE: config.muon_lr / config.lr}
+    return Optimizer(adamw, torch.optim.Muon([group], lr=config.muon_lr))
 
 
-def optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def block_matrices(network: nn.Module) -> dict[nn.Parameter, None]:
+    """The trained hidden matrices of transformer blocks, in order: attention, MLP and the fusion of skips."""
+    layers: list[nn.Linear] = []
+    for module in network.modules():
+        if isinstance(module, Attention):
+            layers += [module.qkv, module.proj]
+        elif isinstance(module, MLP):
+            layers += [module.fc1, module.fc2]
+        elif isinstance(module, DecoderBlock):
+            layers.append(module.skip_linear)
+    return {layer.weight: None for layer in layers if layer.weight.requires_grad}  # type: ignore[misc]
+
+
+def optimizer_tensors(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Moments and step counts by parameter name: `<parameter>.exp_avg` and so on; zeros before the first update."""
     made = {
         f"{name}.{key}": value
         for name, parameter in network.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for key, value in optimizer.state(parameter).items()
     }
-    return {name: full(value) for name, value in (made or zero_moments(network)).items()}
+    return {name: full(value) for name, value in (made or zero_moments(network, optimizer)).items()}
 
 
-def zero_moments(network: nn.Module) -> dict[str, Tensor]:
+def zero_moments(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """What `optimizer_tensors` has before the first update, sharded as the parameters are."""
-    moments: dict[str, Tensor] = {}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            moments[f"{name}.step"] = torch.zeros(())
-            moments[f"{name}.exp_avg"] = torch.zeros_like(parameter)
-            moments[f"{name}.exp_avg_sq"] = torch.zeros_like(parameter)
-    return moments
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    return {f"{names[p]}.{key}": value for p, state in optimizer.zero_state() for key, value in state.items()}
 
 
-def restore_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(network: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`; raises KeyError where a parameter's state is missing."""
     names = {parameter: name for name, parameter in network.named_parameters()}
-    state = optimizer.state_dict()
-    ordered = [p for group in optimizer.param_groups for p in group["params"]]
-    keys = ("step", "exp_avg", "exp_avg_sq")
-    state["state"] = {i: {key: _like(p, tensors[f"{names[p]}.{key}"]) for key in keys} for i, p in enumerate(ordered)}
-    optimizer.load_state_dict(state)
+    optimizer.load_state(lambda parameter, key: _like(parameter, tensors[f"{names[parameter]}.{key}"]))
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:

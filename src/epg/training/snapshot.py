@@ -9,12 +9,12 @@ from epg.objectives.base import Objective
 from epg.training import artefact
 from epg.training.checkpoint import Checkpoint
 from epg.training.ema import EMA
-from epg.training.optim import optimizer_tensors, restore_optimizer, zero_moments
+from epg.training.optim import Optimizer, optimizer_tensors, restore_optimizer, zero_moments
 
 Groups = dict[str, dict[str, Tensor]]
 
 
-def capture(objective: Objective, optimizer: torch.optim.Optimizer, ema: EMA) -> Groups:
+def capture(objective: Objective, optimizer: Optimizer, ema: EMA) -> Groups:
     """Whole tensors of weights, moments and averages; every process must call it together."""
     return {
         "model": {name: full(value) for name, value in state_of(objective).items()},
@@ -23,22 +23,22 @@ def capture(objective: Objective, optimizer: torch.optim.Optimizer, ema: EMA) ->
     }
 
 
-def restore(found: Checkpoint, objective: Objective, optimizer: torch.optim.Optimizer, ema: EMA) -> None:
+def restore(found: Checkpoint, objective: Objective, optimizer: Optimizer, ema: EMA) -> None:
     """The inverse of `capture`; raises ArtefactError, before anything is changed, if a tensor does not fit."""
     with failing_together():
-        tensors = read_groups(found, objective, ema)
+        tensors = read_groups(found, objective, optimizer, ema)
     fill(objective, tensors["model"])
     for name in ema.shadows:
         ema.load(name, tensors[name])
     restore_optimizer(objective, optimizer, tensors["optimizer"])
 
 
-def read_groups(found: Checkpoint, objective: Objective, ema: EMA) -> Groups:
+def read_groups(found: Checkpoint, objective: Objective, optimizer: Optimizer, ema: EMA) -> Groups:
     """Every tensor of a checkpoint, compared with what this run needs."""
     network = objective.network.state_dict()
     expected = {
         "model": state_of(objective),
-        "optimizer": zero_moments(objective),
+        "optimizer": zero_moments(objective, optimizer),
         **{name: {**network, **shadow} for name, shadow in ema.shadows.items()},
     }
     if found.groups != expected.keys():

@@ -1,0 +1,101 @@
+"""The best linear denoiser of a set of images, by spatial frequency: what spectral preconditioning starts from."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from epg.schedule import SIGMA_DATA
+
+
+class Spectrum(nn.Module):
+    """Gaussians over images, one for each class or one for all, whose frequencies (DCT-II) are independent.
+
+    Of every frequency: the mean of its coefficient in each colour, and the covariance of the colours as variances and
+    directions. These are measured (`epg.training.spectra`), not trained: buffers, which travel with the network. Before
+    they are measured they are white with standard deviation sigma_data, which makes the preconditioning EDM's.
+
+    Args:
+        gaussians: 1, or the number of classes and one more, the last, for images without a class.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    directions: Tensor
+
+    def __init__(self, gaussians: int, channels: int, image_size: int, sigma_data: float = SIGMA_DATA) -> None:
+        super().__init__()
+        shape = (gaussians, channels, image_size, image_size)
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("variance", torch.full(shape, sigma_data**2))
+        identity = torch.eye(channels)[None, :, :, None, None].expand(gaussians, -1, -1, image_size, image_size)
+        self.register_buffer("directions", identity.clone())  # (K, colour, direction, H, W)
+
+    @property
+    def gaussians(self) -> int:
+        return len(self.mean)
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """E[image | x] under the Gaussian of each label: noisy x (N, C, H, W) at shifted levels (N,) -> (N, C, H, W).
+
+        With the colours of a frequency in the directions of their covariance: `m + v / (v + s^2) (x - m)`.
+        """
+        rows = self.rows(labels, x.device)
+        mean, directions = self.mean.to(x.device)[rows], self.directions.to(x.device)[rows]
+        with full_float32(x.device):
+            centred = dct(x) - mean
+            along = (directions * centred[:, :, None]).sum(1)  # (N, direction, H, W)
+            shrunk = self._shrinkage(sigma, rows) * along
+            return inverse_dct(mean + (directions * shrunk[:, None]).sum(2))
+
+    def spread(self, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Root mean square of what the linear denoiser leaves unknown, at shifted levels (N,): (N,).
+
+        The mean posterior variance, over colours and frequencies: `v s^2 / (v + s^2)`.
+        """
+        rows = self.rows(labels, sigma.device)
+        return sigma * self._shrinkage(sigma, rows).mean((1, 2, 3)).sqrt()
+
+    def rows(self, labels: Tensor | None, device: torch.device) -> Tensor:
+        """Which Gaussian each label takes (N,); without labels the last one, (1,)."""
+        if labels is None or self.gaussians == 1:
+            return torch.full((1,), self.gaussians - 1, device=device)
+        return labels
+
+    def _shrinkage(self, sigma: Tensor, rows: Tensor) -> Tensor:
+        variance = self.variance.to(sigma.device)[rows]
+        return variance / (variance + sigma.view(-1, 1, 1, 1) ** 2)
+
+
+def dct(images: Tensor) -> Tensor:
+    """Orthonormal two-dimensional DCT-II of square images (..., S, S)."""
+    matrix = cosines(images.shape[-1], images)
+    return matrix @ images @ matrix.T
+
+
+def inverse_dct(coefficients: Tensor) -> Tensor:
+    """The inverse of `dct`."""
+    matrix = cosines(coefficients.shape[-1], coefficients)
+    return matrix.T @ coefficients @ matrix
+
+
+def cosines(size: int, like: Tensor) -> Tensor:
+    """The orthonormal DCT-II matrix (frequency, place), made on the device of a tensor and of its type."""
+    numbers = torch.arange(size, device=like.device)
+    turns = (numbers[:, None] * (2 * numbers + 1)) % (4 * size)  # whole numbers: no digits are lost to large angles
+    matrix = torch.cos(turns.to(like.dtype) * (math.pi / (2 * size))) * math.sqrt(2 / size)
+    return torch.where(numbers[:, None] == 0, math.sqrt(1 / size), matrix)
+
+
+@contextlib.contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Products in float32 inside the `with`, whatever autocast and TF32 say outside: both would cost three digits."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
