@@ -29,7 +29,13 @@ from tests.pipeline.common import pixels, python, quiet
 from tests.training.test_loop import assert_identical, tensors, tiny
 
 SPECTRAL = {"objective": {"parameterization": "spectral", "mean": 0.0, "std": 1.4}}
-CHANGES = {**SPECTRAL, "model": {"stem": 4}, "optimizer": {"kind": "muon"}, "data": {"per_class": 20}, "training": {"batch_size": 32}}
+CHANGES = {
+    **SPECTRAL,
+    "model": {"stem": 4},
+    "optimizer": {"kind": "muon"},
+    "data": {"per_class": 20},
+    "training": {"batch_size": 32},
+}
 
 
 def photographs(count: int, size: int = 8, seed: int = 0) -> Tensor:

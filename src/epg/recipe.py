@@ -65,12 +65,16 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        mappings = isinstance(old, Mapping) and isinstance(value, Mapping)
-        if mappings and not (key in UNIONS and value.get("kind") not in (None, old.get("kind"))):
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not replaces(key, old, value):
             merged[key] = merge(old, value)
         else:
             merged[key] = value
     return merged
+
+
+def replaces(key: str, old: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    """Whether a mapping's settings are other ones than those of the mapping below it."""
+    return key in UNIONS and value.get("kind") not in (None, old.get("kind"))
 
 
 def stages_of(recipe: str) -> list[Stage]:

@@ -106,7 +106,7 @@ class Trainer:
             self.restore()
             if self.step < self.config.training.steps or self._evaluation_missing():
                 self._train()
-            self.skips.refuse_end(self.step, self._updates(), self.folder)
+            self.skips.refuse_end(self.step, self.optimizer.updates(), self.folder)
 
     def _train(self) -> None:
         training = self.config.training
@@ -275,10 +275,6 @@ class Trainer:
         self.objective.train()
         if file.exists():
             trackers.picture(self.step, file)
-
-    def _updates(self) -> int:
-        """How many steps have changed the weights."""
-        return int(max((float(state["step"]) for state in self.optimizer.state.values()), default=0))
 
     # State ----------------------------------------------------------------------------------------------------------
 

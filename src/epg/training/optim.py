@@ -38,6 +38,11 @@ class Optimizer:
         for part in self.parts:
             part.step()
 
+    def updates(self) -> int:
+        """How many steps have changed the weights."""
+        states = [state for part in self.parts for state in part.state.values()]
+        return int(max((float(state["step"]) for state in states if "step" in state), default=0))
+
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """What is kept of a parameter from step to step; empty before the first."""
         return next((part.state[parameter] for part in self.parts if parameter in part.state), {})
