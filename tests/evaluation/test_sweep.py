@@ -2,10 +2,14 @@
 
 import json
 import math
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.multiprocessing as mp
 from PIL import Image
 
 from epg.cli import main
@@ -67,6 +71,25 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setenv("EPG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def _sweep_as(rank: int, port: int, arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
+    os.environ.update(MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    code = main(arguments)
+    sys.stdout.flush()
+    os._exit(code)  # as `epg` does, see epg.cli.entry
+
+
+def test_two_processes_continue_a_sweep(run: Path, tmp_path: Path, free_port: int) -> None:
+    """The second time every point is known, to the first process alone."""
+    options = ["--metrics", "fd", "--features", f"encoder={run}", "--count", str(COUNT), "--out", str(tmp_path)]
+    arguments = ["sweep", str(run), "--guidance", "1", "3", *options]
+    assert main(arguments) == 0
+    before = (tmp_path / "sweep.json").read_text()
+    mp.spawn(_sweep_as, args=(free_port, arguments), nprocs=2)  # type: ignore[no-untyped-call]
+    assert json.loads((tmp_path / "sweep.json").read_text())["points"] == json.loads(before)["points"]
 
 
 def test_points_are_kept_and_a_finer_sweep_adds_to_them(

@@ -1,4 +1,5 @@
 import copy
+import json
 import math
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from torch import nn
 
 from epg.training.ema import EMA, gamma_of, synthesis_weights
-from tests.helpers import randomize, tiny_epg
+from tests.helpers import GOLDEN, randomize, tiny_epg
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
@@ -137,10 +138,21 @@ def test_synthesis_recovers_a_width_in_between():
                 values.append(ema.shadows[f"power-{width}"]["weight"].item())
     direct = ema.shadows["power-0.075"]["weight"].item()
     weights = synthesis_weights(snapshots, 512, 0.075)
-    assert sum(weights) == pytest.approx(1, abs=0.02)
     error = abs(sum(w * v for w, v in zip(weights, values, strict=True)) - direct)
     assert error < 0.02
     assert error < 0.2 * min(abs(v - direct) for v in values[-2:])
+
+
+def test_synthesis_weights_are_those_of_the_published_algorithm():
+    """1 to 15 snapshots inside and outside the tracked widths; the numbers were computed by EDM2's released code
+    (`training/phema.py`, `solve_posthoc_coefficients`)."""
+    cases = json.loads((GOLDEN / "phema.json").read_text())
+    assert {len(case["steps"]) for case in cases} == set(range(1, 16))
+    for case in cases:
+        snapshots = [(float(s), gamma_of(w)) for s, w in zip(case["steps"], case["widths"], strict=True)]
+        found = synthesis_weights(snapshots, case["steps"][-1], case["sigma_rel"])
+        assert found == pytest.approx(case["weights"], rel=1e-9, abs=1e-12)
+        assert sum(found) == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.0, 0.3])

@@ -128,8 +128,8 @@ class Sweep:
         if self._bench is None:
             self._bench = open_bench(subject, str(self.run), self.reference, self.words, self.request.ema, self.options)
         file = self.out / f"{point.name}_{self._key(source, self._bench)}.json"
-        found = self._known(file)
-        if found is None:
+        known, found = self._known(file)
+        if not known:
             found = self._bench.judge(replace(subject, source=source))
             self.fresh += 1
             with failing_together():
@@ -182,20 +182,15 @@ class Sweep:
         told["kept"] = manifest.get("kept")
         return digest_of({}, json.dumps(from_first(told), sort_keys=True))[:8]
 
-    def _known(self, file: Path) -> Receipt | None:
-        """The receipt of an earlier sweep. All processes agree whether there is one; the first one gets it."""
+    def _known(self, file: Path) -> tuple[bool, Receipt | None]:
+        """Whether an earlier sweep left a receipt, which all processes agree on, and on the first one the receipt."""
         found = None
         if rank() == 0 and file.is_file():
             try:
                 found = receipt.read(file)
             except ArtefactError as error:
                 print(f"note: {error}; evaluated again")
-        if not from_first(found is not None):
-            return None
-        return found or _ELSEWHERE
-
-
-_ELSEWHERE = Receipt(metrics={}, samples={}, reference={}, extractors={})
+        return bool(from_first(found is not None)), found
 
 
 def metric_of(found: Receipt, metric: str) -> float:

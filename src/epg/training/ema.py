@@ -93,8 +93,13 @@ def kernel_product(step_a: float, gamma_a: float, step_b: float, gamma_b: float)
 
 
 def synthesis_weights(snapshots: list[tuple[float, float]], step: float, sigma_rel: float) -> list[float]:
-    """Weights of (step, gamma) snapshots whose combination is nearest to the average of width `sigma_rel` at `step`."""
+    """Weights, of sum 1, of different (step, gamma) snapshots that together come nearest to `sigma_rel` at `step`.
+
+    The least squares fit of the kernels does not sum to 1 by itself; without that the weights of a network would shrink
+    or grow as a whole.
+    """
     gamma = gamma_of(sigma_rel)
     gram = np.array([[kernel_product(*a, *b) for b in snapshots] for a in snapshots])
     target = np.array([kernel_product(*a, step, gamma) for a in snapshots])
-    return [float(w) for w in np.linalg.lstsq(gram, target, rcond=1e-12)[0]]
+    weights = np.linalg.solve(gram, target)
+    return [float(w) for w in weights / weights.sum()]
