@@ -3,6 +3,7 @@
     python benchmarks/data.py                 # everything
     python benchmarks/data.py decode loader   # some of it
     python benchmarks/data.py views --device cuda --batch-size 256
+    python benchmarks/data.py resize --source PHOTOS   # how much ADM's rounding brightens
 
 Images are parts of scikit-learn's two photographs, or those of --source (anything that `epg prepare` takes).
 """
@@ -21,10 +22,13 @@ from PIL import Image
 
 from epg.data.augment import MocoViews
 from epg.data.dataset import open_dataset
+from epg.data.decode import open_flat
 from epg.data.encode import PixelOptions, decode_stored
 from epg.data.loader import BatchLoader
 from epg.data.prepare import prepare
+from epg.data.resize import center_crop
 from epg.data.sources.base import SourceOptions
+from epg.data.sources.open import open_source
 from epg.data.store import Store
 
 FORMATS = ("png", "webp", "jpeg", "raw")
@@ -193,6 +197,22 @@ def views(options, sets):
           f"{result:.0f} images/s")  # fmt: skip
 
 
+def resize(options, _):
+    """Grey levels that ADM's scaling is brighter than the same filters without rounding, and images/s of both."""
+    source = open_source(options.source, SourceOptions(labels="none"))
+    images = [open_flat(source.read(i), 3)[0] for i in range(min(len(source), options.images))]
+    print(f"\n{len(images)} images: mean of adm minus exact, grey levels; images/s of one core's CPU time")
+    for size in (512, 256, 128, 64, 32):
+        chosen = [image for image in images if min(image.size) >= size]
+        means, rates = [], []
+        for how in ("adm", "exact"):
+            start = time.process_time()
+            means.append(np.mean([np.asarray(center_crop(image, size, how)).mean() for image in chosen]))
+            rates.append(len(chosen) / (time.process_time() - start))
+        print(f"{size:5}: {means[0] - means[1]:+.2f} of {means[1]:.1f} ({len(chosen)} images)   "
+              f"adm {rates[0]:.0f}, exact {rates[1]:.0f} images/s", flush=True)  # fmt: skip
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=["decode", "loader", "views"])
@@ -209,9 +229,9 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        sets = list(stores(Path(folder), options)) if set(options.what) - {"views"} else []
+        sets = list(stores(Path(folder), options)) if set(options.what) - {"views", "resize"} else []
         for name in options.what:
-            {"decode": decode, "loader": loader, "views": views}[name](options, sets)
+            {"decode": decode, "loader": loader, "views": views, "resize": resize}[name](options, sets)
 
 
 if __name__ == "__main__":

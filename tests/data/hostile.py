@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 from PIL import Image, PngImagePlugin
+from tests.data.made import DISPLAY_P3, profile
 from tests.data.photos import encoded, photo
 
 
@@ -43,6 +44,7 @@ def hostile_files():
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x9286] = "x" * 60_000
+    icc = chunk(b"iCCP", b"wide\0\0" + zlib.compress(profile("RGB ", primaries=DISPLAY_P3)))
     files = {
         f"bomb{n}.png": (flat_png(side, side, bits, colour), "bad")
         for n, (side, bits, colour) in enumerate(
@@ -53,6 +55,9 @@ def hostile_files():
         "under-the-limit.png": (flat_png(4_890, 4_890, 8, 2), "good"),
         "under-alpha.png": (flat_png(4_890, 4_890, 8, 6), "good"),
         "under-16bit.png": (flat_png(4_890, 4_890, 16, 0), "good"),
+        "under-16bit-colour.png": (flat_png(3_460, 3_460, 16, 2), "good"),
+        "over-16bit-colour.png": (flat_png(4_890, 4_890, 16, 2), "bad"),
+        "under-profile.png": (flat_png(4_890, 4_890, 8, 6, icc), "good"),
         "under-palette.png": (flat_png(4_890, 4_890, 8, 3), "good"),
         "elongated.png": (flat_png(60_000, 1, 8, 0), "bad"),
         "elongated2.png": (flat_png(1, 60_000, 8, 0), "bad"),

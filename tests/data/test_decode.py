@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from epg.data import decode
-from epg.data.decode import center_crop_adm, decode_image
+from epg.data.decode import decode_image
+from epg.data.resize import center_crop
 from epg.errors import DataError
 
 
@@ -46,7 +47,7 @@ def test_adm_crop_equals_the_procedure_by_hand(width, height, halvings, scaled, 
         expected = expected.resize((expected.width // 2, expected.height // 2), Image.Resampling.BOX)
     expected = expected.resize(scaled, Image.Resampling.BICUBIC)
     expected = np.asarray(expected)[top : top + 32, left : left + 32]
-    result = np.asarray(center_crop_adm(image, 32))
+    result = np.asarray(center_crop(image, 32))
     assert result.shape == (32, 32, 3)
     np.testing.assert_array_equal(result, expected)
 
@@ -56,7 +57,7 @@ def test_adm_crop_halves_as_often_as_it_can():
     expected = image
     for size in ((150, 130), (75, 65), (37, 32), (18, 16)):
         expected = expected.resize(size, Image.Resampling.BOX)
-    np.testing.assert_array_equal(np.asarray(center_crop_adm(image, 16)), np.asarray(expected)[:, 1:17])
+    np.testing.assert_array_equal(np.asarray(center_crop(image, 16)), np.asarray(expected)[:, 1:17])
 
 
 def test_png_pixels_survive_exactly_from_bytes_and_from_a_path(tmp_path):
@@ -169,7 +170,7 @@ def test_the_float_and_empty_messages_say_what_is_wrong(tmp_path):
 
 def test_huge_images_are_refused_before_their_pixels_are_decoded(monkeypatch):
     monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
-    monkeypatch.setattr(decode, "_flatten", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(decode, "_opaque", lambda *_: pytest.fail("decoded"))
     with pytest.raises(DataError, match="64x64 pixels are more than the limit"):
         decode_image(encode(photo(64, 64), "PNG"), 16, 3)
 

@@ -27,7 +27,11 @@ class Prepare:
     format: Literal["png", "webp", "raw"] = "png"
     """How pixels are stored, losslessly; JPEG files of the right size stay as they are (except with raw)."""
     background: str = "white"
-    """Colour behind transparent pixels: a name or #rrggbb."""
+    """Colour behind transparent pixels: a name or #rrggbb; none ignores transparency (a fourth band of other data)."""
+    range: tuple[float, float] | None = None
+    """LOW HIGH: which values of more than 8 bits are black and white, such as 0 4095; by default all of the format."""
+    resize: Literal["adm", "exact"] = "adm"
+    """adm rounds after every halving, as ADM, which brightens a little; exact rounds once."""
     split: str = "train"
     """Which split of the source: train, test, validation or val."""
     labels: Literal["auto", "folder", "column", "none"] = "auto"
@@ -53,7 +57,15 @@ class Prepare:
         run_prepare(
             self.source,
             self.out,
-            PixelOptions(self.image_size, self.channels, self.format, self.resize_only, self.background),
+            PixelOptions(
+                self.image_size,
+                self.channels,
+                self.format,
+                self.resize_only,
+                background=self.background,
+                range=self.range,
+                resize=self.resize,
+            ),
             SourceOptions(self.split, self.labels, self.image_column, self.label_column),
             on_error=self.on_error,
             workers=self.workers,
@@ -77,6 +89,8 @@ class Inspect:
     """Compare every byte of a prepared set with its checksums first."""
     image_size: int = 64
     """For sources that are not prepared: the size at which mean, std and duplicates are computed."""
+    background: str = "white"
+    range: tuple[float, float] | None = None
     split: str = "train"
     labels: Literal["auto", "folder", "column", "none"] = "auto"
     image_column: str | None = None
@@ -91,7 +105,7 @@ class Inspect:
 
         run_inspect(
             self.dataset,
-            PixelOptions(self.image_size),
+            PixelOptions(self.image_size, background=self.background, range=self.range),
             SourceOptions(self.split, self.labels, self.image_column, self.label_column),
             sheet=self.sheet,
             report=self.report,

@@ -21,8 +21,9 @@ from epg.data.inspection import read_report as read_report
 from epg.data.plan import parse_shard
 from epg.data.prepare import Prepared, prepare
 from epg.data.prepare import Progress as Report
+from epg.data.seen import Seen
 from epg.data.sources.base import SourceOptions
-from epg.data.store import REPORT_FILE, Store, is_store
+from epg.data.store import REPORT_FILE, is_store
 from epg.errors import DataError, OutputError, UserError
 
 SHOWN = 8
@@ -64,12 +65,8 @@ def run_prepare(
         f"{len(manifest['classes'])} classes, mean {_numbers(manifest['mean'])}, std {_numbers(manifest['std'])}",
         soft_wrap=True,
     )
-    index = Store(out).index
-    enlarged = int((np.minimum(index["width"], index["height"]) < manifest["pixels"]["image_size"]).sum())
-    if enlarged:
-        console.print(
-            f"{enlarged} of them were smaller than {manifest['pixels']['image_size']} and have been enlarged."
-        )
+    for line in Seen.parse(manifest["seen"]).lines(pixels.image_size, pixels):
+        console.print(line, markup=False, soft_wrap=True)
     if manifest["rejected"]:
         console.print(f"{manifest['rejected']} could not be used and were left out; why is in {out / REPORT_FILE}:")
         for item in read_report(out / REPORT_FILE)[:SHOWN]:
@@ -209,6 +206,8 @@ def _show(console: Console, found: Inspection, dataset: str) -> None:
             console.print(
                 f"  {title}: {', '.join(found.name(int(i)) for i in group[:6])}", highlight=False, markup=False
             )
+    for line in found.seen:
+        console.print(line, markup=False, soft_wrap=True)
     for item in found.rejected[:SHOWN]:
         console.print(f"  rejected: {item.name}: {item.reason}", markup=False, soft_wrap=True)
 
@@ -226,6 +225,7 @@ def _as_json(found: Inspection) -> dict[str, object]:
         "short_side": dict(size_histogram(found.sizes)),
         "equal": names(found.equal),
         "similar": names(found.similar),
+        "seen": found.seen,
         "rejected": {item.name: item.reason for item in found.rejected},
     }
 

@@ -3,25 +3,55 @@
 import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from epg.data.colour import Profile, other_claim, read_head, to_srgb
+from epg.data.deep import Depth, Range, eight_bits, kind_of, raw_mode, strips
+from epg.data.resize import MAX_PIXELS, Resize, center_crop
 from epg.errors import DataError
 
 # Extensions looked for in folders, and the only decoders that Pillow may use on them: leaving out the others keeps
 # e.g. PostScript, which starts an external program, away from data that nobody has checked.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-MAX_PIXELS = 2**26  # decoding and scaling take 7 bytes per pixel
 # Beyond this, an image must hold real detail: a file of a few kilobytes that declares a huge size is a bomb.
 FREE_PIXELS = 24_000_000  # at most 8 bytes each
 MIN_BYTES_PER_PIXEL = 1 / 32
 ORIENTATION = 0x0112
-ROWS = 256  # of a strip, where an image is converted piece by piece to save memory
+TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # colours not multiplied by transparency
+GREY_MODES = ("1", "L", "LA", "La", "I", "F")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelRules:
+    """What is done where a file leaves open how it looks in 8 bits."""
+
+    background: str = "white"
+    """Colour (name or #rrggbb) behind transparent pixels; "none" ignores what the file says is transparency."""
+    range: Range | None = None
+    """Which values of more than 8 bits are black and white; None: 0 and the largest that the format has."""
+    resize: Resize = "adm"
+    """"adm" rounds after every halving, as ADM; "exact" once."""
+
+
+RULES = PixelRules()
 
 
 @dataclass(frozen=True)
@@ -32,47 +62,35 @@ class Origin:
     height: int
     format: str
     plain: bool
-    """Already opaque, upright, 8-bit RGB or grey: its file can be used as it is."""
-
-
-def resize_short_side(image: Image.Image, size: int) -> Image.Image:
-    """Scale the short side to `size` as ADM does: halve with a box filter while possible, then bicubic.
-
-    Raises DataError for an image so elongated that this would exceed `MAX_PIXELS`.
-    """
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    width, height = round(image.width * scale), round(image.height * scale)
-    if width * height > MAX_PIXELS:
-        raise DataError(f"{image.width}x{image.height} pixels is too elongated to be scaled to {size}")
-    return image.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def center_crop_adm(image: Image.Image, size: int) -> Image.Image:
-    """Scale the short side to `size` and cut the centre square, as ADM's data preparation does.
-
-    Raises DataError for an image so elongated that scaling its short side would exceed `MAX_PIXELS`.
-    """
-    image = resize_short_side(image, size)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    """Already opaque, upright, 8-bit RGB or grey in sRGB: its file can be used as it is."""
+    rotated: bool
+    transparent: bool
+    """Some of its pixels were not opaque, and were put on the background."""
+    profile: Profile
+    other_colours: bool
+    """Its colours are not sRGB by a claim that is not followed."""
+    depth: Depth | None
+    """Its values, where they had more than 8 bits."""
 
 
 def decode_image(
-    source: bytes | str | Path, image_size: int, channels: int, *, name: str | None = None
+    source: bytes | str | Path,
+    image_size: int,
+    channels: int,
+    *,
+    name: str | None = None,
+    rules: PixelRules = RULES,
 ) -> NDArray[np.uint8]:
     """Decode an encoded image (its bytes or its path) to uint8 (channels, image_size, image_size).
 
-    EXIF rotation is applied, transparency is composited on white, every colour mode becomes RGB (channels = 3) or
-    luminance (channels = 1), 16-bit values are scaled to 8 bits, then `center_crop_adm` brings it to size.
-    `name` replaces the path in messages. The values of a pixel lie together in memory, and may be read-only. Raises
-    DataError when the image cannot be decoded completely.
+    `open_flat`, then `center_crop`. `name` replaces the path in messages. The values of a pixel lie together in
+    memory, and may be read-only. Raises DataError when the image cannot be decoded completely.
     """
     assert channels in (1, 3), channels
     name = name or ("image" if isinstance(source, bytes) else str(source))
     try:
-        array = np.asarray(center_crop_adm(open_flat(source, channels)[0], image_size), dtype=np.uint8)
+        flat, _ = open_flat(source, channels, rules)
+        array = np.asarray(center_crop(flat, image_size, rules.resize), dtype=np.uint8)
     except MemoryError:
         raise
     except Exception as error:  # decoders meet arbitrary bytes and raise nearly every exception class there is
@@ -80,29 +98,93 @@ def decode_image(
     return array.reshape(image_size, image_size, channels).transpose(2, 0, 1)
 
 
-def open_flat(source: bytes | str | Path, channels: int, background: str = "white") -> tuple[Image.Image, Origin]:
-    """The image as opaque, upright 8-bit RGB (channels = 3) or luminance (1), of its first frame, and its origin.
+def open_flat(source: bytes | str | Path, channels: int, rules: PixelRules = RULES) -> tuple[Image.Image, Origin]:
+    """The image as opaque, upright 8-bit sRGB (channels = 3) or luminance (1), of its first frame, and its origin.
 
-    Raises DataError for a file that is empty, not regular or of too many pixels, and whatever decoders raise.
+    In this order: more than 8 bits to 8, EXIF's orientation, an embedded profile to sRGB, transparency onto the
+    background, every colour mode to RGB or luminance. Raises DataError for a file that is empty, not regular or of too
+    many pixels, for pixels whose range is unknown, and whatever decoders raise.
     """
+    with _open(source) as (image, head):
+        width, height, kind = image.width, image.height, kind_of(image)
+        turn = _orientation(image) if image.format == "TIFF" else None  # Pillow turns those itself on loading
+        depth: Depth | None = None
+        if kind.deep:
+            with _open(source) as (again, _):
+                flat, depth = eight_bits(image, lambda: again, kind, rules.range)
+        else:
+            _scale_transparency(image)
+            image.load()
+            flat = image.convert(STRAIGHT[image.mode]) if image.mode in STRAIGHT else image
+        if turn is None:
+            turn = _orientation(image)
+            flat = flat.transpose(TRANSPOSES[turn]) if turn in TRANSPOSES else flat
+        profile = image.info.get("icc_profile")
+        flat, done = to_srgb(flat, profile)
+        opaque, transparent = _opaque(flat, "L" if channels == 1 else "RGB", rules.background)
+        plain = image.mode in ("RGB", "L") and not (kind.deep or turn in TRANSPOSES or done == "converted")
+        plain = plain and not image.has_transparency_data
+        claim = not profile and other_claim(image, head)
+        rotated = turn in TRANSPOSES
+        origin = Origin(width, height, image.format or "", plain, rotated, transparent, done, claim, depth)
+        return opaque, origin
+
+
+def look_at(source: bytes | str | Path) -> tuple[int, int, int]:
+    """(channels, height, width) that an image has once it is upright, 1 channel where it is grey; without decoding.
+
+    Raises DataError for what `open_flat` refuses on sight.
+    """
+    with _open(source) as (image, _):
+        grey = image.mode in GREY_MODES or image.mode.startswith("I;16") or raw_mode(image).startswith("LA;")
+        if image.mode in ("P", "PA"):
+            palette = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+            grey = bool((palette == palette[:, :1]).all())
+        turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
+        height, width = (image.width, image.height) if turned else (image.height, image.width)
+        return 1 if grey else 3, height, width
+
+
+@contextmanager
+def _open(source: bytes | str | Path) -> Iterator[tuple[Any, bytes]]:
+    """The image, opened and not decoded, and the first bytes of its file. Raises DataError beyond the limits."""
     size, stream = _readable(source)
-    try:
-        opened = Image.open(stream, formats=FORMATS)
-    except UnidentifiedImageError:
-        raise DataError(f"it is no image of a known kind ({', '.join(FORMATS)})") from None
-    with opened as image:
-        pixels = image.width * image.height
-        if pixels > MAX_PIXELS:
-            raise DataError(f"{image.width}x{image.height} pixels are more than the limit of {MAX_PIXELS}")
-        if pixels > FREE_PIXELS and size < pixels * MIN_BYTES_PER_PIXEL:
-            raise DataError(f"{image.width}x{image.height} pixels in a file of only {size} bytes: a decompression bomb")
-        image.load()
-        turned = _orientation(image) != 1
-        plain = image.mode in ("RGB", "L") and not turned and not image.has_transparency_data
-        origin = Origin(image.width, image.height, image.format or "", plain)
-        upright = ImageOps.exif_transpose(image) if turned else image
-        flat = _flatten(upright, "L" if channels == 1 else "RGB", background)
-        return flat, origin
+    with stream:
+        head = read_head(stream)
+        try:
+            image = Image.open(stream, formats=FORMATS)
+        except UnidentifiedImageError:
+            raise DataError(_unidentified(head)) from None
+        with image:
+            pixels = image.width * image.height
+            twice = kind_of(image).deep and image.mode in ("RGB", "RGBA", "CMYK")  # read as high and as low bytes
+            if pixels > MAX_PIXELS:
+                raise DataError(f"{image.width}x{image.height} pixels are more than the limit of {MAX_PIXELS}")
+            if pixels * (1 + twice) > FREE_PIXELS and size < pixels * MIN_BYTES_PER_PIXEL:
+                raise DataError(
+                    f"{image.width}x{image.height} pixels in a file of only {size} bytes: a decompression bomb"
+                )
+            yield image, head
+
+
+def _readable(source: bytes | str | Path) -> tuple[int, Any]:
+    """The size in bytes and the open file; refuses what is empty or would block (a pipe, a device)."""
+    if isinstance(source, bytes):
+        size = len(source)
+    else:
+        status = os.stat(source)
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("it is not a regular file")
+        size = status.st_size
+    if size == 0:
+        raise DataError("it is empty (0 bytes)")
+    return size, io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
+
+
+def _unidentified(head: bytes) -> str:
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "a TIFF of a kind that cannot be read (bits, channels or sample format); store it with 8 or 16 bits"
+    return f"it is no image of a known kind ({', '.join(FORMATS)})"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -113,45 +195,35 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _readable(source: bytes | str | Path) -> tuple[int, io.BytesIO | str | Path]:
-    """The size in bytes; refuses what is empty or would block (a pipe, a device) before Pillow opens it."""
-    if isinstance(source, bytes):
-        size = len(source)
-    else:
-        status = os.stat(source)
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError("it is not a regular file")
-        size = status.st_size
-    if size == 0:
-        raise DataError("it is empty (0 bytes)")
-    return size, io.BytesIO(source) if isinstance(source, bytes) else source
+def _scale_transparency(image: Image.Image) -> None:
+    """Pillow scales grey of 2 and 4 bits to 8, but not the value that a PNG declares transparent."""
+    bits = {"L;2": 2, "L;4": 4}.get(raw_mode(image))
+    value = image.info.get("transparency")
+    if bits and isinstance(value, int) and image.format == "PNG":
+        most = 2**bits - 1
+        image.info["transparency"] = (value & most) * 255 // most
 
 
-def _flatten(image: Image.Image, mode: str, background: str = "white") -> Image.Image:
-    """Convert any Pillow mode to opaque 8-bit `mode` ("L" or "RGB")."""
-    if image.mode == mode and not image.has_transparency_data:
-        return image
-    if image.mode == "F":
-        raise DataError("32-bit float pixels have no known range; store it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # Pillow's own conversion of 16-bit and 32-bit integers clips instead of scaling
-        image = _eight_bits(image)
+def _opaque(image: Image.Image, mode: str, background: str) -> tuple[Image.Image, bool]:
+    """Any 8-bit Pillow mode as opaque `mode` ("L" or "RGB"), and whether any of its pixels was not opaque."""
     if not image.has_transparency_data:
-        return image.convert(mode)
-    flat = Image.new(mode, image.size)
-    for top in range(0, image.height, ROWS):
-        strip = image.crop((0, top, image.width, min(top + ROWS, image.height))).convert("RGBA")
+        return (image if image.mode == mode else image.convert(mode)), False
+    if background == "none":
+        return _without_alpha(image).convert(mode), False
+    flat, transparent = Image.new(mode, image.size), False
+    for box in strips(image):
+        strip = image.crop(box).convert("RGBA")
+        transparent = transparent or bool((np.asarray(strip)[..., 3] < 255).any())
         opaque = Image.new("RGBA", strip.size, background)
         opaque.alpha_composite(strip)
-        flat.paste(opaque.convert("RGB").convert(mode), (0, top))
-    return flat
+        flat.paste(opaque.convert("RGB").convert(mode), box[:2])
+    return flat, transparent
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit image scaled to 8 bits; 32-bit ones are taken where their values fit 16."""
-    flat = Image.new("L", image.size)
-    for top in range(0, image.height, ROWS):
-        values = np.asarray(image.crop((0, top, image.width, min(top + ROWS, image.height)))).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise DataError("32-bit integer pixels have no known range; store it with 8 or 16 bits")
-        flat.paste(Image.fromarray(((values + 128) // 257).astype(np.uint8)), (0, top))
-    return flat
+def _without_alpha(image: Image.Image) -> Image.Image:
+    """The colours of an image with transparency, as they are stored."""
+    if image.mode in ("LA", "RGBA", "PA"):
+        return image.convert("L" if image.mode == "LA" else "RGB")
+    plain = image.copy()
+    plain.info.pop("transparency", None)
+    return plain.convert("RGB")

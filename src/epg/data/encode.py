@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from epg.data.decode import FORMATS, MAX_PIXELS, center_crop_adm, decode_image, open_flat, resize_short_side
+from epg.data.decode import FORMATS, RULES, Origin, PixelRules, decode_image, open_flat
+from epg.data.resize import MAX_PIXELS, center_crop, resize_short_side
 from epg.errors import DataError
 
 StoreFormat = Literal["png", "webp", "raw"]
@@ -19,7 +20,7 @@ MODES = {3: "RGB", 1: "L"}
 
 
 @dataclass(frozen=True)
-class PixelOptions:
+class PixelOptions(PixelRules):
     """What preparation does to an image."""
 
     image_size: int
@@ -27,8 +28,6 @@ class PixelOptions:
     format: StoreFormat = "png"
     resize_only: bool = False
     """Scale the short side to `image_size` and keep the rest, instead of cutting a square."""
-    background: str = "white"
-    """Colour (name or #rrggbb) behind transparent pixels."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,7 @@ class Record:
 
     data: bytes
     sha256: bytes
-    width: int  # of the original
-    height: int
+    origin: Origin
     kept: bool  # `data` is the original file
     look: int  # 64 bits that similar images share
     sums: NDArray[np.int64]  # (2, channels): sum of the pixel values, of their squares
@@ -50,17 +48,16 @@ def make_record(data: bytes, options: PixelOptions) -> Record:
     try:
         with warnings.catch_warnings():  # what matters becomes an error; the rest would fill the terminal
             warnings.simplefilter("ignore")
-            flat, origin = open_flat(data, options.channels, options.background)
-        scale = resize_short_side if options.resize_only else center_crop_adm
-        image = scale(flat, options.image_size)
+            flat, origin = open_flat(data, options.channels, options)
+        scale = resize_short_side if options.resize_only else center_crop
+        image = scale(flat, options.image_size, options.resize)
         image.info.clear()  # profiles, comments and places: of no use for training, and somebody's
         kept = origin.plain and origin.format == "JPEG" and options.format != "raw" and flat.size == image.size
         stored = data if kept else encode(image, options.format)
         return Record(
             stored,
             hashlib.sha256(stored).digest(),
-            origin.width,
-            origin.height,
+            origin,
             kept,
             look(image),
             _sums(image),
@@ -84,7 +81,7 @@ def encode(image: Image.Image, file_format: StoreFormat) -> bytes:
     return stream.getvalue()
 
 
-def decode_stored(data: bytes, image_size: int, channels: int) -> NDArray[np.uint8]:
+def decode_stored(data: bytes, image_size: int, channels: int, rules: PixelRules = RULES) -> NDArray[np.uint8]:
     """`decode_image` of an image of a store: uint8 (channels, image_size, image_size).
 
     Images there are upright, so those of the right size and mode need no more than decoding. Raises DataError.
@@ -103,7 +100,7 @@ def decode_stored(data: bytes, image_size: int, channels: int) -> NDArray[np.uin
         raise
     except Exception as error:  # decoders meet arbitrary bytes and raise nearly every exception class there is
         raise DataError(f"cannot decode this image: {error}") from error
-    return decode_image(data, image_size, channels)
+    return decode_image(data, image_size, channels, rules=rules)
 
 
 def look(image: Image.Image) -> int:

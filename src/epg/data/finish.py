@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
+from epg.data.seen import merged
 from epg.data.shards import part_files, shard_file, sync_folder, write_durably
 from epg.data.sources.base import Rejected, Source
 from epg.data.store import (
@@ -55,6 +56,7 @@ def finish(folder: Path, source: Source, plan: dict[str, Any], on_error: str) ->
         "images": total,
         "rejected": len(rejected),
         "kept_originals": sum(part["kept"] for part in parts),
+        "seen": asdict(merged(part["seen"] for part in parts)),
         "classes": [
             {"name": name, "images": int(count)} for name, count in zip(source.class_names, counts, strict=True)
         ],

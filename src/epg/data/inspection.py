@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from epg.data.decode import center_crop_adm, open_flat
+from epg.data.decode import open_flat
 from epg.data.duplicates import Groups, equal_groups, similar_groups
 from epg.data.encode import PixelOptions
 from epg.data.finish import channel_statistics, read_parts, write_index
 from epg.data.plan import make_plan
 from epg.data.pool import run_jobs
 from epg.data.prepare import Progress, build_missing
+from epg.data.resize import center_crop
+from epg.data.seen import Seen, merged
 from epg.data.shards import PARTS, ShardJob
 from epg.data.sources.base import Rejected, SourceOptions
 from epg.data.sources.open import open_source
@@ -43,6 +45,8 @@ class Inspection:
     std: list[float]
     """Of pixels in [0, 1], per channel."""
     rejected: list[Rejected]
+    seen: list[str]
+    """What decoding did to them, in sentences."""
     equal: Groups
     similar: Groups
     name: Callable[[int], str]
@@ -70,8 +74,11 @@ def inspect_dataset(
         manifest, index = store.manifest, store.index
         classes = [(str(entry["name"]), int(entry["images"])) for entry in manifest["classes"]]
         rejected = read_report(folder / REPORT_FILE)
+        prepared = PixelOptions(**manifest["pixels"])
+        seen = Seen.parse(manifest["seen"]).lines(prepared.image_size, prepared)
         kind = f"prepared set of {manifest['source']}"
-        return _inspection(kind, classes, index, manifest["mean"], manifest["std"], rejected, store.name, store.read)
+        mean, std = manifest["mean"], manifest["std"]
+        return _inspection(kind, classes, index, mean, std, rejected, seen, store.name, store.read)
     opened = open_source(source, options)
     plan = make_plan(source, opened, pixels, options)
     with tempfile.TemporaryDirectory(prefix="epg-inspect-") as name:
@@ -90,9 +97,12 @@ def inspect_dataset(
     mean, std = channel_statistics(parts)
     counts = np.bincount(index["label"][index["label"] >= 0], minlength=len(opened.class_names))
     classes = list(zip(opened.class_names, counts.tolist(), strict=True))
+    seen = merged(part["seen"] for part in parts).lines(pixels.image_size, pixels)
     known = np.flatnonzero(~np.isin(np.arange(len(opened)), _rejected_items(opened, parts)))
     name_of = partial(_name, names, index["name_end"])
-    return _inspection(opened.kind, classes, index, mean, std, rejected, name_of, lambda i: opened.read(int(known[i])))
+    return _inspection(
+        opened.kind, classes, index, mean, std, rejected, seen, name_of, lambda i: opened.read(int(known[i]))
+    )
 
 
 def _rejected_items(opened: Any, parts: list[dict[str, Any]]) -> list[int]:
@@ -113,13 +123,14 @@ def _inspection(
     mean: list[float],
     std: list[float],
     rejected: list[Rejected],
+    seen: list[str],
     name: Callable[[int], str],
     read: Callable[[int], bytes],
 ) -> Inspection:
     sizes = np.stack([index["width"], index["height"]], axis=1).astype(np.int64)
     equal, similar = equal_groups(index["sha256"]), similar_groups(np.ascontiguousarray(index["look"]))
     labels = index["label"].astype(np.int64)
-    return Inspection(kind, classes, labels, sizes, mean, std, rejected, equal, similar, name, read)
+    return Inspection(kind, classes, labels, sizes, mean, std, rejected, seen, equal, similar, name, read)
 
 
 def read_report(path: Path) -> list[Rejected]:
@@ -154,7 +165,7 @@ def contact_sheet(found: Inspection, count: int = SHEET_IMAGES) -> Image.Image:
         label = int(found.labels[index])
         caption = found.classes[label][0] if label >= 0 else Path(found.name(index)).name
         image, _ = open_flat(found.read(index), 3)
-        sheet.paste(center_crop_adm(image, TILE), (x, y))
+        sheet.paste(center_crop(image, TILE), (x, y))
         while draw.textlength(caption) > TILE:
             caption = caption[:-1]
         draw.text((x, y + TILE), caption.encode("latin-1", "replace").decode("latin-1"), fill="black")

@@ -32,9 +32,16 @@ def check_options(pixels: PixelOptions, workers: int, shard: tuple[int, int]) ->
     if not 1 <= shard[0] <= shard[1]:
         raise UserError(f"--shard {shard[0]}/{shard[1]}: must be I/N with I from 1 to N")
     try:
-        ImageColor.getrgb(pixels.background)
+        if pixels.background != "none":
+            ImageColor.getrgb(pixels.background)
     except ValueError:
-        raise UserError(f"--background {pixels.background}: no colour; give a name such as white, or #rrggbb") from None
+        raise UserError(
+            f"--background {pixels.background}: no colour; give a name such as white, #rrggbb, or none to ignore "
+            "transparency"
+        ) from None
+    if pixels.range is not None and not pixels.range[0] < pixels.range[1]:
+        low, high = pixels.range
+        raise UserError(f"--range {low:g} {high:g}: the value of black must be below that of white")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -63,7 +70,7 @@ def make_plan(address: str, source: Source, pixels: PixelOptions, options: Sourc
 def settings(address: str, pixels: PixelOptions, options: SourceOptions) -> dict[str, Any]:
     """What the user chose; the source by name only, as a path says where somebody keeps things."""
     name = public_name(address) if is_remote(address) else _local_name(address)
-    return {"source": name, "pixels": asdict(pixels), "options": asdict(options)}
+    return {"source": name, "pixels": json.loads(json.dumps(asdict(pixels))), "options": asdict(options)}
 
 
 def _local_name(address: str) -> str:

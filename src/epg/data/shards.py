@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.encode import PixelOptions, Record, make_record
+from epg.data.seen import Seen
 from epg.data.sources.base import Source
 from epg.data.store import INDEX, SHARDS, file_sha256
 from epg.errors import DataError
@@ -58,7 +59,7 @@ def build_shard(
     where the folder cannot be written.
     """
     items = range(number * job.items_per_shard, min((number + 1) * job.items_per_shard, len(source)))
-    part = _Part(source, job.options.channels)
+    part = _Part(source, job.options)
     path = job.folder / SHARDS / shard_file(number)
     with _ArrowShard(path, source) if job.keep_images else nullcontext() as arrow:
         for item in items:
@@ -100,18 +101,22 @@ def _read_record(source: Source, item: int, options: PixelOptions) -> Record:
 class _Part:
     """What is known of the images of a shard besides their bytes."""
 
-    def __init__(self, source: Source, channels: int) -> None:
-        self.source = source
+    def __init__(self, source: Source, options: PixelOptions) -> None:
+        self.source, self.options = source, options
         self.rejected: list[tuple[str, str]] = []
         self.names: list[str] = []
         self.rows: list[tuple[Any, ...]] = []
-        self.sums = np.zeros((2, channels), dtype=np.int64)
+        self.sums = np.zeros((2, options.channels), dtype=np.int64)
         self.pixels = self.kept = 0
+        self.seen = Seen()
 
     def add(self, item: int, record: Record) -> None:
-        self.names.append(self.source.describe(item))
+        self.names.append(name := self.source.describe(item))
+        self.seen.add(name, record.origin, self.options.image_size)
         label, sha256 = int(self.source.labels[item]), np.frombuffer(record.sha256, np.uint8)
-        self.rows.append((0, 0, record.look, len(record.data), label, record.width, record.height, sha256))
+        self.rows.append(
+            (0, 0, record.look, len(record.data), label, record.origin.width, record.origin.height, sha256)
+        )
         self.sums += record.sums
         self.pixels += record.pixels
         self.kept += record.kept
@@ -132,6 +137,7 @@ class _Part:
             "sums": self.sums.tolist(),
             "pixels": self.pixels,
             "kept": self.kept,
+            "seen": asdict(self.seen),
         }
 
 

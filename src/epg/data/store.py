@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from epg.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, INDEX_FILE, NAMES_FILE, REPORT_FILE, SHARDS = (
     "manifest.json",
     "index.npy",

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from epg.data.decode import FORMATS, open_flat
+from epg.data.decode import look_at, open_flat
 from epg.data.folder import FolderDataset
 from epg.errors import ArtefactError, DataError
 from epg.training.artefact import read_json
@@ -37,8 +37,7 @@ class FolderSource:
             raise DataError(f"{path}: holds no images besides {', '.join(NOT_SAMPLES)}")
         self.path, self.files = path, [Path(listing.describe(i)) for i in kept]
         self.labels = torch.from_numpy(listing.labels[kept]) if listing.num_classes else None
-        width, height, grey = self._look(self.files[0])
-        self.shape = (1 if grey else 3, height, width)
+        self.shape = _look(self.files[0])
 
     @property
     def count(self) -> int:
@@ -60,31 +59,35 @@ class FolderSource:
             return torch.stack(list(pool.map(self._decode, self.files[start:stop])))
 
     def _decode(self, file: Path) -> Tensor:
-        width, height, grey = self._look(file)
-        channels = 1 if grey else 3
-        if (channels, height, width) != self.shape:
-            first = f"{self.shape[2]}x{self.shape[1]} {'grey' if self.shape[0] == 1 else 'colour'}"
+        shape = _look(file)
+        if shape != self.shape:
             raise DataError(
-                f"{file}: {width}x{height} {'grey' if grey else 'colour'}, but {self.files[0].name} is {first}. "
-                "The samples of one evaluation have one size; nothing is resized here."
+                f"{file}: {_words(shape)}, but {self.files[0].name} is {_words(self.shape)}. The samples of one "
+                "evaluation have one size; nothing is resized here."
             )
+        channels, height, width = shape
         try:
             pixels = np.array(open_flat(file, channels)[0], dtype=np.uint8).reshape(height, width, channels)
         except Exception as error:  # decoders meet arbitrary bytes and raise nearly every exception class there is
             raise DataError(f"{file}: cannot decode this image ({error})") from error
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def _look(self, file: Path) -> tuple[int, int, bool]:
-        """Width, height, and whether it is grey; without decoding."""
-        try:
-            with python_warnings.catch_warnings(), Image.open(file, formats=FORMATS) as image:
-                python_warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `open_flat` has limits
-                return image.width, image.height, image.mode in ("1", "L", "LA", "I", "I;16", "F")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{file}: no image ({error})") from error
-
     def describe(self) -> dict[str, Any]:
         described: dict[str, Any] = {"kind": "folder", "name": self.path.name}
         with contextlib.suppress(ArtefactError):
             described["record"] = read_json(self.path / RECORD)[0]  # what `epg sample` wrote down
         return described
+
+
+def _look(file: Path) -> tuple[int, int, int]:
+    """(channels, height, width) once upright; without decoding."""
+    try:
+        with python_warnings.catch_warnings():
+            python_warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `look_at` has limits
+            return look_at(file)
+    except (OSError, ValueError, DataError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file}: no image ({error})") from error
+
+
+def _words(shape: tuple[int, int, int]) -> str:
+    return f"{shape[2]}x{shape[1]} {'grey' if shape[0] == 1 else 'colour'}"
