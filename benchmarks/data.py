@@ -30,6 +30,7 @@ from epg.data.resize import center_crop
 from epg.data.sources.base import SourceOptions
 from epg.data.sources.open import open_source
 from epg.data.store import Store
+from epg.randomness import Draws
 
 FORMATS = ("png", "webp", "jpeg", "raw")
 
@@ -181,11 +182,11 @@ def views(options, sets):
     torch.backends.cuda.matmul.allow_tf32 = True  # as in training
     shape = (options.batch_size, 3, options.image_size, options.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(device)
-    pipeline, generators = MocoViews(), [torch.Generator(device).manual_seed(0)]
+    pipeline, draws = MocoViews(), Draws(0, 0, 0, options.batch_size, device)
 
     def both(_):
         for view in (0, 1):
-            pipeline(images, generators, view)
+            pipeline(images, draws.uniform(f"view {view}", (pipeline.numbers,)), view)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -24,7 +24,7 @@ from epg.evaluation.memorisation import memorisation
 from epg.evaluation.reference import make_reference
 from epg.evaluation.sources import DatasetSource, TensorSource
 from epg.evaluation.subjects import open_whole
-from epg.randomness import generator
+from epg.randomness import normal, permutation
 
 WORDS = ("fd", "pr", "dc", "kid")
 
@@ -44,7 +44,7 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
 
 
 def noisy(images: Tensor, std: float) -> Tensor:
-    noise = std * torch.randn(images.shape, generator=generator("cpu", 0, "noise"))
+    noise = std * normal(range(len(images)), images.shape[1:], 0, "noise", device="cpu")
     return (images.float() + noise).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -53,9 +53,9 @@ def faults(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[st
     images, labels = test
     count = len(images)
     one_missing = labels != 3
-    few = torch.randperm(count, generator=generator("cpu", 0, "few"))[: max(10, count // 20)].repeat(20)[:count]
-    copied = torch.randperm(len(train[0]), generator=generator("cpu", 0, "copied"))[:count]
-    wrong = labels[torch.randperm(count, generator=generator("cpu", 0, "labels"))]
+    few = np.tile(permutation(count, 0, "few")[: max(10, count // 20)], 20)[:count]
+    copied = permutation(len(train[0]), 0, "copied")[:count]
+    wrong = labels[permutation(count, 0, "labels")]
     return {
         "held-out images (floor)": test,
         "blurred, sigma 1 pixel": (blurred(images, 1.0), labels),
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
         for split in ("train", "test")
     ]
     train, held_out = (images_and_labels(split) for split in splits)
-    order = torch.randperm(len(held_out[0]), generator=generator("cpu", 0, "halves"))
+    order = permutation(len(held_out[0]), 0, "halves")
     test, rest = ((held_out[0][half], held_out[1][half]) for half in order.chunk(2))
     judge = classifier(*splits)
     extractors = [judge, untrained(judge, splits[0].channels, splits[0].image_size)]

@@ -310,9 +310,7 @@ def test_a_configuration_cannot_be_changed_in_place():
         config.seed = 3  # type: ignore[misc]
 
 
-def test_micro_batches_are_whole_blocks_of_random_numbers():
-    """Else the first step fails with a plain ValueError of `randomness.Draws`."""
-    found = list(problems(tiny_config(training={"batch_size": 64, "micro_batch": 8})))
-    assert len(found) == 1
-    assert "--training.micro-batch 8" in found[0]
-    assert list(problems(tiny_config(training={"batch_size": 64, "micro_batch": 16}))) == []
+def test_micro_batches_divide_the_batch():
+    found = list(problems(tiny_config(training={"batch_size": 64, "micro_batch": 12})))
+    assert found == ["--training.micro-batch 12: must divide --training.batch-size 64"]
+    assert list(problems(tiny_config(training={"batch_size": 64, "micro_batch": 4}))) == []

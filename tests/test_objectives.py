@@ -98,10 +98,11 @@ def test_micro_batches_do_not_matter(stage):
     assert torch.stack(parts).mean().item() == pytest.approx(whole.item(), rel=1e-5)
 
 
-def test_micro_batches_that_cut_a_block_are_refused():
+def test_micro_batches_may_be_of_any_size():
     objective, config = make("diffusion")
-    with pytest.raises(ValueError, match="no whole blocks"):
-        objective(random_batch(config, 8), 0)
+    whole = objective(random_batch(config), 2)["loss"]
+    parts = [objective(random_batch(config, 1, first), 2)["loss"] for first in range(32)]
+    assert torch.stack(parts).mean().item() == pytest.approx(whole.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", ["diffusion", "consistency"])
@@ -131,7 +132,8 @@ def test_flip_is_a_setting(stage):
     assert torch.equal(plain.plain_images(batch, draws, False), images)
     mirrored = (plain.plain_images(batch, draws, True) == images.flip(-1)).flatten(1).all(1)
     assert 4 < mirrored.sum() < 28  # binomial(32, 1/2): outside with p < 1e-5
-    assert abs(float(flipped(batch, 0)["loss"] - plain(batch, 0)["loss"])) > 1e-5
+    losses = [[float(objective(batch, step)["loss"]) for step in range(4)] for objective in (flipped, plain)]
+    assert max(abs(a - b) for a, b in zip(*losses, strict=True)) > 1e-5  # at one level the noise may hide it
 
 
 # Pre-training ---------------------------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ def test_the_level_is_shared_by_the_whole_global_batch():
 def test_label_dropout_rate():
     """16,000 labels: the standard error of the rate is 0.0024."""
     objective, _ = make("diffusion")
-    draws = Draws(0, 0, 0, 16_000, 16, CPU)
+    draws = Draws(0, 0, 0, 16_000, CPU)
     labels = torch.arange(16_000) % 3
     dropped = objective.dropped_labels(labels, draws, 3, 0.1)
     assert (dropped == 3).float().mean().item() == pytest.approx(0.1, abs=0.0096)
@@ -274,7 +276,7 @@ def test_online_and_target_share_the_dropout_mask():
         "noise": torch.randn(16, 1, 8, 8, generator=g),
         "step": 900,
     }
-    masks = keep_masks(Draws(0, 0, 0, 16, 16, CPU), 2, (18, 24), 0.5)
+    masks = keep_masks(Draws(0, 0, 0, 16, CPU), 2, (18, 24), 0.5)
     online, target = outputs_of(objective, **arguments, dropout=masks)
     assert torch.equal(online, target)
     assert not torch.allclose(online, outputs_of(objective, **arguments)[0], atol=1e-3)
@@ -291,7 +293,7 @@ def test_forward_drops_with_one_mask_per_step():
 
 
 def test_keep_masks():
-    masks = keep_masks(Draws(0, 0, 0, 160, 16, CPU), 2, (10, 20), 0.25)
+    masks = keep_masks(Draws(0, 0, 0, 160, CPU), 2, (10, 20), 0.25)
     assert [m.shape for m in masks] == [(160, 10, 20)] * 2
     assert masks[0].unique().tolist() == pytest.approx([0, 1 / 0.75])
     assert masks[0].mean().item() == pytest.approx(1, abs=0.014)  # 4 standard errors

@@ -152,6 +152,6 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
         train(tiny("diffusion"), tmp_path / "file" / "run")
 
 
-def test_a_micro_batch_that_cuts_a_block_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--training\.micro-batch 8: must be a multiple of 16"):
-        prepare_run(tiny("diffusion", training={"batch_size": 32, "micro_batch": 8}), tmp_path)
+def test_a_micro_batch_that_does_not_divide_the_batch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--training\.micro-batch 12: must divide --training.batch-size 32"):
+        prepare_run(tiny("diffusion", training={"batch_size": 32, "micro_batch": 12}), tmp_path)

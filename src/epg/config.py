@@ -5,7 +5,6 @@ resolves it for one stage into a `RunConfig`, which is what a run folder records
 checked here, field by field; ranges and combinations in `epg.validation`, which finds all of them at once.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
@@ -15,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from epg.complaints import Locate, complaints, nowhere
 from epg.errors import UserError
 
-RANDOM_BLOCK = 16
 Stage = Literal["pretraining", "diffusion", "consistency"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
@@ -298,11 +296,6 @@ class RunConfig(Section):
         if not isinstance(self.objective, DiffusionConfig) or self.objective.parameterization != "spectral":
             return 0
         return 1 + (self.model.num_classes or 0) * (self.objective.spectrum == "class")
-
-    @property
-    def random_block(self) -> int:
-        """Samples whose random numbers are drawn together: the same however the global batch is split."""
-        return math.gcd(self.training.batch_size, RANDOM_BLOCK)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

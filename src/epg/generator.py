@@ -16,7 +16,7 @@ from epg.data.normalize import Normalizer
 from epg.denoiser import Denoise, Denoiser, bind, clamped
 from epg.errors import UserError
 from epg.guidance import Autoguidance, EvaluationCounter, IntervalGuidance
-from epg.randomness import generator
+from epg.randomness import doubles, normal
 from epg.samplers import Watch
 
 if TYPE_CHECKING:
@@ -63,16 +63,13 @@ class Generator:
         return self.normalizer.channels, self.image_size, self.image_size
 
     def unit_noise(self, indices: Sequence[int], seed: int = 0, step: int = -1) -> Tensor:
-        """Standard normal numbers (N, C, H, W), those of each image from a generator of its own.
+        """Standard normal numbers (N, C, H, W), a function of (seed, step) and the index of each image.
 
-        They are drawn on the CPU, so that every device gives the same images. `step` is -1 for the start. Float64 for
-        a network in float64, else float32.
+        The same on every device, to rounding. `step` is -1 for the start. Float64 for a network in float64, else
+        float32.
         """
-        # From pinned memory the copy needs no synchronisation: a GPU computes while the next step's numbers are drawn.
-        noise = torch.empty((len(indices), *self.image_shape), pin_memory=self.device.type == "cuda")
-        for row, i in zip(noise, indices, strict=True):
-            torch.randn(self.image_shape, generator=generator("cpu", seed, "sample", i, step), out=row)
-        return noise.to(self.device, torch.promote_types(torch.float32, self.dtype), non_blocking=True)
+        noise = normal(indices, self.image_shape, seed, "sample", step, device=self.device)
+        return noise.to(torch.promote_types(torch.float32, self.dtype))
 
     def sigmas(self, sampling: "SamplingConfig | None" = None) -> Tensor:
         """The shifted grid of sampling settings (None: the generator's own), float64, ending in 0."""
@@ -251,7 +248,7 @@ class Generator:
         weights = torch.tensor(self.class_counts, dtype=torch.float64)[choices] if self.class_counts else None
         if weights is None or not bool(weights.sum() > 0):
             weights = torch.ones(len(choices), dtype=torch.float64)
-        drawn = torch.rand(count, generator=generator("cpu", seed, "sample labels"), dtype=torch.float64)
+        drawn = torch.from_numpy(doubles(count, seed, "sample labels"))
         return choices[torch.searchsorted(weights.cumsum(0) / weights.sum(), drawn, right=True)]
 
 

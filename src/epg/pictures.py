@@ -41,10 +41,10 @@ def views_picture(objective: Pretraining, dataset: ImageDataset, file: Path, cou
     loader = BatchLoader(dataset, batch_size=count, seed=objective.seed)
     batch = next(iter(loader))[0]
     batch = batch.to(next(objective.parameters()).device)
-    generators = [torch.Generator(batch.images.device).manual_seed(objective.seed)]
+    draws = objective.draws(batch, step=0)
     rows = [batch.images]
-    rows += [(objective.views(batch.images, generators, v) * 255).round().to(torch.uint8) for v in (0, 1)]
+    rows += [(objective.view(batch, draws, v) * 255).round().to(torch.uint8) for v in (0, 1)]
     plain = objective.normalizer.encode(batch.images)
-    noise = torch.randn(plain.shape, generator=generators[0], device=plain.device)
+    noise = draws.normal("noise", plain.shape[1:])
     rows += [objective.normalizer.decode(at_levels(plain, objective.shift * t, noise)) for t in (0.1, 0.5, 2.0)]
     save_grid(torch.cat(rows), file, columns=count)

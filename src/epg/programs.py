@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from epg.errors import OutputError, UserError
 from epg.generator import Generator
-from epg.randomness import generator
+from epg.randomness import integers
 
 TOLERANCE = 1e-4  # of pixels in [0, 1]: a fortieth of a grey level
 OPSET = 20
@@ -35,7 +35,7 @@ class OneStep(nn.Module):
         classes = self._model.num_classes
         if not classes:
             return (noise,)
-        labels = torch.randint(classes, (count,), generator=generator("cpu", seed, "labels of an example"))
+        labels = torch.from_numpy(integers(classes, count, seed, "labels of an example"))
         return noise, labels.to(noise.device)
 
 

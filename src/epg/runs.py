@@ -21,7 +21,7 @@ from epg.objectives.consistency import Consistency
 from epg.objectives.diffusion import Diffusion
 from epg.objectives.pretraining import Pretraining
 from epg.pictures import save_grid, views_picture
-from epg.randomness import key
+from epg.randomness import weights_seed
 from epg.training.handover import EncoderWeights, hand_over, read_encoder, report
 from epg.training.lock import locked
 from epg.training.loop import Trainer
@@ -77,7 +77,7 @@ def resolve(config: RunConfig, dataset: ImageDataset) -> RunConfig:
 def build_objective(config: RunConfig, encoder: EncoderWeights | None = None) -> Objective:
     """The objective of a resolved configuration, initialised from its seed alone and, given one, an encoder."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(config.seed, "weights"))
+        torch.manual_seed(weights_seed(config.seed, "weights"))
         if config.stage == "pretraining":
             return Pretraining(build_rcm(config.model, config.data), config)
         network = build_epg(config.model, config.data, config.gaussians)

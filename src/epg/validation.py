@@ -74,11 +74,8 @@ def problems(config: RunConfig) -> Iterator[str]:
             yield f"--model.{name}.width {tower.width}: not a multiple of --model.{name}.heads {tower.heads}"
     if training.micro_batch is not None and not 0 < training.micro_batch <= training.batch_size:
         yield f"--training.micro-batch {training.micro_batch}: must be between 1 and --training.batch-size"
-    elif training.micro_batch is not None and training.micro_batch % config.random_block:
-        yield (
-            f"--training.micro-batch {training.micro_batch}: must be a multiple of {config.random_block}, the block in "
-            f"which random numbers are drawn for --training.batch-size {training.batch_size}"
-        )
+    elif training.micro_batch is not None and training.batch_size % training.micro_batch:
+        yield f"--training.micro-batch {training.micro_batch}: must divide --training.batch-size {training.batch_size}"
     if training.precision == "fp64" and training.preview_every:
         yield "--training.precision fp64: is for comparisons and draws no samples; add --training.preview-every 0"
     if not 0 < noise.sigma_min < noise.sigma_max < math.inf:

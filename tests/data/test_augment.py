@@ -1,4 +1,4 @@
-"""Views: distributions of the drawn parameters, independence of blocks, and the whole chain against torchvision."""
+"""Views: distributions of the drawn parameters, independence of samples, and the whole chain against torchvision."""
 
 import math
 
@@ -10,14 +10,14 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from epg.data import augment, transforms
-from epg.data.augment import AffineViews, MocoViews, draw_uniform, random_boxes, random_flip
-from epg.errors import UserError
+from epg.data.augment import AffineViews, MocoViews, random_boxes, random_flip
+from epg.randomness import uniform
 
 MANY = 20_000
 
 
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+def numbers(views, count, seed):
+    return uniform(range(count), (views.numbers,), seed, "test", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def photos():
 
 @pytest.fixture(scope="module")
 def drawn():
-    return [MocoViews().draw(MANY, 64, 64, generators(view), view) for view in (0, 1)]
+    return [MocoViews().parameters(numbers(MocoViews, MANY, view), 64, 64, view) for view in (0, 1)]
 
 
 def test_boxes_are_distributed_as_torchvisions():
@@ -40,7 +40,7 @@ def test_boxes_are_distributed_as_torchvisions():
         reference = torch.tensor(
             [RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(4000)]
         ).double()
-        ours = random_boxes(draw_uniform(generators(1), 4000, 22), height, width, scale).double()
+        ours = random_boxes(uniform(range(4000), (22,), 1, device="cpu"), height, width, scale).double()
         for column in range(4):
             a, b = ours[:, column].sort().values, reference[:, column].sort().values
             grid = torch.arange(0, max(height, width) + 1).double()
@@ -58,7 +58,7 @@ def test_a_box_that_cannot_fit_is_the_largest_centred_one():
 
 
 def test_boxes_reach_every_place():
-    boxes = random_boxes(draw_uniform(generators(0), MANY, 22), 8, 8, (0.08, 1.0))
+    boxes = random_boxes(uniform(range(MANY), (22,), 0, device="cpu"), 8, 8, (0.08, 1.0))
     assert boxes[:, 0].min() == 0
     assert (boxes[:, 0] + boxes[:, 2]).max() == 8
     small = boxes[(boxes[:, 2] == 3) & (boxes[:, 3] == 3)]
@@ -120,35 +120,37 @@ def test_parameters_are_independent_of_each_other(drawn):
 
 
 def test_a_strong_jitter_never_turns_negative():
-    p = MocoViews(jitter=(1.5, 1.0, 0.2, 0.1)).draw(MANY, 8, 8, generators(0), 0)
+    p = MocoViews(jitter=(1.5, 1.0, 0.2, 0.1)).parameters(numbers(MocoViews, MANY, 0), 8, 8, 0)
     assert p.factors[:, 0].min() >= 0
     assert p.factors[:, 0].max() > 2.4
 
 
 @pytest.mark.parametrize("views", [MocoViews(), AffineViews()])
 @pytest.mark.parametrize("view", [0, 1])
-def test_blocks_are_independent(photos, views, view, monkeypatch):
-    whole = views(photos, generators(5, 6), view)
-    parts = [views(photos[:4], generators(5), view), views(photos[4:], generators(6), view)]
+def test_samples_are_independent(photos, views, view, monkeypatch):
+    drawn = numbers(views, 8, 5)
+    whole = views(photos, drawn, view)
+    parts = [views(photos[:3], drawn[:3], view), views(photos[3:], drawn[3:], view)]
     assert whole.shape == photos.shape
     assert whole.dtype == torch.float32
-    assert 0 <= whole.min() <= whole.max() <= 1
+    assert 0 <= whole.min() <= whole.max() <= 1 + 1e-6
     torch.testing.assert_close(whole, torch.cat(parts), atol=1e-6, rtol=0)
-    assert (whole - views(photos, generators(5, 7), view))[:4].abs().max() < 1e-6
-    assert (whole - views(photos, generators(5, 7), view))[4:].abs().mean() > 0.01
+    other = torch.cat([drawn[:4], numbers(views, 8, 6)[4:]])
+    assert (whole - views(photos, other, view))[:4].abs().max() < 1e-6
+    assert (whole - views(photos, other, view))[4:].abs().mean() > 0.01
     monkeypatch.setattr(augment, "CPU_CHUNK", 3 * 64 * 64 * 3)  # three images at a time
-    torch.testing.assert_close(views(photos, generators(5, 6), view), whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(views(photos, drawn, view), whole, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("view", [0, 1])
 def test_moco_views_are_the_torchvision_chain(photos, view):
     images = photos.repeat(6, 1, 1, 1)
     views = MocoViews(blur_prob=(0.5, 0.5), solarize_prob=(0.3, 0.3))
-    p = views.draw(len(images), 64, 64, generators(view), view)
+    p = views.parameters(numbers(views, len(images), view), 64, 64, view)
     result = views.apply(images, p)
     jitter = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
     for i, image in enumerate(images / 255):
-        image = tv.resized_crop(image, *p.boxes[i].tolist(), [64, 64], InterpolationMode.BICUBIC).clamp(0, 1)
+        image = tv.resized_crop(image, *p.boxes[i].tolist(), [64, 64], InterpolationMode.BILINEAR)
         for operation in p.order[i].tolist():
             image = jitter[operation](image, p.factors[i, operation].item())
         if p.gray[i]:
@@ -171,26 +173,25 @@ def test_views_without_any_change_are_the_images(photos):
         blur_prob=(0.0, 0.0),
         solarize_prob=(0.0, 0.0),
     )
-    p = still.draw(8, 64, 64, generators(0), 0)
+    p = still.parameters(numbers(still, 8, 0), 64, 64, 0)
     whole = torch.tensor([0, 0, 64, 64]).expand(8, 4)
     result = still.apply(photos, augment.MocoParameters(**{**vars(p), "boxes": whole}))
     torch.testing.assert_close(result, photos / 255, atol=1e-6, rtol=0)
     calm = AffineViews(degrees=0, translate=0, scale=(1, 1), brightness=0, contrast=0)
-    torch.testing.assert_close(calm(photos, generators(0), 0), photos / 255, atol=1e-5, rtol=0)
+    torch.testing.assert_close(calm(photos, numbers(calm, 8, 0), 0), photos / 255, atol=1e-5, rtol=0)
 
 
 def test_grey_images_of_any_small_size():
     images = torch.from_numpy(load_digits().images[:8] * 15.9).to(torch.uint8)[:, None]
     for size in (8, 4, 2):
-        result = MocoViews()(images[:, :, :size, :size], generators(0, 1), 0)
+        result = MocoViews()(images[:, :, :size, :size], numbers(MocoViews, 8, 0), 0)
         assert result.shape == (8, 1, size, size)
         assert result.isfinite().all()
 
 
 def test_affine_parameters_fill_their_ranges():
-    p = AffineViews(degrees=20, translate=0.25, scale=(0.5, 1.5), brightness=0.3, contrast=0.1).draw(
-        MANY, generators(0)
-    )
+    views = AffineViews(degrees=20, translate=0.25, scale=(0.5, 1.5), brightness=0.3, contrast=0.1)
+    p = views.parameters(numbers(views, MANY, 0))
     for values, low, high in (
         (p.degrees, -20, 20),
         (p.translate[:, 0], -0.25, 0.25),
@@ -212,33 +213,21 @@ def test_affine_moves_by_fractions_of_the_image():
 
 
 def test_random_flip_mirrors_half_of_any_tensor(photos):
-    values = torch.randn(MANY, 1, 1, 2).double()
-    flipped = random_flip(values, generators(0, 1))
+    values, drawn = torch.randn(MANY, 1, 1, 2).double(), uniform(range(MANY), (), 0, device="cpu")
+    flipped = random_flip(values, drawn)
     mirrored = (flipped == values.flip(-1)).flatten(1).all(dim=1)
     assert ((flipped == values).flatten(1).all(dim=1) | mirrored).all()
     assert mirrored.double().mean().item() == pytest.approx(0.5, abs=0.015)
-    parts = [random_flip(values[:10_000], generators(0)), random_flip(values[10_000:], generators(1))]
+    parts = [random_flip(values[:10_001], drawn[:10_001]), random_flip(values[10_001:], drawn[10_001:])]
     assert torch.equal(flipped, torch.cat(parts))
-
-
-def test_samples_must_fill_the_blocks(photos):
-    with pytest.raises(UserError, match="8 samples cannot be divided into 3"):
-        MocoViews()(photos, generators(0, 1, 2), 0)
-
-
-def test_nothing_is_drawn_from_the_global_generator(photos):
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    MocoViews()(photos, generators(0), 0)
-    AffineViews()(photos, generators(0), 0)
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("views", [MocoViews(), AffineViews()])
 def test_applying_never_waits_for_a_device(photos, views, monkeypatch):
     # Tensors without values: whatever needs one on the host (nonzero, item, a boolean index) raises.
     monkeypatch.setattr(transforms, "_matmul", torch.matmul)  # autocast does not know this device
-    p = views.draw(8, 64, 64, generators(0), 0) if isinstance(views, MocoViews) else views.draw(8, generators(0))
+    size = (64, 64, 0) if isinstance(views, MocoViews) else ()
+    p = views.parameters(numbers(views, 8, 0), *size)
     result = views.apply(photos.to("meta"), p)
     assert result.shape == photos.shape
     assert result.dtype == torch.float32
@@ -248,6 +237,6 @@ def test_applying_never_waits_for_a_device(photos, views, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("view", [0, 1])
 def test_a_gpu_makes_the_same_views(photos, view):
-    p = MocoViews().draw(8, 64, 64, generators(0), view)
+    p = MocoViews().parameters(numbers(MocoViews, 8, 0), 64, 64, view)
     on_gpu = MocoViews().apply(photos.cuda(), p).cpu()
     assert (on_gpu - MocoViews().apply(photos, p)).abs().mean() < 1e-4

@@ -38,14 +38,12 @@ BOXES = torch.tensor(
 
 
 @pytest.mark.parametrize("size", [32, 64, 96, 130])
-@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
-def test_crop_resize(photos, size, mode):
-    interpolation = InterpolationMode(mode)
+def test_crop_resize(photos, size):
     expected = [
-        tv.resized_crop(image, *box, [size, size], interpolation, antialias=True).clamp(0, 1)
+        tv.resized_crop(image, *box, [size, size], InterpolationMode.BILINEAR, antialias=True).clamp(0, 1)
         for image, box in zip(photos, BOXES.tolist(), strict=True)
     ]
-    assert_like(transforms.crop_resize(photos, BOXES, size, mode), expected, 1e-5)
+    assert_like(transforms.crop_resize(photos, BOXES, size), expected, 1e-5)
 
 
 def test_crop_resize_never_sees_pixels_outside_its_box(photos):

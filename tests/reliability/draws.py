@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from epg.data.augment import draw_uniform
+from epg.data.augment import MocoViews
 from epg.data.base import ImageDataset
 from epg.data.loader import BatchLoader
 from epg.objectives.base import keep_masks
@@ -97,9 +97,9 @@ class Stateful:
 # D4: the draws --------------------------------------------------------------------------------------------------------
 
 
-def draws_of(first: int, count: int, step: int, batch: int) -> dict[str, torch.Tensor]:
+def draws_of(first: int, count: int, step: int) -> dict[str, torch.Tensor]:
     """Everything that training draws for these samples of the global batch of a step, one row per sample."""
-    draws = Draws(0, step, first, count, min(16, batch), CPU)
+    draws = Draws(0, step, first, count, CPU)
     found = {
         "noise": draws.normal("noise", (1, 4, 4)).flatten(1),
         "level": draws.normal("level")[:, None],
@@ -107,7 +107,7 @@ def draws_of(first: int, count: int, step: int, batch: int) -> dict[str, torch.T
         "dropout": keep_masks(draws, 2, (4, 4), 0.5)[1].flatten(1),
     }
     for view in (0, 1):
-        found[f"view {view}"] = draw_uniform(draws.generators(f"view {view}"), count, 16)  # all that a view is made of
+        found[f"view {view}"] = draws.uniform(f"view {view}", (MocoViews.numbers,))  # all that a view is made of
     return found
 
 
@@ -116,7 +116,7 @@ def recorded(samples: int, batch: int, world: int, micro: int) -> dict[str, torc
     rows: dict[str, list[torch.Tensor]] = {}
     for step in range(samples // batch):
         for first in range(0, batch, min(micro, batch // world)):
-            for name, values in draws_of(first, min(micro, batch // world), step, batch).items():
+            for name, values in draws_of(first, min(micro, batch // world), step).items():
                 rows.setdefault(name, []).append(values)
     return {name: torch.cat(values) for name, values in rows.items()}
 

@@ -275,7 +275,7 @@ def naive(folder: Path) -> None:
     def save(folder: Path, step: int, tensors: Any, state: Any, keep: int, keep_every: int = 0) -> Path:
         final = folder / f"step-{step:08d}"
         final.mkdir(parents=True, exist_ok=True)
-        (final / checkpoint.STATE).write_text(json.dumps({"format": 1, "step": step, **state}))
+        (final / checkpoint.STATE).write_text(json.dumps({"format": manifest.FORMAT, "step": step, **state}))
         for name, group in tensors.items():
             file = final / f"{name}.safetensors"
             file.unlink(missing_ok=True)
@@ -290,7 +290,7 @@ def naive(folder: Path) -> None:
             files = {file.name: entry for file in path.glob("*.safetensors")}
             versions = {"epg": "0"}
             made = manifest.Manifest(
-                format=1, files=files, config="", data="", versions=versions, threads=1, digest=path.name
+                format=manifest.FORMAT, files=files, config="", data="", versions=versions, threads=1, digest=path.name
             )
             return checkpoint.Checkpoint(path, state, made)
         return None
@@ -313,12 +313,13 @@ def nan_to_num(folder: Path) -> None:
 
 def noise_by_rank(folder: Path) -> None:
     """Every process draws its own numbers, whatever part of the batch it has."""
-    original = Draws.generators
+    normal, uniform = Draws.normal, Draws.uniform
 
-    def generators(self: Draws, purpose: str) -> list[torch.Generator]:
-        return original(self, f"{purpose} of rank {rank()} of {world_size()}")
+    def own(purpose: str) -> str:
+        return f"{purpose} of rank {rank()} of {world_size()}"
 
-    Draws.generators = generators  # type: ignore[method-assign]
+    Draws.normal = lambda self, purpose, shape=(): normal(self, own(purpose), shape)  # type: ignore[method-assign]
+    Draws.uniform = lambda self, purpose, shape=(): uniform(self, own(purpose), shape)  # type: ignore[method-assign]
 
 
 def uneven_shares(folder: Path) -> None:

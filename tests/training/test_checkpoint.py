@@ -10,7 +10,7 @@ from torch import Tensor
 
 from epg.errors import ArtefactError, OutputError
 from epg.training import checkpoint
-from epg.training.manifest import IncompatibleError, signed
+from epg.training.manifest import FORMAT, IncompatibleError, signed
 from tests.helpers import run_state, tiny_config
 
 TENSORS = {
@@ -195,7 +195,7 @@ def test_missing_file(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", "3", "{", "", '{"format": 1}', '{"format": 1, "files": {}}', '{"format": 1, "files": 3}']
+    "content", ["[]", "3", "{", "", '{"format": 2}', '{"format": 2, "files": {}}', '{"format": 2, "files": 3}']
 )
 def test_foreign_manifest(tmp_path, content):
     path = save(tmp_path)
@@ -207,8 +207,8 @@ def test_foreign_manifest(tmp_path, content):
 def test_another_format(tmp_path):
     path = save(tmp_path)
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(signed({**manifest, "format": 2}), indent=1))
-    with pytest.raises(IncompatibleError, match="format 2; this version reads 1"):
+    (path / "manifest.json").write_text(json.dumps(signed({**manifest, "format": FORMAT + 1}), indent=1))
+    with pytest.raises(IncompatibleError, match=f"format {FORMAT + 1}; this version reads {FORMAT}"):
         checkpoint.read(path)
 
 
@@ -216,8 +216,8 @@ def test_a_later_format_is_not_passed_over_for_an_older_checkpoint(tmp_path):
     save(tmp_path, 1)
     path = save(tmp_path, 2)
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(signed({**manifest, "format": 2}), indent=1))
-    with pytest.raises(IncompatibleError, match="format 2"):
+    (path / "manifest.json").write_text(json.dumps(signed({**manifest, "format": FORMAT + 1}), indent=1))
+    with pytest.raises(IncompatibleError, match=f"format {FORMAT + 1}"):
         checkpoint.newest(tmp_path)
 
 

@@ -16,6 +16,7 @@ from epg.config import RunConfig, Stage
 from epg.errors import ArtefactError, UserError
 from epg.runs import prepare_run, train
 from epg.training import checkpoint, resume
+from epg.training.manifest import FORMAT
 from epg.training.tracking import read_log
 from tests.helpers import run_state, tiny_config
 from tests.training.test_loop import assert_identical, tensors, tiny
@@ -250,7 +251,7 @@ def changed_one_by_one(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
 
 
 def found(config: RunConfig, version: str | None = None) -> checkpoint.Checkpoint:
-    state = {"format": 1, "step": 4, **json.loads(json.dumps(run_state(config)))}
+    state = {"format": FORMAT, "step": 4, **json.loads(json.dumps(run_state(config)))}
     content = checkpoint.make_manifest({}, state)
     if version is not None:
         content["versions"]["epg"] = version

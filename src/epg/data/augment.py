@@ -1,40 +1,27 @@
 """Random views of a batch, made on its device: parameters are drawn per sample, then applied at once.
 
-Random numbers of block b (N / len(generators) consecutive samples) come from `generators[b]` alone, so the views do
-not depend on how a batch is divided over processes. The two views of a step need generators of their own: equal
-seeds would crop both alike.
+Uniform numbers come in, `numbers` of them for every sample and view, and every sample is changed by its own alone: so
+the views do not depend on how a batch is divided over processes.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from epg.data import transforms
-from epg.errors import UserError
 
 CPU_CHUNK = 2**19  # values per piece on the CPU: 1.5 to 2 times faster than a whole batch
 CROP_TRIES = 10
 CROP_RATIO = (3 / 4, 4 / 3)
 
 
-def draw_uniform(generators: Sequence[torch.Generator], samples: int, numbers: int) -> Tensor:
-    """(samples, numbers) uniform float32 in [0, 1), on the generators' device, block by block.
-
-    Raises UserError when the samples do not divide into as many blocks as there are generators.
-    """
-    if not generators or samples % len(generators):
-        raise UserError(f"{samples} samples cannot be divided into {len(generators)} equal blocks")
-    size = (samples // len(generators), numbers)
-    return torch.cat([torch.rand(size, generator=g, device=g.device) for g in generators])
-
-
-def random_flip(images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Mirror half of the images (N, C, H, W), of any type and range, left to right."""
-    mask = draw_uniform(generators, len(images), 1)[:, 0] < 0.5
-    return transforms.hflip(images, mask.to(images.device))
+def random_flip(images: Tensor, uniform: Tensor) -> Tensor:
+    """Mirror the images (N, C, H, W), of any type and range, whose number (N,) in [0, 1) is below a half."""
+    return transforms.hflip(images, uniform < 0.5)
 
 
 def random_boxes(
@@ -96,16 +83,18 @@ class MocoViews:
     blur_prob: tuple[float, float] = (1.0, 0.1)
     solarize_prob: tuple[float, float] = (0.0, 0.2)
 
-    def __call__(self, images: Tensor, generators: Sequence[torch.Generator], view: int) -> Tensor:
-        """View 0 or 1 of uint8 images (N, C, H, W): float32 in [0, 1], the same shape (H = W)."""
-        n, _, height, width = images.shape
-        return self.apply(images, self.draw(n, height, width, generators, view))
+    numbers: ClassVar[int] = 2 * CROP_TRIES + 2 + 14
+    """Uniform numbers that a view of one sample is made of."""
 
-    def draw(
-        self, samples: int, height: int, width: int, generators: Sequence[torch.Generator], view: int
-    ) -> MocoParameters:
-        """Parameters of one view, on the generators' device."""
-        uniform = draw_uniform(generators, samples, 2 * CROP_TRIES + 2 + 14)
+    def __call__(self, images: Tensor, uniform: Tensor, view: int) -> Tensor:
+        """View 0 or 1 of uint8 images (N, C, H, W): float32 in [0, 1], the same shape (H = W).
+
+        `uniform` (N, `numbers`) is in [0, 1), other numbers for each view: equal ones would crop both alike.
+        """
+        return self.apply(images, self.parameters(uniform, images.shape[-2], images.shape[-1], view))
+
+    def parameters(self, uniform: Tensor, height: int, width: int, view: int) -> MocoParameters:
+        """Parameters of one view, from uniform numbers (N, `numbers`)."""
         boxes, switches, strengths, keys = uniform.split([2 * CROP_TRIES + 2, 5, 5, 4], dim=1)
         jittered, gray, blurred, solarized, flipped = switches.unbind(1)
         applied = jittered < self.jitter_prob
@@ -178,14 +167,16 @@ class AffineViews:
     contrast: float = 0.4
     fill: float = 0.0
 
-    def __call__(self, images: Tensor, generators: Sequence[torch.Generator], view: int) -> Tensor:
+    numbers: ClassVar[int] = 6
+    """Uniform numbers that a view of one sample is made of."""
+
+    def __call__(self, images: Tensor, uniform: Tensor, view: int) -> Tensor:
         """One view of uint8 images (N, C, H, W): float32 in [0, 1]; both views have the same distribution."""
         assert view in (0, 1), view
-        return self.apply(images, self.draw(len(images), generators))
+        return self.apply(images, self.parameters(uniform))
 
-    def draw(self, samples: int, generators: Sequence[torch.Generator]) -> AffineParameters:
-        """Parameters of one view, on the generators' device."""
-        uniform = draw_uniform(generators, samples, 6)
+    def parameters(self, uniform: Tensor) -> AffineParameters:
+        """Parameters of one view, from uniform numbers (N, `numbers`) in [0, 1)."""
         return AffineParameters(
             degrees=_between(uniform[:, 0], -self.degrees, self.degrees),
             translate=_between(uniform[:, 1:3], -self.translate, self.translate),

@@ -5,7 +5,6 @@ numbers or waits for the device.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,17 +39,16 @@ def apply_where(operation: Callable[..., Tensor], images: Tensor, mask: Tensor, 
 # Geometry ---------------------------------------------------------------------------------------------------------
 
 
-def crop_resize(
-    images: Tensor, boxes: Tensor, out_size: int, mode: Literal["bicubic", "bilinear"] = "bicubic"
-) -> Tensor:
-    """Cut `boxes` (N, 4) of top, left, height, width in pixels and resize them, antialiased, to `out_size` squared.
+def crop_resize(images: Tensor, boxes: Tensor, out_size: int) -> Tensor:
+    """Cut `boxes` (N, 4) of top, left, height, width in pixels and resize them to `out_size` squared.
 
-    Pixels outside a box never contribute. Two matrix products with one resampling matrix per sample and direction.
+    Bilinear with antialiasing, as torchvision's RandomResizedCrop, which MoCo v3 uses. Pixels outside a box never
+    contribute. Two matrix products with one resampling matrix per sample and direction.
     """
     top, left, height, width = boxes.float().unbind(1)
     n, c, h, w = images.shape
-    rows = _resampling_matrix(top, height, h, out_size, mode)  # (N, out, H)
-    columns = _resampling_matrix(left, width, w, out_size, mode)  # (N, out, W)
+    rows = _resampling_matrix(top, height, h, out_size)  # (N, out, H)
+    columns = _resampling_matrix(left, width, w, out_size)  # (N, out, W)
     images = _matmul(images.reshape(n, c * h, w), columns.mT)  # (N, C*H, out)
     images = _matmul(rows[:, None], images.reshape(n, c, h, out_size))
     return images.clamp(0, 1)
@@ -196,20 +194,14 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
 
 
-def _resampling_matrix(start: Tensor, length: Tensor, size: int, out_size: int, mode: str) -> Tensor:
-    """(N, out_size, size) weights that resample pixels start..start+length of an axis, with antialiasing."""
+def _resampling_matrix(start: Tensor, length: Tensor, size: int, out_size: int) -> Tensor:
+    """(N, out_size, size) bilinear weights of pixels start..start+length of an axis, with antialiasing."""
     scale = (length / out_size)[:, None, None]
     stretch = scale.clamp(min=1)  # the filter is widened when shrinking
     outputs = torch.arange(out_size, device=start.device)[:, None] + 0.5
     inputs = torch.arange(size, device=start.device)[None, :] + 0.5 - start[:, None, None]  # (N, 1, size)
     distance = (inputs - outputs * scale).abs() / stretch
-    if mode == "bilinear":
-        weights = (1 - distance).clamp(min=0)
-    else:  # Keys' cubic with a = -0.5
-        near = (1.5 * distance - 2.5) * distance**2 + 1
-        far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-        weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0))
-    weights = weights * ((inputs > 0) & (inputs < length[:, None, None]))
+    weights = (1 - distance).clamp(min=0) * ((inputs > 0) & (inputs < length[:, None, None]))
     return weights / weights.sum(dim=2, keepdim=True)
 
 

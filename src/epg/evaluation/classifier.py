@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from epg.randomness import generator, key
+from epg.randomness import doubles, integers, weights_seed
 
 FEATURES = 64
 
@@ -60,14 +60,14 @@ def train_classifier(
     """Trains on (images uint8 (N, C, H, W), labels (N,)) with small random shifts, measures on the held-out pair."""
     images, labels = train
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(seed, "classifier"))
+        torch.manual_seed(weights_seed(seed, "classifier"))
         network = Classifier(images.shape[1], images.shape[2], num_classes)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for step in range(steps):
-        g = generator("cpu", seed, "classifier", step)
-        chosen = torch.randint(len(images), (batch_size,), generator=g)
-        loss = F.cross_entropy(network(shifted(images[chosen], g)), labels[chosen], label_smoothing=0.05)
+        chosen = torch.from_numpy(integers(len(images), batch_size, seed, "classifier", step))
+        moved = shifted(images[chosen], *doubles(2, seed, "classifier move", step))
+        loss = F.cross_entropy(network(moved), labels[chosen], label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -81,9 +81,9 @@ def train_classifier(
     return Judge(network, float((predicted == labels).double().mean()))
 
 
-def shifted(images: Tensor, g: torch.Generator) -> Tensor:
-    """The batch moved by up to an eighth of the side, edges repeated; one move per batch."""
+def shifted(images: Tensor, x: float, y: float) -> Tensor:
+    """The batch moved by up to an eighth of the side either way as x and y go from 0 to 1, edges repeated."""
     reach = max(1, images.shape[-1] // 8)
-    dx, dy = torch.randint(0, 2 * reach + 1, (2,), generator=g).tolist()
+    dx, dy = (int(part * (2 * reach + 1)) for part in (x, y))
     padded = F.pad(images.float(), (reach,) * 4, mode="replicate")
     return padded[..., dy : dy + images.shape[-2], dx : dx + images.shape[-1]]

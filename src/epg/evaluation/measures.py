@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from epg.errors import UserError
@@ -15,7 +14,7 @@ from epg.evaluation.extractors.base import FEATURES, LOGITS, SPATIAL, Extractor
 from epg.evaluation.metrics import Manifold, Moments
 from epg.evaluation.receipt import Number
 from epg.evaluation.reference import LARGEST_K, Statistics
-from epg.randomness import generator
+from epg.randomness import permutation
 
 GROUPS = 5  # of the jackknife
 DEFAULTS = {
@@ -79,7 +78,7 @@ def jackknife(statistic: Callable[[NDArray[np.intp]], float], count: int) -> flo
 
 def groups_of(count: int) -> list[NDArray[np.intp]]:
     """Five equal groups of indices, dealt out at random: samples with labels in turn repeat with a period."""
-    order = torch.randperm(count, generator=generator("cpu", 0, "jackknife")).numpy()
+    order = permutation(count, 0, "jackknife")
     return [np.sort(order[group::GROUPS]) for group in range(GROUPS)]
 
 

@@ -17,7 +17,7 @@ from epg.networks.build import build_encoder
 from epg.networks.encoder import CLS, PATCHES, Encoder
 from epg.objectives.base import at_levels, normalizer_for
 from epg.official import read_state_dict, recognise
-from epg.randomness import generator, key
+from epg.randomness import normal, weights_seed
 from epg.schedule import input_scale, time_condition
 from epg.training import export
 from epg.training.checkpoint import find
@@ -71,7 +71,7 @@ class NoisyEncoder:
     def untrained(self, seed: int = 0) -> "NoisyEncoder":
         """The same architecture as it starts."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key(seed, "untrained encoder"))
+            torch.manual_seed(weights_seed(seed, "untrained encoder"))
             encoder = build_encoder(self.config.model, self.config.data)
         device = next(self.encoder.parameters()).device
         return NoisyEncoder("random weights", encoder.eval().to(device), self.config)
@@ -79,7 +79,7 @@ class NoisyEncoder:
 
 def noise_of(indices: Sequence[int], shape: tuple[int, int, int], purpose: str, seed: int = 0) -> Tensor:
     """Standard normal numbers (N, C, H, W): those of image i depend on (seed, purpose, i) alone, not on the level."""
-    return torch.stack([torch.randn(shape, generator=generator("cpu", seed, purpose, i)) for i in indices])
+    return normal(indices, shape, seed, purpose, device="cpu")
 
 
 def open_encoder(

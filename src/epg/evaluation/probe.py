@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from epg.errors import UserError
 from epg.evaluation.nearest import nearest
 from epg.evaluation.noisy_features import Features, NoisyEncoder, Pool, noise_of
 from epg.evaluation.sources import DatasetSource
-from epg.randomness import generator
+from epg.randomness import permutation
 
 LEVELS = (0.002, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)  # unshifted
 PENALTIES = (0.001, 0.01, 0.1, 1.0)  # inverse strength C of the linear probe, chosen on a fifth of the training images
@@ -57,11 +56,11 @@ class Accuracy:
 
 def take(dataset: ImageDataset, count: int, purpose: str, seed: int = 0) -> Split:
     """At most `count` images, chosen at random, with noise that belongs to each image."""
-    chosen = torch.randperm(len(dataset), generator=generator("cpu", seed, "probe", purpose))[:count].sort().values
-    source = DatasetSource(dataset, purpose, chosen.numpy())
+    chosen = np.sort(permutation(len(dataset), seed, "probe", purpose)[:count])
+    source = DatasetSource(dataset, purpose, chosen)
     images = source.read(0, source.count)
     noise = noise_of(chosen.tolist(), source.shape, f"probe {purpose}", seed)
-    return Split(images, dataset.labels[chosen.numpy()], noise)
+    return Split(images, dataset.labels[chosen], noise)
 
 
 def linear_probe(train: Features, labels: Labels, seed: int = 0) -> Callable[[Features], Labels]:
@@ -77,7 +76,7 @@ def linear_probe(train: Features, labels: Labels, seed: int = 0) -> Callable[[Fe
     def fitted(penalty: float, x: Features, y: Labels) -> Any:
         return make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=500)).fit(x, y)
 
-    order = torch.randperm(len(train), generator=generator("cpu", seed, "linear probe")).numpy()
+    order = permutation(len(train), seed, "linear probe")
     held_out, rest = np.split(order, [max(1, len(train) // 5)])
     scores = [fitted(c, train[rest], labels[rest]).score(train[held_out], labels[held_out]) for c in PENALTIES]
     return fitted(PENALTIES[int(np.argmax(scores))], train, labels).predict

@@ -15,7 +15,7 @@ from epg.errors import UserError
 from epg.evaluation.noisy_features import NoisyEncoder, Pool, open_encoder
 from epg.evaluation.output import analysis_folder, new_figure, save_figure, write_json
 from epg.evaluation.probe import LEVELS, LINEAR, TRANSFERRED, VOTE, Accuracy, probe, take
-from epg.randomness import generator
+from epg.randomness import permutation
 from epg.runs import open_training_data
 from epg.training.parallel import pick_device
 
@@ -84,9 +84,7 @@ def labelled_splits(encoder: NoisyEncoder, source: str, seed: int) -> tuple[Imag
     try:
         return train, open_training_data(config, split="test")
     except NoSplitError:
-        import torch
-
-        order = torch.randperm(len(train), generator=generator("cpu", seed, "probe split")).numpy()
+        order = permutation(len(train), seed, "probe split")
         cut = max(2, len(train) // 5)
         return SubsetDataset(train, order[cut:]), SubsetDataset(train, order[:cut])
 

@@ -6,14 +6,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from epg.evaluation.extraction import Outputs, extract
 from epg.evaluation.extractors.base import FEATURES, SPATIAL, Extractor
 from epg.evaluation.metrics import Manifold, Moments, MomentsAccumulator
 from epg.evaluation.sources import ImageSource, Progress
-from epg.randomness import generator
+from epg.randomness import permutation
 
 KEPT = 10_000  # features kept for precision, recall and the like: ADM's references have as many images
 LARGEST_K = 5
@@ -63,9 +62,8 @@ def make_reference(
 
     None on all processes but the first.
     """
-    order = torch.randperm(source.count, generator=generator("cpu", seed, "reference"))
     chosen = np.zeros(source.count, dtype=bool)
-    chosen[order[:kept].numpy()] = True
+    chosen[permutation(source.count, seed, "reference")[:kept]] = True
     sinks = {extractor.name: _Sink(chosen) for extractor in extractors}
 
     def receive(name: str, outputs: Outputs) -> None:

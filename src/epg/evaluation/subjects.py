@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from epg import hub
 from epg.config import DataConfig
@@ -18,7 +18,7 @@ from epg.evaluation.npz import NpzSource
 from epg.evaluation.sources import DatasetSource, GeneratorSource, ImageSource
 from epg.loading import load, read
 from epg.pipeline import folder as pipeline
-from epg.randomness import generator
+from epg.randomness import permutation
 from epg.sampling import Request, changed, class_numbers
 from epg.sampling.settings import check_guide, label_kind
 from epg.training import checkpoint, export
@@ -75,8 +75,8 @@ def some_of(
     """`count` images of a data set, chosen at random but always the same; None for all."""
     if count is None or count >= len(dataset):
         return DatasetSource(dataset, name, details=details or {})
-    chosen = torch.randperm(len(dataset), generator=generator("cpu", 0, "some images"))[:count]
-    return DatasetSource(dataset, name, chosen.sort().values.numpy(), details or {})
+    chosen = np.sort(permutation(len(dataset), 0, "some images")[:count])
+    return DatasetSource(dataset, name, chosen, details or {})
 
 
 def _part(count: int, total: int, path: str) -> list[str]:

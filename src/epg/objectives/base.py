@@ -27,7 +27,6 @@ class Objective(nn.Module):
         super().__init__()
         self.seed = config.seed
         self.total_steps = config.training.steps
-        self.block = config.random_block
         self.noise: NoiseConfig = config.noise
         self.shift = config.shift
         self.normalizer = normalizer_for(config)
@@ -49,12 +48,12 @@ class Objective(nn.Module):
 
     def draws(self, batch: Batch, step: int) -> Draws:
         """The random numbers of this batch at this step."""
-        return Draws(self.seed, step, batch.first, len(batch), self.block, batch.images.device, self.dtype)
+        return Draws(self.seed, step, batch.first, len(batch), batch.images.device, self.dtype)
 
     def plain_images(self, batch: Batch, draws: Draws, flip: bool) -> Tensor:
         """Network-range images (N, C, H, W), flipped at random."""
         images = self.normalizer.encode(batch.images, self.dtype)
-        return random_flip(images, draws.generators("flip")) if flip else images
+        return random_flip(images, draws.uniform("flip")) if flip else images
 
     def dropped_labels(self, labels: Tensor, draws: Draws, null_class: int, probability: float) -> Tensor:
         """Labels (N,), each replaced by the null class with this probability."""

@@ -13,6 +13,7 @@ from epg.losses import nt_xent
 from epg.networks import RCM
 from epg.objectives.base import Losses, Objective, at_levels, mean_losses
 from epg.objectives.diagnostics import by_quarter, feature_std
+from epg.randomness import Draws
 
 GAUGE_LEVELS = (0.002, 0.5, 5.0)  # unshifted: clean, as noisy as the data varies, mostly noise
 
@@ -34,10 +35,7 @@ class Pretraining(Objective):
     def forward(self, batch: Batch, step: int) -> Losses:
         draws = self.draws(batch, step)
         images = self.plain_images(batch, draws, self.config.flip)
-        view1, view2 = (
-            self.normalizer.encode_unit(self.views(batch.images, draws.generators(f"view {v}"), v), self.dtype)
-            for v in (0, 1)
-        )
+        view1, view2 = (self.normalizer.encode_unit(self.view(batch, draws, v), self.dtype) for v in (0, 1))
         levels = schedule.num_levels(step, self.total_steps, self.config.s0, self.config.s1)
         index = draws.shared_integer("level", levels - 1)
         contrastive, consistency = self.losses(
@@ -53,6 +51,10 @@ class Pretraining(Objective):
         return mean_losses(contrastive=contrastive, consistency=consistency) | by_quarter(
             "consistency", consistency, quarters
         )
+
+    def view(self, batch: Batch, draws: Draws, number: int) -> Tensor:
+        """View 0 or 1 of a batch, float32 in [0, 1]."""
+        return self.views(batch.images, draws.uniform(f"view {number}", (self.views.numbers,)), number)
 
     def schedule_numbers(self, step: int) -> dict[str, float]:
         return {

@@ -11,7 +11,7 @@ from epg.sampling.files import is_complete_png, replace_file
 from epg.training.artefact import encode_json, read_json
 
 RECORD = "samples.json"
-FORMAT = 1
+FORMAT = 2  # 2: noise is Philox's, so images of format 1 are others
 # What decides an image; whatever else a record names changes at most its rounding.
 DECISIVE = ("weights", "guide", "seed", "classes", "labels", "sampling", "dtype")
 OURS = re.compile(r"\d{6,}\.png|grid\.png|samples\.npz")

@@ -125,6 +125,9 @@ def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(found).all() if found else torch.tensor(True)
 
 
+SEARCHED = 16  # samples whose losses are looked at together
+
+
 @torch.no_grad()
 def explain_non_finite(
     objective: Objective,
@@ -135,12 +138,12 @@ def explain_non_finite(
     """Where a non-finite number comes from: a weight, the loss term and samples of a part of the batch, or a gradient.
 
     Runs the step's forward passes again part by part, in the step's own precision; every process must call it
-    together. Parts are blocks of random numbers, of at least two samples, as BatchNorm needs.
+    together. A part has at least two samples, as BatchNorm needs.
     """
     broken = [name for name, p in objective.named_parameters() if not bool(torch.isfinite(local(p)).all())]
     findings = [f"weight {name}" for name in broken[:3]]
     for batch in batches:
-        for part in parts(batch, max(objective.block, 2)):
+        for part in parts(batch, SEARCHED):
             with autocast():
                 losses = objective(part, step)
             broken_terms = [name for name, value in losses.items() if not bool(torch.isfinite(value))]

@@ -13,7 +13,7 @@ from epg.config import RunConfig, parse
 from epg.errors import ArtefactError, UserError
 from epg.training.artefact import encode_json
 
-FORMAT = 1
+FORMAT = 2  # 2: random numbers are Philox's, so runs of format 1 cannot go on exactly
 # Settings that checkpoints of this format may lack, being older than the setting, and what they trained with.
 ADDED_SETTINGS: dict[str, Any] = {}
 

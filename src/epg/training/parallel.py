@@ -70,12 +70,11 @@ def gradient_sync(module: nn.Module, enabled: bool) -> Any:
 
 
 def refuse_uneven_processes(config: RunConfig, processes: int) -> None:
-    """Random numbers are drawn in blocks of the global batch, which no process may cut."""
-    batch_size, block = config.training.batch_size, config.random_block
-    if batch_size % (processes * block):
+    """Every process must get the same number of images, or the mean of their losses is not that of the batch."""
+    if config.training.batch_size % processes:
         raise UserError(
-            f"--training.batch-size {batch_size}: on {processes} processes each must get a multiple of {block} images, "
-            "the block in which random numbers are drawn. Choose another batch size or number of processes."
+            f"--training.batch-size {config.training.batch_size}: not a multiple of the {processes} processes. "
+            "Choose another batch size or number of processes."
         )
 
 

@@ -23,7 +23,7 @@ from epg.evaluation.classifier import Classifier, Judge, train_classifier
 from epg.evaluation.extractors.base import FEATURES, LOGITS, Extractor
 from epg.evaluation.extractors.weights import cache_folder
 from epg.evaluation.sources import Progress
-from epg.randomness import generator
+from epg.randomness import permutation
 from epg.training.artefact import digest_of, match, read_tensors, write_tensors
 
 VERSION = 1  # of architecture and training: raise it when either changes, and cached classifiers are trained anew
@@ -121,7 +121,7 @@ def _train(dataset: ImageDataset, held_out: ImageDataset, seed: int, on_progress
 
 
 def _shuffled(dataset: ImageDataset, seed: int) -> NDArray[np.int64]:
-    return torch.randperm(len(dataset), generator=generator("cpu", seed, "reference")).numpy()
+    return permutation(len(dataset), seed, "reference")
 
 
 def with_held_out(dataset: ImageDataset, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from epg.randomness import generator
+from epg.randomness import permutation
 
 BLOCK = 4096
 SUBSETS, SUBSET_SIZE = 100, 1000  # as in torch-fidelity and most papers
@@ -31,18 +31,17 @@ def kernel_inception_distance(
 ) -> KernelDistance:
     """Unbiased squared MMD with the kernel `(x.y / D + 1)^3`, averaged over random subsets of features (N, D).
 
-    The subsets are drawn without replacement, keyed by (seed, subset); fewer images than `subset_size` make smaller
-    subsets. Raises ValueError for fewer than two images.
+    The subsets are drawn without replacement, keyed by (seed, side, subset); fewer images than `subset_size` make
+    smaller ones. Raises ValueError for fewer than two images.
     """
     size = min(subset_size, len(reference), len(samples))
     if size < 2:
         raise ValueError("KID needs at least two images on each side")
     values = []
     for subset in range(subsets):
-        g = generator("cpu", seed, "kid", subset)
         x, y = (
-            torch.from_numpy(f[torch.randperm(len(f), generator=g)[:size].numpy()].astype(np.float64))
-            for f in (reference, samples)
+            torch.from_numpy(f[permutation(len(f), seed, "kid", side, subset)[:size]].astype(np.float64))
+            for side, f in (("reference", reference), ("samples", samples))
         )
         values.append(_unbiased_mmd(x, y))
     return KernelDistance(float(np.mean(values)), tuple(values))
