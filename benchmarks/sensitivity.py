@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     train, held_out = (images_and_labels(split) for split in splits)
     order = permutation(len(held_out[0]), 0, "halves")
-    test, rest = ((held_out[0][half], held_out[1][half]) for half in order.chunk(2))
+    test, rest = ((held_out[0][half], held_out[1][half]) for half in np.array_split(order, 2))
     judge = classifier(*splits)
     extractors = [judge, untrained(judge, splits[0].channels, splits[0].image_size)]
     reference = make_reference(DatasetSource(splits[0], "train"), extractors, kept=options.kept)

@@ -42,7 +42,7 @@ def test_linear_probe_finds_the_plane_whatever_the_scale() -> None:
     (x, y), (x_test, y_test) = blobs(400, 0), blobs(1000, 1)
     assert (linear_probe(x, y)(x_test) == y_test).mean() > 0.99
     shuffled = np.random.default_rng(2).permutation(y)
-    assert 0.4 < (linear_probe(x, shuffled)(x_test) == y_test).mean() < 0.6
+    assert 0.3 < (linear_probe(x, shuffled)(x_test) == y_test).mean() < 0.7
 
 
 def test_vote_weighs_by_cosine() -> None:
