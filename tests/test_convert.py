@@ -288,7 +288,7 @@ def test_a_program_that_computes_something_else_is_refused():
         (["{run}", "--out", "{out}", "--recipe", "digits"], 2, "for a file of the release"),
         (["{run}", "--out", "{out}", "--ema", "0.7"], 77, "no EMA with decay 0.7"),
         (["{run}", "--out", "{full}"], 74, "holds something else"),
-        (["{run}", "--out", "{file}"], 74, "holds something else"),
+        (["{run}", "--out", "{file}"], 74, "is not a folder"),
         (["{out}", "--out", "{out}"], 77, "no checkpoint here"),
         (["{file}", "--out", "{out}"], 77, "cannot be read as a state dict"),
         (["nobody/nothing", "--out", "{out}"], 77, "nobody/nothing: no such folder here"),

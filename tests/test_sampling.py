@@ -108,7 +108,7 @@ def test_a_missing_or_torn_image_is_drawn_again(run, tmp_path, damage):
     whole = contents(out)
     file = out / "000003.png"
     file.unlink() if damage is None else file.write_bytes(damage)
-    (out / ".000004.png.tmp").write_bytes(b"rest of a kill")
+    (out / ".000004.png.epg-0123abcd.tmp").write_bytes(b"rest of a kill")
     sample(run, out)
     assert {name: content for name, (content, _) in contents(out).items()} == {n: c for n, (c, _) in whole.items()}
     assert all(whole[n] == found for n, found in contents(out).items() if n != file.name)

@@ -1,9 +1,7 @@
 """`epg convert`: runs, weights of the authors' release, and pipeline folders into one another, and onto the Hub."""
 
-import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from epg import hub, programs
+from epg import files, hub, programs
 from epg.config import Stage
-from epg.errors import ArtefactError, OutputError, UserError
+from epg.errors import ArtefactError, UserError
 from epg.generator import Generator
 from epg.loading import Trained, read
 from epg.model_card import Origin, receipts_beside, write_card
@@ -145,15 +143,13 @@ def check_target(target: Target, out: Path, found: Trained | pipeline.Saved, pus
         raise UserError(f"--out {out}: --to {target} writes a file that ends in {' or '.join(endings)}")
     if endings and push:
         raise UserError(f"--push: goes with --to weights or pipeline, not with {target}")
-    if not endings and out.exists() and not replaceable(out):
-        raise OutputError(f"--out {out}: holds something else. Choose a new folder.")
+    if endings:
+        for name in (out, out.with_name(f"{out.name}.data")):  # where ONNX puts more than 2 GB
+            files.refuse_existing(name)
+    else:
+        files.refuse_foreign(out, foreign)
     if isinstance(found, Trained) and found.config.stage == "pretraining" and target not in ("weights", "release"):
         raise UserError(f"--to {target}: an encoder cannot sample; it can become weights or release")
-
-
-def replaceable(out: Path) -> bool:
-    """Whether a folder is empty, or holds what an earlier conversion wrote."""
-    return out.is_dir() and (not any(out.iterdir()) or pipeline.is_pipeline(out) or export.is_export(out))
 
 
 def write_file(
@@ -164,40 +160,38 @@ def write_file(
     generator: Callable[[], Generator],
 ) -> None:
     """One file: state dict under the release's names, or the program of a one-step generator. Raises OutputError."""
-    with written(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with files.new_file(out) as file:
         if target == "release":
             renamed = to_release(tensors(), stage)
-            temporary = out.with_name(f".{out.name}")
-            save_file(renamed, temporary) if out.suffix == ".safetensors" else torch.save(renamed, temporary)
-            temporary.replace(out)
-            print(f"{out}: {len(renamed)} tensors under the release's names")
+            save_file(renamed, file) if out.suffix == ".safetensors" else torch.save(renamed, file)
+            done = f"{len(renamed)} tensors under the release's names"
         else:
             export_to = programs.export_program if target == "program" else programs.export_onnx
-            print(f"{out}: differs from PyTorch by at most {export_to(generator(), out):.1g} of 1")
+            done = f"differs from PyTorch by at most {export_to(generator(), file):.1g} of 1"
+    print(f"{out}: {done}")
 
 
 def write_folder(target: Target, out: Path, found: Trained, card: Card, push: str | None) -> None:
     """Weights in our format, or a pipeline, with their card. Raises OutputError; a folder that was there stays then."""
     model = None if found.config.stage == "pretraining" else found.generator(card.device)
-    name = push or out.name
-    temporary = out.with_name(f".{out.name}.tmp")
-    with written(out):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.parent.mkdir(parents=True, exist_ok=True)
+    name = push or out.absolute().name
+    with files.replacing_folder(out, foreign) as folder:
         if target == "pipeline":
             assert model is not None
             from epg.pipeline import EPGPipeline
 
-            EPGPipeline.from_generator(model).save_pretrained(temporary)
+            EPGPipeline.from_generator(model).save_pretrained(folder)
         else:
-            write_weights(temporary, found)
+            write_weights(folder, found)
         origin = Origin(card.license, card.dataset, receipts_beside(found.path))
-        write_card(temporary, found, origin, model if card.samples else None, name, how_to_use(target, found, name))
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
+        write_card(folder, found, origin, model if card.samples else None, name, how_to_use(target, found, name))
+        pipeline.reseal(folder) if target == "pipeline" else export.reseal(folder)
     print(f"{out}: {found.kind} of {found.config.recipe} ({found.config.stage}) as {target}")
+
+
+def foreign(out: Path) -> str:
+    """Why a folder is not, all of it, what an earlier conversion wrote; "" where it is."""
+    return pipeline.foreign(out) if pipeline.is_pipeline(out) else export.foreign(out)
 
 
 def write_weights(folder: Path, found: Trained) -> None:
@@ -210,7 +204,7 @@ def write_weights(folder: Path, found: Trained) -> None:
         "class_counts": list(found.class_counts),
         "config": found.config.model_dump(mode="json"),
     }
-    export.write(folder, found.step, {found.kind: tensors}, state)
+    export.fill(folder, found.step, {found.kind: tensors}, state)
 
 
 def how_to_use(target: Target, found: Trained, name: str) -> str:
@@ -221,14 +215,3 @@ def how_to_use(target: Target, found: Trained, name: str) -> str:
     if target == "pipeline":
         return USE["pipeline"].format(name=name, labels="class_labels=[0], " if conditional else "")
     return USE["weights"].format(name=name, sample="model.make_labels(8, balanced=True)" if conditional else "count=8")
-
-
-@contextmanager
-def written(out: Path) -> Iterator[None]:
-    """OSErrors as OutputErrors that name the flag."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"--out {out}: cannot be written ({error.strerror or error}). Choose another place."
-        ) from error

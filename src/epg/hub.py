@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from epg.errors import ArtefactError, OutputError
+from epg.files import replacing
 
 # user/repo, and optionally @revision
 REPOSITORY = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[\w./-]{1,200}))?")
@@ -51,12 +52,11 @@ def plain(snapshot: Path) -> Path:
         if not file.is_file() or target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            os.link(file.resolve(), temporary)
-        except OSError:  # a cache on another disk, or one without hard links
-            shutil.copyfile(file, temporary)
-        os.replace(temporary, target)
+        with replacing(target) as temporary:
+            try:
+                os.link(file.resolve(), temporary)
+            except OSError:  # a cache on another disk, or one without hard links
+                shutil.copyfile(file, temporary)
     return folder
 
 

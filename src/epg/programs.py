@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from epg.errors import OutputError, UserError
 from epg.generator import Generator
 from epg.randomness import integers
+from epg.training.artefact import size_of
 
 TOLERANCE = 1e-4  # of pixels in [0, 1]: a fortieth of a grey level
 OPSET = 20
+ONE_FILE = 1.9e9  # bytes of weights that fit into an ONNX file with all else; more go into a file beside it
 
 
 class OneStep(nn.Module):
@@ -49,7 +51,7 @@ def export_program(model: Generator, file: Path) -> float:
     try:
         torch.export.save(program, file)
     except OSError as error:
-        raise OutputError(f"--out {file}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"--out {file.name}: cannot be written ({error.strerror})") from error
     loaded = torch.export.load(file).module()
     return compared(network, lambda *tensors: loaded(*tensors), file)
 
@@ -75,9 +77,10 @@ def export_onnx(model: Generator, file: Path) -> float:
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
+            external_data=size_of({"all": network.state_dict()}) > ONE_FILE,
         )
     except OSError as error:
-        raise OutputError(f"--out {file}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"--out {file.name}: cannot be written ({error.strerror})") from error
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def run(*tensors: Tensor) -> Tensor:
@@ -102,5 +105,5 @@ def compared(network: OneStep, run: object, file: Path) -> float:
     batches = [network.example(count, seed=count) for count in (1, 3)]
     worst = float(torch.stack([(run(*inputs) - network(*inputs)).abs().max() for inputs in batches]).max())
     if not worst <= TOLERANCE:
-        raise OutputError(f"{file}: its images differ from PyTorch's by {worst:.2g} of 1; it is not to be used")
+        raise OutputError(f"{file.name}: its images differ from PyTorch's by {worst:.2g} of 1; it is not to be used")
     return worst

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 
+from epg import files
 from epg.config import ConsistencyConfig, DataConfig, RunConfig
 from epg.data.dataset import CachedDataset, ImageDataset, open_dataset
 from epg.data.subset import subset
 from epg.distributed import failing_together, processes, rank, world_size
 from epg.errors import OutputError, UserError
+from epg.files import replace_text
 from epg.loading import generator_of
 from epg.networks import EPG
 from epg.networks.build import build_encoder, build_epg, build_rcm
@@ -22,6 +24,8 @@ from epg.objectives.diffusion import Diffusion
 from epg.objectives.pretraining import Pretraining
 from epg.pictures import save_grid, views_picture
 from epg.randomness import weights_seed
+from epg.training import export
+from epg.training.checkpoint import listing
 from epg.training.handover import EncoderWeights, hand_over, read_encoder, report
 from epg.training.lock import locked
 from epg.training.loop import Trainer
@@ -30,6 +34,7 @@ from epg.training.resume import Start, config_of, continued, describe, run_folde
 from epg.training.signals import interruptible
 from epg.training.spectra import measure
 from epg.validation import check
+from epg.yaml_file import read_yaml
 
 CACHE_BYTES = 512 * 2**20
 
@@ -176,17 +181,31 @@ def record(folder: Path, config: RunConfig, weights: EncoderWeights | None, obje
     """Writes `config.yaml` and, with every key, what was handed over from stage 1 (`handover.json`)."""
     if rank() != 0:
         return
+    refuse_foreign(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(config.to_yaml())
+        replace_text(folder / "config.yaml", config.to_yaml())
         if weights is not None:
             keys = {"loaded": list(weights.tensors), "missing": [], "unexpected": [], "left_out": weights.left_out}
-            (folder / "handover.json").write_text(json.dumps({"source": str(weights.source), **keys}, indent=1))
+            content = json.dumps({"source": str(weights.source), **keys}, indent=1)
+            replace_text(folder / "handover.json", content)
     except OSError as error:
         raise OutputError(f"--out {folder}: cannot be written ({error.strerror}). Choose another folder.") from error
     if weights is not None:
         decoder = sum(p.numel() for n, p in objective.network.named_parameters() if not n.startswith("encoder."))
         print(report(weights, decoder), file=sys.stderr)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises OutputError where a folder holds files, named as a run's are, that no run of ours wrote."""
+    if (folder / export.FOLDER).exists():
+        files.refuse_foreign(folder / export.FOLDER, export.strange)
+    names = [name for name in ("config.yaml", "handover.json", "log.jsonl") if (folder / name).exists()]
+    try:
+        ours = not names or RunConfig.model_fields.keys() <= read_yaml(folder / "config.yaml").keys()
+    except UserError:
+        ours = False
+    if not ours and not listing(folder / "checkpoints"):
+        raise OutputError(f"--out {folder}: holds {names[0]}, and no run wrote it there. Choose a new folder.")
 
 
 def handed_over(folder: Path) -> Path | None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+from epg import files
 from epg.cli import main
 from epg.config import RunConfig
 from epg.errors import InterruptedRunError, UserError
@@ -123,7 +124,7 @@ def test_a_crash_between_evaluations_forgets_what_did_not_come_to_pass(straight:
     with pytest.raises(CrashError):
         run.trainer.run()
     for path in checkpoint.listing(tmp_path / "checkpoints")[-1:]:
-        checkpoint.discard(path)  # as if step 4 had never been written, though it was evaluated
+        files.discard(path)  # as if step 4 had never been written, though it was evaluated
     made_up = receipt.read(tmp_path / "evaluations" / "step-00000004.json")
     better = made_up.metrics["fd_classifier"].model_copy(update={"value": 0.0})
     made_up.model_copy(update={"metrics": {"fd_classifier": better}}).write(

@@ -49,7 +49,7 @@ def test_a_saved_reference_gives_the_same_numbers(tmp_path: Path) -> None:
     save(made, tmp_path / "reference")  # over itself
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match=r"holds thesis\.tex, which is no part of a reference"):
         save(made, tmp_path / "own")
 
 

@@ -1,4 +1,4 @@
-"""Small checkpoints, and hooks for `fsops` that crash, fail, cut short or record."""
+"""Small checkpoints, and hooks for `epg.files` that crash, fail, cut short or record."""
 
 import contextlib
 import os
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from epg import files
 from epg.errors import ArtefactError
-from epg.training import checkpoint, fsops
-from epg.training.fsops import Operation
+from epg.files import Operation
+from epg.training import checkpoint
 from tests.helpers import run_state, tiny_config
 
 STATE = run_state(tiny_config(), ["a", "b", "c"])
@@ -48,13 +49,13 @@ def valid(folder: Path) -> list[int]:
 
 
 @contextlib.contextmanager
-def hooked(hook: fsops.Hook) -> Iterator[None]:
+def hooked(hook: files.Hook) -> Iterator[None]:
     """`hook` stands around every file operation inside the `with`."""
-    fsops.hook = hook
+    files.hook = hook
     try:
         yield
     finally:
-        fsops.hook = None
+        files.hook = None
 
 
 class Recorder:

@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from epg.training.fsops import Operation
+from epg.files import Operation
 
 
 @dataclass

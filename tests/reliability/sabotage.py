@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from epg import files
 from epg.distributed import full, rank, world_size
 from epg.randomness import Draws
-from epg.training import artefact, checkpoint, fsops, loop, manifest
+from epg.training import artefact, checkpoint, loop, manifest
 from epg.training.loop import StepResult, Trainer
 
 # Moments --------------------------------------------------------------------------------------------------------------
@@ -27,7 +28,7 @@ def kill_inside_a_write(folder: Path, at: int) -> None:
     """SIGKILL at write or sync number `at` of a checkpoint's tensors; 0 only counts them (`RUN.operations`)."""
     count = 0
 
-    def hook(operation: fsops.Operation, action: Any) -> Any:
+    def hook(operation: files.Operation, action: Any) -> Any:
         nonlocal count
         of_weights = operation.kind in ("write", "fsync") and operation.path.suffix == ".safetensors"
         inside = of_weights and folder / "checkpoints" in operation.path.parents  # and not of the export
@@ -39,7 +40,7 @@ def kill_inside_a_write(folder: Path, at: int) -> None:
             Path(f"{folder}.operations").write_text(str(count))
         return result
 
-    fsops.hook = hook
+    files.hook = hook
 
 
 def act(
@@ -90,7 +91,7 @@ def _at(moment: str, step: int, now: Callable[[], None]) -> None:
     elif moment == "save":
         count = 0
 
-        def hook(operation: fsops.Operation, action: Any) -> Any:
+        def hook(operation: files.Operation, action: Any) -> Any:
             nonlocal count
             count += operation.kind == "write"
             result = action()
@@ -98,7 +99,7 @@ def _at(moment: str, step: int, now: Callable[[], None]) -> None:
                 now()
             return result
 
-        fsops.hook = hook
+        files.hook = hook
     elif moment == "preview":
         original_draw = Trainer._draw_preview
 
@@ -134,13 +135,13 @@ def slow_disk(folder: Path, seconds: float, hang_at: int = -1) -> None:
     """Every operation of a checkpoint takes so long; number `hang_at` an hour."""
     count = 0
 
-    def hook(operation: fsops.Operation, action: Any) -> Any:
+    def hook(operation: files.Operation, action: Any) -> Any:
         nonlocal count
         time.sleep(3600 if count == hang_at else seconds)
         count += 1
         return action()
 
-    fsops.hook = hook
+    files.hook = hook
 
 
 def spoil_average(folder: Path, step: int) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from epg import files
+from epg.files import Operation
 from epg.training import checkpoint
-from epg.training.fsops import Operation
 from tests.reliability.common import CrashAt, Recorder, crashes, hooked, save, valid
 from tests.reliability.powerloss import Disk
 
@@ -28,9 +29,9 @@ def two(folder: Path) -> None:
 def rests(folder: Path) -> None:
     """What kills have left: an unfinished checkpoint, one half removed, one whose place was about to be taken."""
     two(folder)
-    shutil.copytree(folder / "step-00000002", folder / ".step-00000006.tmp")
-    shutil.copytree(folder / "step-00000002", folder / ".step-00000000.rest")
-    (folder / ".step-00000006.tmp" / "manifest.json").unlink()
+    shutil.copytree(folder / "step-00000002", folder / ".step-00000006.epg-0123abcd.tmp")
+    shutil.copytree(folder / "step-00000002", folder / ".step-00000000.epg-0123abcd.tmp")
+    (folder / ".step-00000006.epg-0123abcd.tmp" / "manifest.json").unlink()
     shutil.copytree(folder / "step-00000004", folder / "step-00000004.replaced")
 
 
@@ -139,7 +140,7 @@ def test_control_retention_before_the_save_loses_checkpoints(scratch: Path) -> N
         folder = shutil.copytree(start, scratch / str(at)) / "checkpoints"
 
         def wrong_order(folder: Path = folder) -> None:
-            checkpoint.discard(checkpoint.listing(folder)[0])
+            files.discard(checkpoint.listing(folder)[0])
             save(folder, 6)
 
         crashes(wrong_order, CrashAt(at, after=True))

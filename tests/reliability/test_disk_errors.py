@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
+from epg import files
 from epg.cli import main
 from epg.errors import OutputError
+from epg.files import Operation
 from epg.runs import prepare_run
-from epg.training import checkpoint, fsops, writer
-from epg.training.fsops import Operation
+from epg.training import checkpoint, writer
 from tests.reliability.common import FailAt, Recorder, hooked, save, valid
 from tests.training.test_loop import tiny
 
@@ -195,4 +196,4 @@ def test_a_run_that_ends_without_its_last_checkpoint_says_so(
 
 
 def test_hook_is_off(scratch: Path) -> None:
-    assert fsops.hook is None
+    assert files.hook is None

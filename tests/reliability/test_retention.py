@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from epg import files
 from epg.cli import main
 from epg.errors import OutputError
 from epg.training import checkpoint
@@ -113,7 +114,7 @@ def test_control_prune_before_save(scratch: Path, monkeypatch: pytest.MonkeyPatc
     def eager(folder: Path, *args: Any, **more: Any) -> Path:
         paths = checkpoint.listing(folder)
         for path in paths[:-1]:
-            checkpoint.discard(path)
+            files.discard(path)
         return careful(folder, *args, **more)
 
     monkeypatch.setattr(checkpoint, "save", eager)

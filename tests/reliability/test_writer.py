@@ -11,10 +11,10 @@ import torch
 
 from epg.cli import main
 from epg.errors import ArtefactError, InterruptedRunError, OutputError
+from epg.files import Operation
 from epg.loading import load
 from epg.runs import train
 from epg.training import checkpoint, export, verify
-from epg.training.fsops import Operation
 from epg.training.writer import CheckpointWriter
 from tests.reliability.common import STATE, FailAt, hooked, tensors_of, valid
 from tests.training.test_loop import tiny

@@ -74,7 +74,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 
 def test_an_unfinished_write_is_ignored_and_cleared(tmp_path):
     save(tmp_path, 5)
-    stale = tmp_path / ".step-00000006.tmp"
+    stale = tmp_path / ".step-00000006.epg-0123abcd.tmp"
     stale.mkdir()
     (stale / "model.safetensors").write_bytes(b"half")
     found = checkpoint.newest(tmp_path)

@@ -8,15 +8,17 @@ import tyro
 
 @dataclass(frozen=True)
 class Verify:
-    """Read every checkpoint and the export of a run to the last byte; exit code 77 if anything is damaged."""
+    """Read checkpoints, exports, pipeline folders to the last byte; exit code 77 if anything is damaged or changed."""
 
     run: tyro.conf.Positional[Path]
-    """Run folder, or one checkpoint or export."""
+    """Run folder, or one checkpoint, export or pipeline folder."""
+    reseal: bool = False
+    """Accept an export or pipeline folder that was changed by hand as it is now."""
 
     def __call__(self) -> None:
-        from epg.training.verify import verify
+        from epg.training.verify import reseal, verify
 
-        verify(self.run)
+        (reseal if self.reseal else verify)(self.run)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """A prepared set as parquet files, in the layout that the Hugging Face Hub shows and `load_dataset` reads."""
 
-import os
 from pathlib import Path
 
 from epg.data.prepare import Progress
 from epg.data.shards import arrow_schema
 from epg.data.store import Store
 from epg.errors import OutputError, UserError
+from epg.files import clear_rests, replacing
 
 ROWS_PER_GROUP = 100  # what the Hub's viewer reads at once
 
@@ -31,11 +31,11 @@ def write_parquet(store_folder: Path, out: Path, progress: Progress | None = Non
         others = set((out / "data").glob("*.parquet")) - set(files)
         if any(path.name.startswith(f"{split}-") for path in others):
             raise UserError(f"--parquet {out}: holds another set; choose an empty folder")
+        clear_rests(out / "data")
         for number, path in enumerate(files):
             indices = range(int(store.starts[number]), int(store.starts[number + 1]))
             if not path.exists():
-                temporary = path.with_name(f".{path.name}.tmp")
-                with pq.ParquetWriter(temporary, schema, compression="none") as writer:
+                with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="none") as writer:
                     for start in range(indices.start, indices.stop, ROWS_PER_GROUP):
                         rows = range(start, min(start + ROWS_PER_GROUP, indices.stop))
                         columns = {
@@ -45,7 +45,6 @@ def write_parquet(store_folder: Path, out: Path, progress: Progress | None = Non
                         }
                         arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
                         writer.write_table(pa.table(arrays, schema=schema))
-                os.replace(temporary, path)
             if progress is not None:
                 progress(len(indices), len(store))
     except OSError as error:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from epg.data.seen import merged
-from epg.data.shards import part_files, shard_file, sync_folder, write_durably
+from epg.data.shards import part_files, shard_file, write_durably
 from epg.data.sources.base import Rejected, Source
 from epg.data.store import (
     FORMAT_VERSION,
@@ -26,6 +26,7 @@ from epg.data.store import (
     seal,
 )
 from epg.errors import DataError
+from epg.files import hidden, sync_folder
 
 SHOWN = 10
 
@@ -121,7 +122,7 @@ def _read_part(folder: Path, number: int) -> dict[str, Any]:
 
 def write_index(folder: Path, parts: Iterable[dict[str, Any]], total: int) -> None:
     """Join the index rows and names of all parts, with constant memory."""
-    temporary = folder / f"{INDEX_FILE}.tmp", folder / f"{NAMES_FILE}.tmp"
+    temporary = hidden(folder / INDEX_FILE, "tmp"), hidden(folder / NAMES_FILE, "tmp")
     index = open_memmap(temporary[0], mode="w+", dtype=INDEX, shape=(total,))
     start, names_end = 0, 0
     with temporary[1].open("wb") as names:

@@ -1,8 +1,7 @@
 """`epg prepare`: from a source of any images to a prepared set (see store.py), resumable at every shard."""
 
-import fcntl
-import os
-import shutil
+import contextlib
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +17,13 @@ from epg.data.shards import PARTS, ShardJob, build_shard, part_files
 from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.open import open_source
 from epg.data.store import MANIFEST, SHARDS, is_store, read_manifest
-from epg.errors import OutputError, RunLockedError, UserError
+from epg.errors import OutputError, UserError
+from epg.files import clear_rests
+from epg.locks import held
 
 DEFAULT_OPTIONS = SourceOptions()
+LOCK_FILE = re.compile(r"prepare-\d+-of-\d+\.lock|finish\.lock")
+PART_FILE = re.compile(r"\d{5,}\.(npy|json)")
 Progress = Callable[[int, int], None]
 """Called with how many images were worked on since the last call, and how many there are in all."""
 
@@ -69,7 +72,7 @@ def prepare(
             build_missing(opened, ShardJob(folder, plan["items_per_shard"], pixels), workers, progress, shard)
             if not all(part_files(folder, number)[1].exists() for number in range(shard_count(plan))):
                 return Prepared(folder, None, already=False)
-            with exclusive(folder / "finish.lock"):  # of several machines one finishes
+            with held(folder / "finish.lock", str(folder), wait=True):  # of several machines one finishes
                 if (done := finished(folder, source, pixels, options)) is not None:
                     return done
                 manifest = finish(folder, opened, plan, on_error)
@@ -116,11 +119,16 @@ def finished(folder: Path, address: str, pixels: PixelOptions, options: SourceOp
 
 def clean(folder: Path) -> None:
     """Remove what only an unfinished preparation needs."""
-    shutil.rmtree(folder / PARTS, ignore_errors=True)
-    for name in (PLAN, "finish.lock", *(path.name for path in folder.glob("prepare-*.lock"))):
+    with contextlib.suppress(OSError):  # somebody else's files in it keep the folder
+        for part in (folder / PARTS).iterdir():
+            if PART_FILE.fullmatch(part.name):
+                part.unlink(missing_ok=True)
+        clear_rests(folder / PARTS)
+        (folder / PARTS).rmdir()
+    for name in (PLAN, *(path.name for path in folder.iterdir() if LOCK_FILE.fullmatch(path.name))):
         (folder / name).unlink(missing_ok=True)
-    for stale in [*folder.glob("*.tmp"), *(folder / SHARDS).glob("*.tmp")]:
-        stale.unlink(missing_ok=True)
+    clear_rests(folder)
+    clear_rests(folder / SHARDS)
 
 
 def _still_needed(folder: Path) -> str:
@@ -139,29 +147,11 @@ def locked(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
     """One process per folder and part. Raises RunLockedError naming the one that works on it."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; choose a folder")
-    foreign = folder.is_dir() and any(not path.name.startswith("prepare-") for path in folder.iterdir())
+    foreign = folder.is_dir() and any(not LOCK_FILE.fullmatch(path.name) for path in folder.iterdir())
     if foreign and not (folder / SHARDS).is_dir():
         raise UserError(f"{folder}: holds other files; choose a new or an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder / f"prepare-{shard[0]}-of-{shard[1]}.lock", wait=False):
-        for stale in (folder / SHARDS).glob(f"*.{os.uname().nodename}.*.tmp") if shard == (1, 1) else ():
-            stale.unlink(missing_ok=True)
-        yield
-
-
-@contextmanager
-def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Holds a lock file. Raises RunLockedError where another process does and `wait` is off."""
-    with path.open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            stream.seek(0)
-            raise RunLockedError(
-                f"{path.parent}: process {stream.read().strip() or '?'} is preparing it. Wait for it, or choose "
-                "another folder"
-            ) from None
-        stream.truncate(0)
-        stream.write(f"{os.getpid()} on {os.uname().nodename}")
-        stream.flush()
+    with held(folder / f"prepare-{shard[0]}-of-{shard[1]}.lock", str(folder)):
+        if shard == (1, 1):  # nobody else works on it
+            clear_rests(folder / SHARDS)
         yield

@@ -18,6 +18,7 @@ from epg.data.seen import Seen
 from epg.data.sources.base import Source
 from epg.data.store import INDEX, SHARDS, file_sha256
 from epg.errors import DataError
+from epg.files import hidden, replacing, sync_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -148,7 +149,7 @@ class _ArrowShard:
         self.path = path
         self.source = source
         self.schema = arrow_schema(source.class_names)
-        self.temporary = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+        self.temporary = hidden(path, "tmp")
         self.pending: list[tuple[int, Record]] = []
         self.offsets: list[int] = []
 
@@ -229,22 +230,5 @@ def image_offsets(path: Path) -> list[int]:
 
 def write_durably(path: Path, data: bytes) -> None:
     """A file that is there completely or not at all, also after a power cut."""
-    temporary = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with replacing(path, durable=True) as temporary:
+        temporary.write_bytes(data)

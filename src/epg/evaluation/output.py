@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import torch.distributed as dist
 
 from epg.distributed import world_size
 from epg.errors import OutputError
+from epg.files import replace_text, replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,11 +48,8 @@ def writing(path: Path) -> Iterator[None]:
 
 def write_json(content: Any, file: Path) -> None:
     """Whole or not at all; folders are made. Raises OutputError."""
-    temporary = file.with_name(f".{file.name}.tmp")
     with writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        os.replace(temporary, file)
+        replace_text(file, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def new_figure(width: float = 7, height: float = 4) -> "Figure":
@@ -66,4 +63,5 @@ def save_figure(figure: "Figure", file: Path) -> None:
     """As PNG; folders are made. Raises OutputError."""
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file)
+        with replacing(file) as temporary:
+            figure.savefig(temporary, format="png")

@@ -68,7 +68,7 @@ class PeriodicEvaluation:
 
     def missing(self, step: int) -> bool:
         """Whether the evaluation of a step is still to be done, as after an interruption. The same on all processes."""
-        return bool(from_first(self.due(step) and not self._file(step).is_file()))
+        return bool(from_first(self.due(step) and self._recorded(step) is None))
 
     def __call__(self, step: int, between: Between, saved: Callable[[], bool]) -> dict[str, float]:
         """Evaluates and records; the numbers for the trackers, on the first process.
@@ -104,6 +104,13 @@ class PeriodicEvaluation:
     def _checkpoint(self, step: int) -> Path:
         return self.run / "checkpoints" / f"step-{step:08d}"
 
+    def _recorded(self, step: int) -> Receipt | None:
+        """The receipt of a step; None where there is none, or a damaged one, which is written anew."""
+        try:
+            return receipt.read(self._file(step))
+        except ArtefactError:
+            return None
+
     def _is_best(self, number: Number, metric: str) -> bool:
         held = best_of(self.run)
         if held is None or held["metric"] != metric:
@@ -122,15 +129,11 @@ class PeriodicEvaluation:
     def _forget_after(self, start: int) -> None:
         """Drops receipts beyond the step that the run continues from, and a mark that they had set."""
         kept: dict[int, Receipt] = {}
-        for file in sorted((self.run / FOLDER).glob("step-*.json")):
-            try:
-                found = receipt.read(file)
-            except ArtefactError:
-                found = None
-            step = step_of(file.with_suffix(""))
-            if found is None or step > start:
-                file.unlink()
-            else:
+        for step in sorted(step_of(file.with_suffix("")) for file in (self.run / FOLDER).glob("step-*.json")):
+            found = self._recorded(step)
+            if found is not None and step > start:
+                self._file(step).unlink()
+            elif found is not None:
                 kept[step] = found
         held = best_of(self.run)
         on_disk = {step_of(path) for path in listing(self.run / "checkpoints")}

@@ -1,7 +1,6 @@
 """The receipt of an evaluation: every number with its uncertainty and everything that it depends on, as JSON."""
 
 import json
-import os
 import platform
 import sys
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from epg.distributed import world_size
 from epg.errors import ArtefactError, OutputError
+from epg.files import replace_text
 
 FORMAT = 1
 
@@ -71,11 +71,8 @@ class Receipt(_Model):
 
     def write(self, file: Path) -> None:
         """Raises OutputError where the file cannot be written."""
-        temporary = file.with_name(f".{file.name}.tmp")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(self.model_dump_json(indent=1) + "\n")
-            os.replace(temporary, file)
+            replace_text(file, self.model_dump_json(indent=1) + "\n")
         except OSError as error:
             raise OutputError(f"--out {file}: cannot be written ({error.strerror}). Choose another file.") from error
 

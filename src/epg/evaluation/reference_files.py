@@ -6,15 +6,15 @@ statistics.safetensors    EXTRACTOR.OUTPUT.mean, .covariance (float64) and EXTRA
 ```
 """
 
-import os
-import shutil
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from epg.errors import ArtefactError, DataError, OutputError, UserError
+from epg import files
+from epg.errors import ArtefactError, DataError, OutputError, RunLockedError, UserError
 from epg.evaluation.extraction import Collector, extract
 from epg.evaluation.extractors.base import FEATURES, SPATIAL, Extractor
 from epg.evaluation.metrics import Moments
@@ -30,9 +30,25 @@ MANIFEST, TENSORS = "manifest.json", "statistics.safetensors"
 
 
 def save(reference: Reference, folder: Path) -> None:
-    """Writes a folder that `load` reads; the manifest comes last. Raises OutputError, UserError for a folder in use."""
-    if folder.exists() and not is_saved(folder) and any(folder.iterdir()):
-        raise UserError(f"--out {folder}: is not empty, and holds no reference; choose another folder")
+    """Writes a folder that `load` reads, in place of a reference that was there. Raises OutputError."""
+    with files.replacing_folder(folder, foreign) as temporary:
+        fill(reference, temporary)
+
+
+def foreign(folder: Path) -> str:
+    """Why a folder is not, all of it, a reference as it was written; "" where it is (`files.replacing_folder`)."""
+    for path in sorted(folder.iterdir()):
+        if path.name not in (MANIFEST, TENSORS):
+            return f"holds {path.name}, which is no part of a reference"
+    try:
+        load(folder)
+    except ArtefactError as error:
+        return f"holds something else, or what was changed since it was written ({error})"
+    return ""
+
+
+def fill(reference: Reference, folder: Path) -> None:
+    """Writes a reference into an empty folder. Raises OSError."""
     tensors: dict[str, torch.Tensor] = {}
     described: dict[str, Any] = {}
     for name, statistics in reference.statistics.items():
@@ -46,22 +62,16 @@ def save(reference: Reference, folder: Path) -> None:
             "preprocessing": statistics.preprocessing,
             "counts": {output: moments.count for output, moments in statistics.moments.items()},
         }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (MANIFEST, TENSORS):
-            (folder / name).unlink(missing_ok=True)
-        content = {
-            "format": FORMAT,
-            "kind": KIND,
-            "name": reference.name,
-            "extractors": described,
-            "made": {"time": now(), "environment": environment()},
-            "manifest": reference.manifest,
-            "files": {TENSORS: write_tensors(folder / TENSORS, tensors)},
-        }
-        write_json(folder / MANIFEST, {**content, "digest": digest(content)})
-    except OSError as error:
-        raise OutputError(f"--out {folder}: cannot be written ({error.strerror}). Choose another folder.") from error
+    content = {
+        "format": FORMAT,
+        "kind": KIND,
+        "name": reference.name,
+        "extractors": described,
+        "made": {"time": now(), "environment": environment()},
+        "manifest": reference.manifest,
+        "files": {TENSORS: write_tensors(folder / TENSORS, tensors)},
+    }
+    write_json(folder / MANIFEST, {**content, "digest": digest(content)})
 
 
 def is_saved(path: Path) -> bool:
@@ -106,18 +116,17 @@ def load_cached(folder: Path) -> Reference | None:
     try:
         return load(folder)
     except ArtefactError:
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for name in (MANIFEST, TENSORS):  # of the cache, where nobody else writes
+                (folder / name).unlink()
+            folder.rmdir()
         return None
 
 
 def save_cached(reference: Reference, folder: Path) -> None:
     """Into the cache, under its name only when complete; without space or permission it is computed again next time."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        save(reference, temporary)
-        os.rename(temporary, folder)
-    except (OSError, OutputError):  # also where another process was faster
-        shutil.rmtree(temporary, ignore_errors=True)
+    with contextlib.suppress(OutputError, RunLockedError):  # also where another process is faster
+        save(reference, folder)
 
 
 def load_adm(

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Optional, Self
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
@@ -16,13 +16,23 @@ from torch import Tensor
 
 from epg.data.normalize import Normalizer
 from epg.denoiser import Denoiser
+from epg.errors import ArtefactError
 from epg.pipeline.request import Randomness, RequestedGenerator, Seeds, as_output, seeds_of
+from epg.seal import SEAL, check_settings, entry_of, seal_file
 
 CONSISTENCY = ("one_step", "multistep")
 SAMPLERS = ("heun", "euler", "edm_stochastic", "euler_ancestral", *CONSISTENCY)
 # The classes of a saved folder, and the modules in it that hold them.
 CLASSES = {"pipeline": "EPGPipeline", "transformer": "EPGModel"}
 CODE = {"pipeline": "pipeline_epg", "transformer": "modeling_epg"}
+PIPELINE_CONFIG = "model_index.json"
+AUTO = {"AutoModel": f"{CODE['transformer']}.{CLASSES['transformer']}"}
+# diffusers 0.33 to 0.36 read classes and typing.Union in the annotations of `__init__`, but not `dict | None`.
+Settings = Optional[dict]  # type: ignore[type-arg]  # noqa: UP045
+
+
+class InterruptedDraw(Exception):  # noqa: N818
+    """Ends the drawing of a call whose callback set `_interrupt`; carries the image as far as it is known."""
 
 
 class EPGPipeline(DiffusionPipeline):
@@ -44,10 +54,10 @@ class EPGPipeline(DiffusionPipeline):
         self,
         transformer: ModelMixin,
         parameterization: str = "x",
-        noise: dict[str, float] | None = None,
-        normalization: dict[str, Any] | None = None,
-        sampling: dict[str, Any] | None = None,
-        id2label: dict[Any, str] | None = None,
+        noise: Settings = None,
+        normalization: Settings = None,
+        sampling: Settings = None,
+        id2label: Settings = None,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer)
@@ -61,6 +71,41 @@ class EPGPipeline(DiffusionPipeline):
         self.labels: dict[str, int] = {}
         for key, name in (id2label or {}).items():
             self.labels |= dict.fromkeys((name, *(synonym.strip() for synonym in name.split(","))), int(key))
+        self._guidance_scale, self._num_timesteps, self._interrupt = 1.0, 0, False
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in diffusers. Raises ArtefactError where the settings were changed since they were sealed."""
+        if SEAL in config_dict:
+            check_settings(config_dict, Path(PIPELINE_CONFIG))
+        own = {name: value for name, value in config_dict.items() if name not in (SEAL, "auto_map")}
+        return super().extract_init_dict(own, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """Another pipeline around the same model, in the model's precision, with these settings in place of its own."""
+        kwargs.setdefault("transformer", pipeline.transformer)
+        kwargs.setdefault("torch_dtype", kwargs["transformer"].dtype)
+        return super().from_pipe(pipeline, **kwargs)
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the latest call."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale != 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the latest call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call under way ends after this step: a callback sets `pipe._interrupt = True`."""
+        return self._interrupt
 
     def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
         """Class numbers of one or several names. Raises ValueError for a name that the model does not know."""
@@ -104,7 +149,8 @@ class EPGPipeline(DiffusionPipeline):
             latents: standard normal noise (N, C, H, W) to start from, instead of the generator's.
             first_index: index of the first image of a seed: `epg sample` numbers its files by it.
             callback_on_step_end: called as `callback(pipe, step, sigma, {"latents": x})` with the shifted level the
-                step began at; "latents" in what it returns take the place of x.
+                step began at; "latents" in what it returns take the place of x. Where it sets `pipe._interrupt`,
+                drawing ends there, and the images are what the network predicts so far.
 
         Raises:
             ValueError: an argument is out of range or does not fit this model.
@@ -124,7 +170,9 @@ class EPGPipeline(DiffusionPipeline):
             raise ValueError(f"latents: shape {tuple(latents.shape)}, but {(count, *model.image_shape)} is expected")
         sigmas = model.sigmas()
         one_step = sampling["sampler"] == "one_step"
-        with self.progress_bar(total=1 if one_step else len(sigmas) - 1) as bar:
+        self._guidance_scale, self._interrupt = float(sampling["guidance"]), False
+        self._num_timesteps = 1 if one_step else len(sigmas) - 1
+        with self.progress_bar(total=self._num_timesteps) as bar:
 
             def watch(step: int, x: Tensor, denoised: Tensor) -> None:
                 bar.update()
@@ -134,8 +182,13 @@ class EPGPipeline(DiffusionPipeline):
                     changed = callback_on_step_end(self, step, float(sigmas[step]), chosen) or {}
                     if changed.get("latents", x) is not x:
                         x.copy_(changed["latents"])
+                    if self._interrupt and not one_step:
+                        raise InterruptedDraw(denoised)
 
-            values = model.draw(labels, range(count), watch=watch)
+            try:
+                values = model.draw(labels, range(count), watch=watch)
+            except InterruptedDraw as stopped:
+                values = stopped.args[0]
             if one_step:
                 watch(0, values, values)
         self.maybe_free_model_hooks()
@@ -215,22 +268,44 @@ class EPGPipeline(DiffusionPipeline):
         classes = {"pipeline": type(self), "transformer": type(network)}
         return {CODE[part]: Path(inspect.getfile(kind)).read_text() for part, kind in classes.items()}
 
-    def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Writes a folder that needs nothing but diffusers: weights, configuration, and the code beside them."""
-        hub = {name: kwargs.pop(name) for name in ("repo_id", "token", "private", "commit_message") if name in kwargs}
-        super().save_pretrained(save_directory, *args, **kwargs)
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Writes a folder that needs nothing but diffusers: weights, configuration, and the code beside them, sealed.
+
+        Raises ValueError for pickles, ArtefactError where the folder holds another pipeline.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False: weights are saved as safetensors alone, never as pickles")
         folder, code = Path(save_directory), self.code()
+        refuse_another_pipeline(folder)
+        super().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
+        model = folder / "transformer"
+        (folder / f"{CODE['pipeline']}.py").write_text(code[CODE["pipeline"]], encoding="utf-8")
+        (model / f"{CODE['transformer']}.py").write_text(code[CODE["transformer"]], encoding="utf-8")
+        seal_file(model / "config.json", auto_map=AUTO)
         names = {part: [CODE[part], kind] for part, kind in CLASSES.items()}
-        change_json(folder / self.config_name, _class_name=names["pipeline"], transformer=names["transformer"])
-        change_json(folder / "transformer" / "config.json")
-        (folder / f"{CODE['pipeline']}.py").write_text(code[CODE["pipeline"]])
-        (folder / "transformer" / f"{CODE['transformer']}.py").write_text(code[CODE["transformer"]])
+        changes: dict[str, Any] = {
+            "_class_name": names["pipeline"],
+            "transformer": names["transformer"],
+            "auto_map": AUTO,
+        }
+        files = [f"{CODE['pipeline']}.py", f"transformer/{CODE['transformer']}.py"]
+        seal_file(folder / PIPELINE_CONFIG, {name: entry_of(folder / name) for name in files}, **changes)
         if push_to_hub:
-            self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
 
-def change_json(file: Path, **changes: Any) -> None:
-    """Sets entries of a saved configuration, and takes out the path of this machine that it came from."""
-    content = json.loads(file.read_text()) | changes
-    content.pop("_name_or_path", None)
-    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+def refuse_another_pipeline(folder: Path) -> None:
+    """Raises ArtefactError where a folder holds a pipeline of another class."""
+    file = folder / PIPELINE_CONFIG
+    if file.exists():
+        name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
+        if name not in (CLASSES["pipeline"], [CODE["pipeline"], CLASSES["pipeline"]]):
+            raise ArtefactError(f"{file}: belongs to another pipeline. Choose another folder.")

@@ -16,10 +16,13 @@ from epg.denoiser import Denoiser
 from epg.errors import ArtefactError
 from epg.generator import Generator
 from epg.networks import EPG, Encoder
+from epg.seal import SEAL, check_file, check_settings, entry_of, files_in, seal_file
 from epg.training.artefact import match, read_json, read_tensors
 
 INDEX, COMPONENT, CONFIG, WEIGHTS = "model_index.json", "transformer", "config.json", "diffusion_pytorch_model"
 SHARD_CAP = 1000
+NOTES = (COMPONENT, "auto_map")  # entries that are for diffusers, not settings
+EDITABLE = ("README.md", "samples.png", "recipe.yaml")  # the card: for people, who may rewrite it
 T = TypeVar("T", bound=Section)
 Size = Annotated[int, Field(ge=1, le=2**16)]
 
@@ -109,6 +112,10 @@ class Saved:
     path: Path
     model: ModelSettings
     settings: PipelineSettings
+    weights: dict[str, dict[str, Any]]
+    """Sealed files of the model: name -> sha256 and size."""
+    others: dict[str, dict[str, Any]]
+    """Sealed files of the pipeline, by their path in the folder."""
 
     def tensors(self, variant: str | None = None) -> dict[str, Tensor]:
         """The network's state dict, on the CPU, every key accounted for. Raises ArtefactError."""
@@ -116,9 +123,13 @@ class Saved:
         name = WEIGHTS if variant is None else f"{WEIGHTS}.{variant}"
         index = folder / f"{WEIGHTS}.safetensors.index{'' if variant is None else f'.{variant}'}.json"
         tensors: dict[str, Tensor] = {}
-        for file in shards(index) if index.is_file() else [folder / f"{name}.safetensors"]:
+        sharded = index.is_file()
+        files = shards(index) if sharded else [folder / f"{name}.safetensors"]
+        for file in files:
             tensors |= read_tensors(file)
         match(tensors, self.model.build().state_dict(), str(folder), types=False)
+        for file in [*files, *([index] if sharded else [])]:
+            check_file(file, self.weights.get(file.name))
         return tensors
 
     @property
@@ -149,25 +160,81 @@ def is_pipeline(path: Path) -> bool:
 
 
 def read(path: Path) -> Saved:
-    """A pipeline folder of ours. Raises ArtefactError for anything else, and for settings that nothing here knows."""
+    """A pipeline folder of ours, its settings as they were sealed; `tensors` compares the weights.
+
+    Raises ArtefactError for anything else, for settings that nothing here knows, and for changed ones.
+    """
+    saved, index, config = parsed(path)
+    check_settings(config, path / COMPONENT / CONFIG)
+    check_settings(index, path / INDEX)
+    return saved
+
+
+def parsed(path: Path) -> tuple[Saved, dict[str, Any], dict[str, Any]]:
+    """A pipeline folder as it is now, and its two configurations. Raises ArtefactError."""
     index, _ = read_json(path / INDEX)
     names = [index.get("_class_name"), index.get(COMPONENT)]
     if [name[-1] if isinstance(name, list) and name else name for name in names] != ["EPGPipeline", "EPGModel"]:
         raise ArtefactError(f"{path / INDEX}: a pipeline of another kind ({names[0]}); an EPGPipeline is expected")
-    settings = {name: value for name, value in index.items() if not name.startswith("_") and name != COMPONENT}
     config, _ = read_json(path / COMPONENT / CONFIG)
-    model = {name: value for name, value in config.items() if not name.startswith("_")}
+    settings, model = (
+        {name: value for name, value in content.items() if not name.startswith("_") and name not in NOTES}
+        for content in (index, config)
+    )
     saved = Saved(
         path,
         validated(ModelSettings, model, path / COMPONENT / CONFIG),
         validated(PipelineSettings, settings, path / INDEX),
+        files_in(config, path / COMPONENT / CONFIG) if SEAL in config else {},
+        files_in(index, path / INDEX) if SEAL in index else {},
     )
     channels = saved.model.in_channels
     if not len(saved.settings.normalization.mean) == len(saved.settings.normalization.std) == channels:
         raise ArtefactError(f"{path / INDEX}: normalization: one mean and one std for each of {channels} channels")
     if (saved.settings.parameterization == "spectral") != bool(saved.model.gaussians):
         raise ArtefactError(f"{path}: parameterization spectral goes with gaussians of the model, and the reverse")
-    return saved
+    return saved, index, config
+
+
+def check(path: Path) -> None:
+    """Reads a pipeline folder to the last byte. Raises ArtefactError naming the file and what differs."""
+    saved = read(path)
+    for name, entry in saved.weights.items():
+        if name.endswith(".safetensors"):
+            read_tensors(path / COMPONENT / name)
+        check_file(path / COMPONENT / name, entry)
+    for name, entry in saved.others.items():
+        if not name.endswith(EDITABLE):
+            check_file(path / name, entry)
+
+
+def reseal(path: Path) -> None:
+    """Seals a folder as it is now. Raises ArtefactError where it cannot be used as it is, OSError."""
+    parsed(path)
+    folder = path / COMPONENT
+    names = sorted(file.name for file in folder.glob(f"{WEIGHTS}*") if file.is_file())
+    seal_file(folder / CONFIG, {name: entry_of(folder / name) for name in names})
+    others = [file for file in path.rglob("*") if file.is_file() and file != path / INDEX]
+    kept = {f"{COMPONENT}/{name}" for name in (CONFIG, *names)}
+    entries = {file.relative_to(path).as_posix(): entry_of(file) for file in sorted(others)}
+    seal_file(path / INDEX, {name: entry for name, entry in entries.items() if name not in kept})
+    read(path).tensors()
+
+
+def foreign(path: Path) -> str:
+    """Why a folder is not, all of it, a pipeline as it was written; "" where it is (`files.replacing_folder`)."""
+    try:
+        saved = read(path)
+        ours = {f"{COMPONENT}/{name}": entry for name, entry in saved.weights.items()} | saved.others
+        for file in sorted(path.rglob("*")):
+            name = file.relative_to(path).as_posix()
+            if name not in {INDEX, COMPONENT, f"{COMPONENT}/{CONFIG}", *ours}:
+                return f"holds {name}, which is not ours"
+        for name, entry in ours.items():
+            check_file(path / name, entry)
+    except ArtefactError as error:
+        return f"holds something else, or what was changed since it was written ({str(error).splitlines()[0]})"
+    return ""
 
 
 def validated(kind: type[T], content: Mapping[str, Any], where: Path) -> T:

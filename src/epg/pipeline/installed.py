@@ -14,6 +14,7 @@ from epg.pipeline.model import EPGModel
 
 # Arguments of `DiffusionPipeline.from_pretrained` that say what holds here anyway.
 IGNORED = {"trust_remote_code", "custom_pipeline", "use_safetensors", "low_cpu_mem_usage"}
+LOADING = {"device_map", "max_memory", "offload_folder", "offload_state_dict", "quantization_config"}
 HUB = {"token", "cache_dir", "local_files_only", "force_download", "revision"}
 
 
@@ -37,24 +38,31 @@ class EPGPipeline(call.EPGPipeline):
             dtype: of the weights that are multiplied; float32 if not given. `torch_dtype` is the same.
             variant: of the weight files, such as "fp16".
             transformer: a model to use in place of the folder's.
-            kwargs: token, revision, cache_dir, local_files_only, force_download; or settings in place of the folder's.
+            kwargs: token, revision, cache_dir, local_files_only, force_download; device_map, max_memory,
+                offload_folder, quantization_config as in diffusers; or settings in place of the folder's.
 
         Raises:
             ArtefactError: nothing there, damaged files, or settings that this version does not know.
         """
         options = {name: kwargs.pop(name) for name in HUB & kwargs.keys()}
+        loading = {name: value for name in LOADING & kwargs.keys() if (value := kwargs.pop(name)) is not None}
         saved = folder.read(hub.local(pretrained_model_name_or_path, **options))
         settings = saved.settings.model_dump()
         unknown = kwargs.keys() - settings.keys() - IGNORED
         if unknown:
             raise TypeError(f"from_pretrained: unexpected {', '.join(sorted(unknown))}")
-        if transformer is None:
+        wanted = dtype or torch_dtype
+        if transformer is None and loading:
+            transformer = placed(saved.path / folder.COMPONENT, loading, dtype=wanted, variant=variant)
+        elif transformer is None:
             with torch.device("meta"):
                 transformer = EPGModel(**saved.model.model_dump())
             fill(transformer, saved.tensors(variant))
         pipe = cls(transformer, **settings | {name: value for name, value in kwargs.items() if name not in IGNORED})
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
-        wanted = dtype or torch_dtype
+        if loading:
+            pipe.hf_device_map = getattr(transformer, "hf_device_map", None)
+            return pipe
         return pipe if wanted is None else pipe.to(wanted)
 
     @classmethod
@@ -91,6 +99,16 @@ class EPGPipeline(call.EPGPipeline):
 
     def code(self) -> dict[str, str]:
         return bundle.code()
+
+
+def placed(path: Path, loading: dict[str, Any], **options: Any) -> EPGModel:
+    """The model where and how accelerate and a quantizer put it."""
+    quantization = loading.pop("quantization_config", None)
+    if hasattr(quantization, "_resolve_quant_config"):  # one for a whole pipeline names its components
+        quantization = quantization._resolve_quant_config(is_diffusers=True, module_name=folder.COMPONENT)
+    model = EPGModel.from_pretrained(path, quantization_config=quantization, **loading, **options)
+    assert isinstance(model, EPGModel)
+    return model
 
 
 def fill(transformer: EPGModel, tensors: dict[str, torch.Tensor]) -> None:

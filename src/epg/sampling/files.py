@@ -5,6 +5,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from epg.errors import ArtefactError, OutputError
+from epg.files import replacing
 
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 PNG_LEVEL = 3  # half the time of the default, 3 % larger
@@ -25,28 +27,17 @@ def replace_file(file: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-class writing:  # noqa: N801
+@contextmanager
+def writing(file: Path) -> Iterator[Path]:
     """Gives a temporary name; the file gets its own when the block ends well. Raises OutputError for an OSError."""
-
-    def __init__(self, file: Path) -> None:
-        self.file, self.temporary = file, file.with_name(f".{file.name}.tmp")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
-                os.replace(self.temporary, self.file)
-        except OSError as failure:
-            error = failure
-        if error is not None:
-            self.temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OutputError(
-                f"{self.file}: cannot be written ({error.strerror or error}). Free some space or mend the cause; the "
-                "same command then continues where it stopped."
-            ) from error
+    try:
+        with replacing(file) as temporary:
+            yield temporary
+    except OSError as error:
+        raise OutputError(
+            f"{file}: cannot be written ({error.strerror or error}). Free some space or mend the cause; the same "
+            "command then continues where it stopped."
+        ) from error
 
 
 def png(image: NDArray[np.uint8]) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from epg.errors import ArtefactError, OutputError, UserError
+from epg.files import clear_rests
 from epg.sampling.files import is_complete_png, replace_file
 from epg.training.artefact import encode_json, read_json
 
@@ -36,8 +37,7 @@ class SampleFolder:
         file = self.path / RECORD
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for rest in self.path.glob(".*.tmp"):
-                rest.unlink()
+            clear_rests(self.path)
             recorded = file.is_file()
             foreign = [] if recorded else [entry.name for entry in self.path.iterdir() if OURS.fullmatch(entry.name)]
         except OSError as error:

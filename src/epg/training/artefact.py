@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from epg import files
 from epg.errors import ArtefactError
-from epg.training import fsops
 
 HEADER_CAP = JSON_CAP = 16 * 2**20  # bytes
 TENSOR_CAP = 20_000
@@ -38,7 +38,7 @@ Fingerprint = dict[str, Any]
 """`sha256` (hex) and `size` (bytes) of a file."""
 
 
-class _HashedFile(fsops.NewFile):
+class _HashedFile(files.NewFile):
     """A new file that hashes what it is given: what was meant to be written, whatever the disk makes of it."""
 
     def __init__(self, path: Path) -> None:

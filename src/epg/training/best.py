@@ -1,11 +1,10 @@
 """`best.json`: which checkpoint of a run was evaluated best. Retention keeps that one."""
 
-import contextlib
 from pathlib import Path
 from typing import Any, TypedDict
 
+from epg import files
 from epg.errors import ArtefactError
-from epg.training import fsops
 from epg.training.artefact import read_json, write_json
 
 FILE = "best.json"
@@ -39,11 +38,10 @@ def best_of(run: Path) -> Best | None:
 def mark(run: Path, best: Best | None) -> None:
     """Replaces the mark, whole or not at all; None removes it. Raises OSError."""
     if best is None:
-        fsops.remove(run / FILE)
+        files.remove(run / FILE)
         return
-    temporary = run / f".{FILE}.tmp"
-    with contextlib.suppress(FileNotFoundError):
-        fsops.remove(temporary)  # left by a killed process
+    files.clear_rests(run, FILE)  # left by a killed process
+    temporary = files.hidden(run / FILE, "tmp")
     write_json(temporary, best)
-    fsops.rename(temporary, run / FILE)
-    fsops.sync_folder(run)
+    files.rename(temporary, run / FILE)
+    files.sync_folder(run)

@@ -8,6 +8,7 @@ damaged checkpoint is named and the one before it used. Nothing is pickled.
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -17,8 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
+from epg import files
 from epg.errors import ArtefactError, OutputError
-from epg.training import fsops
 from epg.training.artefact import (
     fingerprint,
     pickle_hint,
@@ -42,6 +43,7 @@ from epg.training.manifest import (
 MANIFEST, STATE = "manifest.json", "state.json"
 REPLACED = ".replaced"  # ending of the checkpoint that another one of the same step takes the place of
 KEEP_AT_LEAST = 2
+OURS = re.compile(r"(model|optimizer|ema-[\d.e-]+|power-[\d.e-]+)\.safetensors|state\.json|manifest\.json")
 
 
 @dataclass(frozen=True)
@@ -87,53 +89,53 @@ def save(
     content = {"format": FORMAT, "step": step, **state}
     check_state(content, str(final))
     try:
-        make_folder(folder)
-        clear_rests(folder)
-        temporary = folder / f".{final.name}.tmp"
-        fsops.mkdir(temporary)
-        files = {
+        files.make_folder(folder)
+        files.clear_rests(folder)
+        temporary = files.hidden(final, "tmp")
+        files.mkdir(temporary)
+        written = {
             f"{name}.safetensors": write_tensors(temporary / f"{name}.safetensors", tensors[name]) for name in tensors
         }
-        files[STATE] = write_json(temporary / STATE, content)
-        write_json(temporary / MANIFEST, make_manifest(files, content))
-        fsops.sync_folder(temporary)
+        written[STATE] = write_json(temporary / STATE, content)
+        write_json(temporary / MANIFEST, make_manifest(written, content))
+        files.sync_folder(temporary)
         read(temporary)
         publish(temporary, final)
     except (OSError, ArtefactError) as error:
         with contextlib.suppress(OSError):
-            clear_rests(folder)
+            files.clear_rests(folder)
         raise write_error(final, error, size_of(tensors)) from error
     _intact[final] = _signature(final)
     prune(folder, final, keep, keep_every)
     return final
 
 
-def make_folder(path: Path) -> None:
-    """Creates a folder and those above it, for good."""
-    if not path.is_dir():
-        make_folder(path.parent)
-        fsops.mkdir(path)
-        fsops.sync_folder(path.parent)
-
-
 def publish(temporary: Path, final: Path) -> None:
-    """Gives a complete, synced folder its name, for good; one that has the name already stays until that is done."""
+    """Gives a complete, synced checkpoint its name, for good; one that has the name already stays until that is done.
+
+    A folder of that name that is not ours gets another name, with a warning. Raises OSError.
+    """
     replaced = final.with_name(final.name + REPLACED)
+    for path in (final, replaced):
+        if os.path.lexists(path) and not is_ours(path):
+            aside = path.with_name(f"{path.name}.not-ours-{secrets.token_hex(4)}")
+            files.rename(path, aside)
+            warnings.warn(f"{path}: is not as this program writes checkpoints; renamed to {aside.name}", stacklevel=2)
     if final.exists() and replaced.exists():  # a crash left both, the disk damaged one: do not lose the other
-        fsops.remove(replaced if _is_intact(final) else final)
+        files.remove(replaced if _is_intact(final) else final)
     if final.exists():
-        fsops.rename(final, replaced)
-    fsops.rename(temporary, final)
-    fsops.sync_folder(final.parent)
+        files.rename(final, replaced)
+    files.rename(temporary, final)
+    files.sync_folder(final.parent)
     if replaced.exists():
-        discard(replaced)
+        files.discard(replaced)
 
 
 def prune(folder: Path, newest: Path, keep: int, keep_every: int = 0) -> None:
     """Removes checkpoints older than the last `keep` that verify, except every `keep_every`-th step (0: none) and the
     one that the run's `best.json` names.
 
-    Those later than `newest` stay and do not count: they did not verify when this run resumed.
+    Those later than `newest` stay and do not count: they did not verify when this run resumed. What is not ours stays.
     """
     kept: set[int] = set()
     best = best_of(folder.parent)
@@ -147,22 +149,27 @@ def prune(folder: Path, newest: Path, keep: int, keep_every: int = 0) -> None:
             kept.add(step)
         elif step in kept or not (keep_every and step > 0 and step % keep_every == 0):
             try:
-                discard(path)
+                if is_ours(path):
+                    files.discard(path)
             except OSError as error:
                 warnings.warn(f"{path}: an old checkpoint could not be removed ({error.strerror})", stacklevel=2)
 
 
-def discard(path: Path) -> None:
-    """Removes a folder; it loses its name first, so that no half of it is ever taken for a checkpoint."""
-    rest = path.with_name(f".{path.name}.rest")
-    fsops.rename(path, rest)
-    fsops.remove(rest)
+def is_ours(path: Path) -> bool:
+    """Whether a folder is a checkpoint that this program wrote there, and holds nothing else: all that is ever removed.
 
-
-def clear_rests(folder: Path) -> None:
-    """Removes what killed processes left unfinished. Raises OSError."""
-    for rest in [*folder.glob(".*.tmp"), *folder.glob(".*.rest")]:
-        fsops.remove(rest)
+    The manifest names every file in it, and the state has the step of its name. Of a damaged one the names of all
+    files have to do.
+    """
+    if step_of(path) < 0 or path.is_symlink() or not path.is_dir():
+        return False
+    names = {entry.name if entry.is_file(follow_symlinks=False) else "" for entry in os.scandir(path)}
+    try:
+        manifest = check_manifest(*read_json(path / MANIFEST), str(path / MANIFEST))
+        state, _ = read_json(path / STATE)
+    except ArtefactError:
+        return not names or (bool(names & {MANIFEST, STATE}) and all(OURS.fullmatch(name) for name in names))
+    return names <= manifest.files.keys() | {MANIFEST} and state.get("step") == step_of(path)
 
 
 def write_error(path: Path, error: Exception, needed: int) -> OutputError:
@@ -204,12 +211,13 @@ def _signature(path: Path) -> tuple[Any, ...]:
 
 def listing(folder: Path) -> list[Path]:
     """Checkpoints in a folder, oldest first, verified or not."""
-    return sorted(folder.glob("step-*"), key=lambda path: (step_of(path), not path.name.endswith(REPLACED), path.name))
+    found = [path for path in folder.glob("step-*") if step_of(path) >= 0]
+    return sorted(found, key=lambda path: (step_of(path), not path.name.endswith(REPLACED), path.name))
 
 
 def step_of(path: Path) -> int:
-    """The step in a checkpoint's name; -1 where there is none."""
-    found = re.fullmatch(rf"step-(\d+)(?:{re.escape(REPLACED)})?", path.name)
+    """The step in a checkpoint's name, as `save` writes it; -1 where there is none."""
+    found = re.fullmatch(rf"step-(\d{{8,}})(?:{re.escape(REPLACED)})?", path.name)
     return int(found[1]) if found else -1
 
 

@@ -57,7 +57,7 @@ def config_of(found: Checkpoint) -> RunConfig:
 
 def run_folder_of(path: Path) -> Path:
     """The run folder that `--resume PATH` means when there is no `--out`."""
-    if checkpoint.step_of(path) < 0:
+    if checkpoint.step_of(path) < 0 and not (path / checkpoint.MANIFEST).is_file():
         return path
     if path.absolute().parent.name == "checkpoints":
         return path.parent.parent

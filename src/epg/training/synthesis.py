@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from epg import files
 from epg.config import parse
 from epg.errors import ArtefactError, UserError
 from epg.training import checkpoint, export
@@ -48,5 +49,6 @@ def synthesise(run: Path, sigma_rel: float, out: Path) -> list[tuple[int, float,
                 combined[name] = combined.get(name, 0) + weight * tensor.double()
     types = {name: tensor.dtype for name, tensor in newest.tensors(f"power-{widths[0]}").items()}
     made = {name: tensor.to(types[name]) for name, tensor in combined.items()}
-    export.write(out, newest.step, {f"power-{sigma_rel}": made}, newest.state)
+    with files.replacing_folder(out, export.foreign) as folder:
+        export.fill(folder, newest.step, {f"power-{sigma_rel}": made}, newest.state)
     return [(one.step, width, weight) for (one, width), weight in zip(snapshots, weights, strict=True)]

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from epg.config import RunConfig
 from epg.distributed import rank
 from epg.errors import UserError
+from epg.files import replace_text
 
 Numbers = dict[str, float]
 
@@ -41,7 +42,7 @@ class JSONLTracker:
             lines = self.file.read_text().splitlines()
             kept = [line for line in lines if _step_of(line) <= resumed_at]
             if len(kept) < len(lines) or not self.file.read_text().endswith("\n"):
-                _replace(self.file, "".join(line + "\n" for line in kept))
+                replace_text(self.file, "".join(line + "\n" for line in kept))
         self.stream: IO[str] = self.file.open("a", buffering=1)
 
     def log(self, step: int, numbers: Numbers) -> None:
@@ -52,16 +53,6 @@ class JSONLTracker:
 
     def close(self) -> None:
         self.stream.close()
-
-
-def _replace(file: Path, text: str) -> None:
-    """Another content for a file, at once: a crash leaves the old one or the new one."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
 
 
 def _step_of(line: str) -> float:

@@ -1,4 +1,4 @@
-"""`epg verify`: is everything in a run folder, or in one checkpoint, intact?"""
+"""`epg verify`: is everything in a run folder, a checkpoint, an export or a pipeline folder intact?"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,14 +6,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from epg.errors import ArtefactError
+from epg import files
+from epg.errors import ArtefactError, UserError
+from epg.pipeline import folder as pipeline
 from epg.training import checkpoint, export
 from epg.training.artefact import pickle_hint
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One checkpoint or export; `problem` is empty where it is intact."""
+    """One checkpoint, export or pipeline; `problem` is empty where it is intact."""
 
     path: Path
     step: int
@@ -23,12 +25,14 @@ class Finding:
 
 
 def check(path: Path) -> list[Finding]:
-    """Everything in a run folder, or the checkpoint or export itself, each read to the last byte.
+    """Everything in a run folder, or the checkpoint, export or pipeline itself, each read to the last byte.
 
     Raises ArtefactError where there is nothing to check.
     """
     if checkpoint.step_of(path) >= 0 or (path / checkpoint.MANIFEST).is_file():
         return [_check_checkpoint(path)]
+    if pipeline.is_pipeline(path):
+        return [_check_pipeline(path)]
     if export.is_export(path):
         return [_check_export(path)]
     findings = [_check_checkpoint(p) for p in checkpoint.listing(path / "checkpoints")]
@@ -39,18 +43,29 @@ def check(path: Path) -> list[Finding]:
     return findings
 
 
+def reseal(path: Path) -> None:
+    """Accepts an export or a pipeline folder as it is now, and says what that changes. Raises ArtefactError."""
+    if not (pipeline.is_pipeline(path) or export.is_export(path)):
+        raise UserError(f"--reseal {path}: for an export or a pipeline folder; checkpoints are never changed by hand")
+    print("\n".join(finding.problem for finding in check(path) if finding.problem) or f"{path}: as it was sealed")
+    with files.explained(path):
+        pipeline.reseal(path) if pipeline.is_pipeline(path) else export.reseal(path)
+    print(f"{path}: sealed as it is now")
+
+
 def verify(path: Path) -> None:
     """Prints a table. Raises ArtefactError if anything is damaged."""
     findings = check(path)
     table = Table("what", "step", "MB", "state", box=None)
     for finding in findings:
-        state = "[red]damaged[/red]" if finding.problem else "intact"
-        table.add_row(finding.path.name, str(finding.step), f"{finding.size / 1e6:.1f}", state)
+        state = f"[red]{_state(finding.problem)}[/red]" if finding.problem else "intact"
+        step = str(finding.step) if finding.step >= 0 else ""
+        table.add_row(finding.path.name, step, f"{finding.size / 1e6:.1f}", state)
     Console().print(table)
     damaged = [finding for finding in findings if finding.problem]
     if damaged:
         problems = "\n".join(f"  {finding.problem}" for finding in damaged)
-        raise ArtefactError(f"{path}: {len(damaged)} of {len(findings)} damaged\n{problems}")
+        raise ArtefactError(f"{path}: {len(damaged)} of {len(findings)} not intact\n{problems}")
 
 
 def _check_checkpoint(path: Path) -> Finding:
@@ -63,6 +78,19 @@ def _check_checkpoint(path: Path) -> Finding:
     except ArtefactError as error:
         problem = str(error)
     return Finding(path, step, _size(path), problem)
+
+
+def _state(problem: str) -> str:
+    return "changed by hand" if "changed by hand" in problem else "damaged"
+
+
+def _check_pipeline(path: Path) -> Finding:
+    problem = ""
+    try:
+        pipeline.check(path)
+    except ArtefactError as error:
+        problem = str(error)
+    return Finding(path, -1, _size(path), problem)
 
 
 def _check_export(path: Path) -> Finding:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from epg import files
 from epg.errors import DivergedError, InterruptedRunError, OutputError
-from epg.training import artefact, checkpoint, export, fsops
+from epg.training import artefact, checkpoint, export
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 RETRIES = 3
@@ -75,7 +76,7 @@ class CheckpointWriter:
     @property
     def progress(self) -> int:
         """Grows as long as a write gets on."""
-        return fsops.done
+        return files.done
 
     def submit(self, step: int, tensors: Groups, state: Mapping[str, Any]) -> None:
         """Copies the tensors, then writes the copies in the background. Waits for the write under way first."""

@@ -5,7 +5,6 @@ of one data set, and carry the extractor's name so that nobody takes them for FI
 """
 
 import contextlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from epg.evaluation.classifier import Classifier, Judge, train_classifier
 from epg.evaluation.extractors.base import FEATURES, LOGITS, Extractor
 from epg.evaluation.extractors.weights import cache_folder
 from epg.evaluation.sources import Progress
+from epg.files import replacing
 from epg.randomness import permutation
 from epg.training.artefact import digest_of, match, read_tensors, write_tensors
 
@@ -99,10 +99,9 @@ def _cached_or_trained(
     judge = _train(dataset, held_out, seed, on_progress)
     with contextlib.suppress(OSError):  # without a cache it is trained every time
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         accuracy = torch.tensor(judge.held_out_accuracy, dtype=torch.float64)
-        write_tensors(temporary, {**judge.network.state_dict(), "held_out_accuracy": accuracy})
-        os.replace(temporary, file)
+        with replacing(file) as temporary:
+            write_tensors(temporary, {**judge.network.state_dict(), "held_out_accuracy": accuracy})
     return judge
 
 
