@@ -28,7 +28,7 @@ NAMES = (
     "step-best/model.safetensors",
     "step-5/model.safetensors",
     "checkpoints/step-best/notes.txt",
-    "checkpoints/step-00000001/cat.png",
+    "checkpoints/step-1/cat.png",
     "checkpoints/step-00000002-copy/model.safetensors",
     "checkpoints/.step-00000003.tmp/mine.txt",
     "evaluations/step-notes.json",
@@ -70,7 +70,7 @@ TRAIN = ["finetune", "{in}/recipe.yaml", "--from-scratch", "--out", "{out}"]
 VERBS: dict[str, list[str]] = {
     "train": TRAIN,
     "sample": ["sample", "{in}/diffusion", "--out", "{out}", "--count", "3", "--device", "cpu"],
-    "prepare": ["prepare", "{in}/photos", "--out", "{out}", "--image-size", "16", "--workers", "0"],
+    "prepare": ["prepare", "{in}/photos", "{out}", "--image-size", "16", "--workers", "0"],
     "ema": ["ema", "{in}/power", "--sigma-rel", "0.08", "--out", "{out}"],
     "pipeline": ["convert", "{in}/diffusion", "--out", "{out}", "--no-samples", "--device", "cpu"],
     "weights": ["convert", "{in}/diffusion", "--to", "weights", "--out", "{out}", "--no-samples", "--device", "cpu"],

@@ -147,9 +147,10 @@ def locked(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
     """One process per folder and part. Raises RunLockedError naming the one that works on it."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; choose a folder")
-    foreign = folder.is_dir() and any(not LOCK_FILE.fullmatch(path.name) for path in folder.iterdir())
+    inside = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    foreign = [name for name in inside if not LOCK_FILE.fullmatch(name)]
     if foreign and not (folder / SHARDS).is_dir():
-        raise UserError(f"{folder}: holds other files; choose a new or an empty folder")
+        raise UserError(f"{folder}: holds other files ({foreign[0]}); choose a new or an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder / f"prepare-{shard[0]}-of-{shard[1]}.lock", str(folder)):
         if shard == (1, 1):  # nobody else works on it

@@ -138,6 +138,8 @@ def strange(folder: Path) -> str:
 
 def foreign(folder: Path) -> str:
     """Why a folder is not, all of it, an export as it was written; "" where it is (`files.replacing_folder`)."""
+    if not (folder / CONFIG).is_file():
+        return f"holds {min(path.name for path in folder.iterdir())}, which is not ours"
     try:
         content, _ = read_json(folder / CONFIG)
         seal.check_settings(content, folder / CONFIG)
