@@ -245,6 +245,9 @@ class SamplingConfig(Section):
 class EvaluationConfig(Section):
     every: int = 0
     """Steps between evaluations while training, each with a checkpoint, the last step included; 0 is never."""
+    linear_every: int = 0
+    """Steps between comparisons of a diffusion model's denoising error with the best linear denoiser's, on 512 held-out
+    images: `linear/<noise level>` in the log, below 1 is better. The last step included; 0 is never."""
     count: int = 1000
     """Samples drawn for each; images that an encoder of stage 1 is probed with."""
     features: list[str] = []

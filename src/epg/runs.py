@@ -28,7 +28,7 @@ from epg.training import export
 from epg.training.checkpoint import listing
 from epg.training.handover import EncoderWeights, hand_over, read_encoder, report
 from epg.training.lock import locked
-from epg.training.loop import Trainer
+from epg.training.loop import Judge, Trainer
 from epg.training.parallel import refuse_uneven_processes
 from epg.training.resume import Start, config_of, continued, describe, run_folder_of, starting_point
 from epg.training.signals import interruptible
@@ -146,7 +146,8 @@ def prepare_run(
 
         step = 0 if start is None else start.checkpoint.step
         evaluation = open_evaluation(config, objective, dataset, folder, step, encoder or handed_over(folder))
-    trainer = Trainer(objective, dataset, config, folder, preview_for(config, objective, dataset), start, evaluation)
+    preview, judge = preview_for(config, objective, dataset), judge_for(config, objective, dataset)
+    trainer = Trainer(objective, dataset, config, folder, preview, start, evaluation, judge)
     return Run(config, folder, dataset, trainer)
 
 
@@ -230,6 +231,18 @@ def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset):
             save_grid(images, file)
 
     return draw
+
+
+def judge_for(config: RunConfig, objective: Objective, dataset: ImageDataset) -> Judge | None:
+    """Compares the denoiser of a diffusion model with the best linear one. Raises UserError without held-out images."""
+    if not (config.evaluation.linear_every and isinstance(objective, Diffusion)):
+        return None
+    from epg.evaluation.linear import linear_judge
+    from epg.evaluation.splits import held_out_of
+
+    with failing_together():
+        judge = linear_judge(dataset, held_out_of(config.data), config, objective.normalizer)
+    return lambda: judge(objective.denoiser)
 
 
 def train(

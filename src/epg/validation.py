@@ -55,6 +55,7 @@ def problems(config: RunConfig) -> Iterator[str]:
         ("optimizer.warmup-steps", config.optimizer.warmup_steps, 0),
         ("sampling.steps", config.sampling.steps, 2),
         ("evaluation.every", config.evaluation.every, 0),
+        ("evaluation.linear-every", config.evaluation.linear_every, 0),
         ("evaluation.count", config.evaluation.count, 20),
     ]:
         if value < low:

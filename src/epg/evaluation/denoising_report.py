@@ -11,6 +11,7 @@ from rich.table import Table
 from epg.errors import UserError
 from epg.evaluation.bench import reporting
 from epg.evaluation.denoising import LEVELS, Level, compare, levels_between, squared_errors
+from epg.evaluation.linear import MEAN, PREFIX, linear_judge
 from epg.evaluation.output import analysis_folder, new_figure, save_figure, write_json
 from epg.evaluation.splits import training_and_held_out
 from epg.evaluation.subjects import some_of
@@ -43,7 +44,8 @@ def run_denoising(
         raise UserError(f"--count {count}: must be at least 2")
     model = load(path, ema=ema, device=pick_device(device))
     grid = levels_between(model, levels)
-    sets = training_and_held_out(read(path, ema).config.data, held_out)
+    config = read(path, ema).config
+    sets = training_and_held_out(config.data, held_out)
     sources = [some_of(s, name, count) for s, name in zip(sets, ("train", "held out"), strict=True)]
     total = sum(source.count for source in sources)
     with reporting("denoising") as report:
@@ -51,13 +53,15 @@ def run_denoising(
         before = sources[0].count
         second = squared_errors(model, sources[1], grid, "held out", seed, lambda done: report(before + done, total))
     results = compare(grid, first, second)
+    against_linear = linear_judge(*sets, config, model.normalizer)(model.denoiser)
     out = out or analysis_folder(path)
     settings = {"model": path.resolve().name, "ema": ema, "seed": seed, "counts": [source.count for source in sources]}
     shown = [{**asdict(r), "gap": r.gap, "z": r.z} for r in results]
-    write_json({**settings, "levels": shown}, out / "denoising.json")
+    write_json({**settings, "levels": shown, "linear": against_linear}, out / "denoising.json")
     save_figure(draw(results), out / "denoising.png")
     Console().print(table(results))
     print(verdict(results))
+    print(linear_line(against_linear))
     print(f"numbers in {out / 'denoising.json'}, figure in {out / 'denoising.png'}")
     return results
 
@@ -72,6 +76,12 @@ def verdict(results: Sequence[Level]) -> str:
         f"training images are denoised better at {len(worse)} of {len(results)} levels, with an error smaller by up to "
         f"{widest.gap:.0%} at {widest.level:.3g}: the model knows them there"
     )
+
+
+def linear_line(ratios: dict[str, float]) -> str:
+    """Errors on held-out images relative to the best linear denoiser's."""
+    levels = ", ".join(f"{value:.3f} at {name.removeprefix(PREFIX)}" for name, value in ratios.items() if name != MEAN)
+    return f"held-out error / that of the best linear denoiser: {levels}; geometric mean {ratios[MEAN]:.3f}"
 
 
 def table(results: Sequence[Level]) -> Table:

@@ -21,19 +21,23 @@ def training_and_held_out(data: DataConfig, held_out: str | None = None) -> tupl
 
     Raises UserError where there are none.
     """
-    train = open_training_data(data)
+    return open_training_data(data), held_out_of(data, held_out)
+
+
+def held_out_of(data: DataConfig, held_out: str | None = None) -> ImageDataset:
+    """The held-out images of `training_and_held_out`."""
     complete = data.model_copy(update={"per_class": None, "fraction": 1.0, "balanced": False})
     if held_out is not None:
         other = complete.model_copy(update={"source": held_out, "image_column": None, "label_column": None})
-        return train, _test_split(other) or open_training_data(other)
+        return _test_split(other) or open_training_data(other)
     left = _left_out(complete, data)
     parts = [part for part in (_test_split(complete), left) if part is not None]
     if not parts:
         raise UserError(
             f"--held-out: {data.source} has no test split, and all of it was trained on. Name real images of the same "
-            "kind that the model has never seen."
+            "kind that the model has never seen (or train with --data.fraction 0.8, which keeps a fifth)."
         )
-    return train, parts[0] if len(parts) == 1 else JoinedDataset(parts)
+    return parts[0] if len(parts) == 1 else JoinedDataset(parts)
 
 
 def _test_split(data: DataConfig) -> ImageDataset | None:

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -33,6 +33,10 @@ from epg.training.writer import CheckpointWriter
 WRITE_POLL = 0.2  # seconds between questions whether the checkpoint before is written
 Preview = Callable[[Path], None]
 """Draws a sample grid with the network's present weights into a PNG file."""
+
+
+Judge = Callable[[], dict[str, float]]
+"""Numbers of the network's present weights that are cheap enough for the log."""
 
 
 class Evaluation(Protocol):
@@ -76,9 +80,10 @@ class Trainer:
         preview: Preview | None = None,
         start: Start | None = None,
         evaluation: Evaluation | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.config, self.dataset, self.folder, self.start = config, dataset, folder, start
-        self.preview, self.evaluation = preview, evaluation
+        self.preview, self.evaluation, self.judge = preview, evaluation, judge
         self.fingerprint = dataset.fingerprint()
         refuse_uneven_processes(config, world_size())
         require_trackers(config)
@@ -135,7 +140,7 @@ class Trainer:
                 result = self.train_step(micro_batches)
                 reporter.add(self.step - 1, result.losses, waited)
                 trackers.advance(self.step)
-                log = self.step % training.log_every == 0 or self.step == training.steps
+                log = self.step % training.log_every == 0 or self.step == training.steps or self._judged()
                 if log:
                     damaged = {"damaged": len(loader.damaged)} if loader.damaged else {}
                     numbers = {**damaged, **self._numbers(result, micro_batches[0])}
@@ -222,7 +227,24 @@ class Trainer:
         with self._autocast():
             diagnostics = self.objective.diagnostics(batch.to(self.device), self.step - 1)
         schedules = self.objective.schedule_numbers(self.step - 1)
-        return {"lr": result.lr, "skipped": self.skips.total, **schedules, **diagnostics}
+        judgement: dict[str, float] = {}
+        if self.judge is not None and self._judged():
+            with self._averaged():
+                judgement = self.judge()
+        return {"lr": result.lr, "skipped": self.skips.total, **schedules, **diagnostics, **judgement}
+
+    def _judged(self) -> bool:
+        """Whether the log line of this step has the judge's numbers."""
+        every = self.config.evaluation.linear_every
+        return self.judge is not None and (self.step % every == 0 or self.step == self.config.training.steps)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The network as it will be used inside the `with`: averaged weights, no dropout."""
+        self.objective.eval()
+        with self.ema.applied():
+            yield
+        self.objective.train()
 
     def _after_step(self, trackers: Trackers) -> None:
         training, last = self.config.training, self.step == self.config.training.steps
@@ -256,23 +278,19 @@ class Trainer:
             if self.stop_signal:
                 self._stop()
 
-        self.objective.eval()
-        with self.ema.applied():
+        with self._averaged():
             numbers = self.evaluation(self.step, between, self.writer.settled)
-        self.objective.train()
         trackers.evaluated(self.step, numbers)
 
     def _draw_preview(self, trackers: Trackers) -> None:
         """Every process draws, as sharded weights need them all; the first one writes."""
         assert self.preview is not None
         file = self.folder / "previews" / f"step-{self.step:08d}.png"
-        self.objective.eval()
-        with self.ema.applied():
+        with self._averaged():
             try:
                 self.preview(file)
             except OSError as error:  # of the first process alone, which writes
                 warnings.warn(f"{file}: no preview ({error.strerror}); training goes on", stacklevel=2)
-        self.objective.train()
         if file.exists():
             trackers.picture(self.step, file)
 
