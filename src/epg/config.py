@@ -251,8 +251,8 @@ class EvaluationConfig(Section):
     count: int = 1000
     """Samples drawn for each; images that an encoder of stage 1 is probed with."""
     features: list[str] = []
-    """inception, classifier, encoder=RUN as for `epg evaluate`; none takes a classifier of the labels, or without
-    labels the pre-trained encoder."""
+    """inception, efficientnet, classifier, encoder=RUN as for `epg evaluate`; none takes a classifier of the labels, or
+    without labels the pre-trained encoder."""
     reference: str | None = None
     """A data set, a folder made by `epg reference`, or an .npz of ADM's; none is the training images."""
     metrics: list[str] = []

@@ -29,7 +29,8 @@ class Evaluate(Drawing):
     """fid, sfid, is (Inception score), fd (Frechet distance of other features), pr (precision and recall), dc (density
     and coverage), kid, mmd, accuracy (recognised classes); the usual ones of --features if not given."""
     features: tuple[str, ...] = ()
-    """inception, classifier (trained on the labelled reference), encoder=RUN, dinov2, clip (both also with =FOLDER);
+    """inception, efficientnet (extra eval-offline), classifier (trained on the labelled reference), encoder=RUN,
+    dinov2, clip (both also with =FOLDER);
     what needs no download if not given."""
     inception: Path | None = None
     """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""

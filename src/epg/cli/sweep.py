@@ -40,7 +40,7 @@ class Sweep:
     metrics: tuple[Metric, ...] = ()
     """What is computed, as for `epg evaluate`."""
     features: tuple[str, ...] = ()
-    """inception, classifier, encoder=RUN, as for `epg evaluate`."""
+    """inception, efficientnet, classifier, encoder=RUN, as for `epg evaluate`."""
     inception: Path | None = None
     """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""
     reference: str | None = None

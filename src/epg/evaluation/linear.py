@@ -62,7 +62,7 @@ class LinearJudge:
             part = range(start, min(start + BLOCK, len(self.images)))
             images = self.normalizer.encode(self.images[part.start : part.stop].to(device))
             labels = self.labels[part.start : part.stop].to(device) if conditional else None
-            noise = noise_of(part, tuple(images.shape[1:]), "linear", 0).to(device)
+            noise = noise_of(part, (images.shape[1], *images.shape[2:4]), "linear", 0).to(device)
             for i, level in enumerate(LEVELS):
                 t = images.new_full((len(images),), self.shift * level)
                 noisy = at_levels(images, t, noise)

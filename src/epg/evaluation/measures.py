@@ -23,6 +23,7 @@ DEFAULTS = {
     "clip": ("mmd",),
 }
 OTHERWISE = ("fd", "pr")
+DISTANCES = {"dinov2": "FD-DINOv2", "efficientnet": "FD-EfficientNet"}  # Frechet distances that have a name
 
 Features = NDArray[np.float32]
 Numbers = dict[str, Number]
@@ -102,7 +103,7 @@ def frechet(features: Features, reference: Moments) -> tuple[float, float | None
 def _frechet_of(output: str, key: str, name: str) -> Callable[[Evidence], Numbers]:
     def compute(e: Evidence) -> Numbers:
         value, error = frechet(e.outputs[output], e.reference.moments[output])
-        label = name if e.extractor == "inception" else "FD-DINOv2" if e.extractor == "dinov2" else e.label(name)
+        label = name if e.extractor == "inception" else DISTANCES.get(e.extractor, e.label(name))
         number = Number(name=label, value=value, error=error, error_from=JACKKNIFE, better="lower")
         return {e.key(key): number}
 

@@ -14,7 +14,7 @@ from epg.evaluation.sources import Progress
 __all__ = ["FEATURES", "IN_DOMAIN", "LOGITS", "SPATIAL", "Choice", "Extractor", "choices", "open_extractor"]
 
 IN_DOMAIN = ("classifier", "encoder")
-NAMES = ("inception", "classifier", "encoder=RUN", "dinov2", "clip")
+NAMES = ("inception", "efficientnet", "classifier", "encoder=RUN", "dinov2", "clip")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,10 @@ def open_extractor(
 
             assert choice.path is not None
             return encoder(choice.path, ema=ema, device=device)
+        case "efficientnet":
+            from epg.evaluation.extractors.efficientnet import efficientnet
+
+            return efficientnet(choice.path, device)
         case "dinov2" | "clip":
             from epg.evaluation.extractors import pretrained
 

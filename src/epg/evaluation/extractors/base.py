@@ -16,7 +16,7 @@ class Extractor:
     """A network that turns uint8 images (N, C, H, W) into float32 features on the CPU."""
 
     name: str
-    """inception, dinov2, clip, classifier or encoder: numbers of different extractors never compare."""
+    """inception, efficientnet, dinov2, clip, classifier or encoder: numbers of different extractors never compare."""
     sha256: str
     """Of the weights: numbers of other weights do not compare either."""
     preprocessing: str
