@@ -58,6 +58,14 @@ class Spectrum(nn.Module):
         rows = self.rows(labels, sigma.device)
         return sigma * self._shrinkage(sigma, rows).mean((1, 2, 3)).sqrt()
 
+    def sample(self, unit: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images (N, C, H, W) of the Gaussian of each label, from standard normal numbers of that shape."""
+        rows = self.rows(labels, unit.device)
+        along = self.variance.to(unit.device)[rows].sqrt() * unit
+        with full_float32(unit.device):
+            coloured = (self.directions.to(unit.device)[rows] * along[:, None]).sum(2)
+            return inverse_dct(self.mean.to(unit.device)[rows] + coloured)
+
     def rows(self, labels: Tensor | None, device: torch.device) -> Tensor:
         """Which Gaussian each label takes (N,); without labels the last one, (1,)."""
         if labels is None or self.gaussians == 1:

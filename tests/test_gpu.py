@@ -1,0 +1,154 @@
+"""On an NVIDIA GPU: what is computed there is what is computed on the CPU."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from epg.distributed import all_gather, all_reduce_sum
+from epg.networks.build import build_rcm
+from epg.objectives.base import Objective
+from epg.objectives.consistency import Consistency
+from epg.objectives.diffusion import Diffusion
+from epg.objectives.pretraining import Pretraining
+from epg.runs import open_training_data, train
+from epg.training import checkpoint
+from epg.training.parallel import transformer_blocks
+from epg.training.spectra import measure
+from tests.generators import tiny_generator
+from tests.helpers import random_batch, randomize, relative, tiny_config, tiny_epg
+from tests.training.test_loop import tensors, tiny
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+N = 32
+OBJECTIVES = ("pretraining", "diffusion", "spectral", "consistency")
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.03}
+
+
+def wide(stage: str, **changes: object):  # type: ignore[no-untyped-def]
+    """Large enough that half precision is not mostly noise, and that fused attention takes its heads."""
+    model = {"encoder": {"depth": 2, "width": 64, "heads": 2}, "decoder": {"width": 64, "heads": 2}}
+    return tiny_config(stage, model=model, training={"batch_size": N}, **changes)
+
+
+def objective_of(kind: str) -> Objective:
+    """An objective with weights that are the same wherever it is made."""
+    if kind == "pretraining":
+        config = wide("pretraining")
+        rcm = build_rcm(config.model, config.data)
+        for parameter in rcm.parameters():
+            torch.nn.init.zeros_(parameter)
+        randomize(rcm, std=0.1)
+        return Pretraining(rcm, config)
+    if kind == "consistency":
+        config = wide("consistency", objective={"dropout": 0.0})
+        return Consistency(tiny_epg(config), config, tiny_epg(config, seed=1).encoder)
+    spectral = {"parameterization": "spectral", "mean": 0.0, "std": 1.4}
+    config = wide("diffusion", objective=spectral if kind == "spectral" else {})
+    objective = Diffusion(tiny_epg(config), config)
+    if objective.network.spectrum is not None:
+        measure(objective.network.spectrum, open_training_data(config.data), config, objective.normalizer)
+    return objective
+
+
+def outcome(objective: Objective, device: str, precision: str = "fp32") -> tuple[Tensor, Tensor]:
+    """Loss and gradient of one batch, on the CPU."""
+    objective = objective.to(device).train()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    with torch.autocast(device, dtype, enabled=precision != "fp32"):
+        loss = objective(random_batch(wide("diffusion")).to(device), 3)["loss"]
+    scale = 1024.0 if precision == "fp16" else 1.0
+    (loss * scale).backward()
+    gradients = [p.grad.flatten() / scale for p in objective.parameters() if p.grad is not None]
+    return loss.detach().cpu(), torch.cat(gradients).cpu()
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_loss_and_gradient_equal_the_cpus(kind: str) -> None:
+    expected = outcome(objective_of(kind), "cpu")
+    for precision, tolerance in TOLERANCE.items():
+        loss, gradient = outcome(objective_of(kind), "cuda", precision)
+        assert relative(loss, expected[0]) < tolerance, precision
+        assert relative(gradient, expected[1]) < 3 * tolerance, precision
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "spectral"])
+def test_compiled_blocks_change_nothing(kind: str) -> None:
+    plain = outcome(objective_of(kind), "cuda")
+    objective = objective_of(kind)
+    for block in transformer_blocks(objective):
+        block.compile()
+    loss, gradient = outcome(objective, "cuda")
+    assert relative(loss, plain[0]) < 1e-4
+    assert relative(gradient, plain[1]) < 1e-3
+
+
+def test_the_linear_part_keeps_float32_under_tf32_and_autocast() -> None:
+    spectrum = objective_of("spectral").network.spectrum
+    x, sigma, labels = torch.randn(8, 1, 8, 8) * 80, torch.full((8,), 80.0), torch.arange(8) % 3
+    expected = spectrum(x, sigma, labels)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with torch.autocast("cuda", torch.bfloat16):
+            found = spectrum.to("cuda")(x.cuda(), sigma.cuda(), labels.cuda())
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert relative(found.cpu(), expected) < 1e-5
+
+
+def test_ddp_over_nccl_with_one_process(free_port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
+    expected = outcome(objective_of("diffusion"), "cuda")
+    dist.init_process_group("nccl", rank=0, world_size=1)
+    try:
+        x = torch.arange(6.0, device="cuda")
+        assert torch.equal(all_gather(x), x)
+        assert torch.equal(all_reduce_sum(x), x)
+        objective = objective_of("diffusion").to("cuda")
+        wrapped = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+        wrapped(random_batch(wide("diffusion")).to("cuda"), 3)["loss"].backward()
+        gradient = torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]).cpu()
+    finally:
+        dist.destroy_process_group()
+    assert relative(gradient, expected[1]) < 1e-5
+
+
+@pytest.mark.parametrize("sampler", ["heun", "euler_ancestral"])
+def test_samples_equal_the_cpus(sampler: str) -> None:
+    labels = torch.arange(6) % 3
+    pictures = []
+    for device in ("cpu", "cuda"):
+        model = tiny_generator(sampling={"sampler": sampler, "steps": 8, "guidance": 2.0})
+        model.to(device)
+        pictures.append(model.sample(labels, seed=5))
+    apart = (pictures[0].int() - pictures[1].int()).abs()
+    assert int(apart.max()) <= 2
+    assert float((apart > 0).float().mean()) < 0.02
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    changes = {
+        "objective": {"parameterization": "spectral"},
+        "optimizer": {"kind": "muon"},
+        "model": {"stem": 4},
+        "training": {"device": "cuda", "precision": "bf16", "trackers": []},
+    }
+    config = tiny("diffusion", **changes)
+    train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    shutil.rmtree(checkpoint.listing(tmp_path / "part" / "checkpoints")[-1])
+    train(config, tmp_path / "part")
+    whole, part = tensors(tmp_path / "whole"), tensors(tmp_path / "part")
+    assert whole.keys() == part.keys()
+    weights = [name for name in whole if name.startswith("ema")]
+    assert all(torch.allclose(whole[name].float(), part[name].float(), atol=1e-2) for name in weights)

@@ -1,0 +1,65 @@
+"""benchmarks/ten_minutes.py on the CPU with a network of milliseconds."""
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+FILE = Path(__file__).parent.parent / "benchmarks" / "ten_minutes.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ten_minutes", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ten_minutes"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of blobs, a train and a test split."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 12)):
+        for i in range(count):
+            small = random.integers(256, size=(4, 4, 3), dtype=np.uint8)
+            small[..., i % 2] //= 4
+            file = folder / split / "ab"[i % 2] / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(small).resize((32, 32), Image.Resampling.BICUBIC).save(file)
+    return folder
+
+
+def test_it_plans_trains_judges_and_ends_in_time(
+    benchmark: ModuleType, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = time.monotonic()
+    options = ["--tiny", "--device", "cpu", "--samples", "8", "--seconds", "30", "--out", str(tmp_path)]
+    benchmark.main(["--data", str(data), "--arms", "pretrained", "scratch", *options, "--optimizer.kind", "adamw"])
+    assert time.monotonic() - begun < 60
+    found = json.loads((tmp_path / "ten_minutes.json").read_text())
+    assert list(found["arms"]) == ["pretrained", "scratch"]
+    for arm, stages in (("pretrained", ["pretraining", "diffusion"]), ("scratch", ["diffusion"])):
+        results = found["arms"][arm]
+        assert [stage["stage"] for stage in results["stages"]] == stages
+        assert all(stage["steps"] >= 10 for stage in results["stages"])
+        assert results["guidance 1"]["fd_efficientnet"] > 0
+        assert set(results["stages"][-1]["linear"][-1]) >= {"step", "0.1", "10", "mean"}
+    assert found["real"]["fd_efficientnet"] > 0
+    assert found["gaussian"]["fd_efficientnet"] > 0
+    pictures = {
+        "gaussian",
+        *(f"{arm}-{kind}" for arm in found["arms"] for kind in ("guidance-1", "guidance-2", "nearest")),
+    }
+    assert {file.stem for file in tmp_path.glob("*.png")} == pictures
+    assert "FD-EfficientNet" in capsys.readouterr().out
