@@ -44,14 +44,21 @@ def kill_inside_a_write(folder: Path, at: int) -> None:
 
 
 def act(
-    folder: Path, what: str, moment: str, step: int = 0, ranks: tuple[int, ...] = (0,), seconds: float = 3600
+    folder: Path,
+    what: str,
+    moment: str,
+    step: int = 0,
+    ranks: tuple[int, ...] = (0,),
+    seconds: float = 3600,
+    until: int = 10**9,
 ) -> None:
     """Does something once (a file remembers it) in these ranks, at a moment of step `step` (counted from 0).
 
     what: the name of a signal for the own process, `exception`, `exit` (code 0), `sleep`,
     `gil` (sleep without giving others the interpreter), or `crash`.
     moment: `startup` (before the data is opened), `step` (between forward and backward pass), `micro` (before the
-    second micro-batch), `boundary` (before step `step`), `preview`, or `save` (inside a write).
+    second micro-batch), `boundary` (before step `step`), `preview` (of steps `step` to `until` - 1), or `save` (inside
+    a write).
     """
 
     def now() -> None:
@@ -73,10 +80,10 @@ def act(
         else:
             raise RuntimeError("an exception for a test")
 
-    _at(moment, step, now)
+    _at(moment, step, now, until)
 
 
-def _at(moment: str, step: int, now: Callable[[], None]) -> None:
+def _at(moment: str, step: int, now: Callable[[], None], until: int) -> None:
     """Calls `now` at that moment."""
     if moment == "startup":
         from epg import runs
@@ -104,7 +111,7 @@ def _at(moment: str, step: int, now: Callable[[], None]) -> None:
         original_draw = Trainer._draw_preview
 
         def draw(self: Trainer, trackers: Any) -> None:
-            if self.step >= step:
+            if step <= self.step < until:
                 now()
             original_draw(self, trackers)
 
@@ -142,6 +149,20 @@ def slow_disk(folder: Path, seconds: float, hang_at: int = -1) -> None:
         return action()
 
     files.hook = hook
+
+
+def slow_samples(folder: Path, seconds: float) -> None:
+    """Every pass of the network takes so long when it is judged, and not when it is trained."""
+    from epg.networks import EPG
+
+    original = EPG.forward
+
+    def forward(self: EPG, *inputs: Any, **more: Any) -> Any:
+        if not self.training:
+            time.sleep(seconds)
+        return original(self, *inputs, **more)
+
+    EPG.forward = forward  # type: ignore[method-assign]
 
 
 def spoil_average(folder: Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""R8: SIGTERM, SIGINT, SIGUSR1 at any moment, to all processes or to one, once or twice."""
+"""R8: SIGTERM, SIGINT, SIGUSR1, SIGHUP at any moment, to all processes or to one, once or twice."""
 
 import random
 import signal
@@ -11,7 +11,7 @@ from epg.training import checkpoint
 from tests.reliability.chains import state_hash
 from tests.reliability.driver import Driver, run_config
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 MOMENTS = ("step", "save", "preview", "startup")
 QUICK, AT_ONCE = 10.0, 1.0  # seconds to end after the first signal, and after a second one
 STEPS = 12

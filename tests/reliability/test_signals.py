@@ -24,7 +24,7 @@ CASES = [*((moment, 1, [0]) for moment in signals.MOMENTS), ("step", 2, [1]), ("
 def test_a_signal_in_the_middle_of(
     moment: str, processes: int, ranks: list[int], driver: Driver, tmp_path: Path, wanted: dict[int, str]
 ) -> None:
-    number = signals.NUMBERS[signals.MOMENTS.index(moment) % 3]
+    number = signals.NUMBERS[signals.MOMENTS.index(moment) % len(signals.NUMBERS)]
     arguments = (driver, tmp_path / "run", "diffusion", processes, moment, number, ranks, wanted[processes])
     assert signals.at_a_moment(*arguments) == ""
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,66 @@ def test_control_a_disk_that_hangs_is_a_hang(driver: Driver, tmp_path: Path) -> 
     job = driver.train(tmp_path / "run", config(1.5), slow_disk={"seconds": 0.0, "hang_at": 10})
     assert job.codes == [71]
     assert "watchdog: rank 0 completed no step" in job.said
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_evaluation_that_waits_for_a_slow_write_is_no_hang(processes: int, driver: Driver, tmp_path: Path) -> None:
+    changes = {"evaluation": {"every": 8, "count": 20}}
+    training = {"batch_size": 32, "checkpoint_every": 99, "timeout": 1.5}
+    settings = run_config("pretraining", 8, training=training, **changes)
+    job = driver.train(tmp_path / "run", settings, processes=processes, slow_disk={"seconds": 0.1})
+    assert set(job.codes) == {0}, job.said
+    assert "evaluation of step 8" in job.said
+    assert (tmp_path / "run" / "best.json").is_file()
+
+
+def slow_preview(timeout: float, every: int) -> object:
+    training = {"batch_size": 32, "checkpoint_every": 99, "preview_every": every, "timeout": timeout}
+    return run_config("diffusion", 8, training=training, sampling={"steps": 16})
+
+
+def test_a_preview_longer_than_the_timeout_is_no_hang(driver: Driver, tmp_path: Path) -> None:
+    """Every pass of the network takes a tenth of the timeout, and there are 31."""
+    job = driver.train(tmp_path / "run", slow_preview(1.5, every=8), processes=2, slow_samples={"seconds": 0.15})
+    assert job.codes == [0, 0], job.said
+    assert job.seconds > 2 * 1.5
+
+
+def test_a_preview_that_hangs_is_ended_and_not_met_again(driver: Driver, tmp_path: Path) -> None:
+    act = {"what": "sleep", "moment": "preview", "step": 4}
+    job = driver.train(tmp_path / "run", slow_preview(1.5, every=4), act=act)
+    assert job.codes == [71]
+    assert checkpoint.find(tmp_path / "run").step == 4
+    Path(f"{tmp_path / 'run'}.acted-0").unlink()
+    act = {"what": "sleep", "moment": "preview", "step": 4, "until": 5}  # if it were drawn again
+    job = driver.train(tmp_path / "run", slow_preview(60.0, every=4), act=act)
+    assert job.codes == [0], job.said
+
+
+@pytest.mark.parametrize("change", ["renamed", "deleted", "renamed and made anew"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_folder_that_goes_away_is_noticed(change: str, processes: int, driver: Driver, tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    settings = config(60.0, steps=2000)
+    job = driver.start(run, settings, processes=processes)
+    while not (run / "checkpoints" / "step-00000003").exists():
+        time.sleep(0.05)
+    run.rename(elsewhere)
+    if change == "deleted":
+        shutil.rmtree(elsewhere)
+    if change == "renamed and made anew":
+        run.mkdir()
+    assert job.wait() == [74] * processes, job.said
+    assert "run: was renamed or removed while the run was writing to it" in job.said
+    assert not (run / "checkpoints").exists()
+    assert job.seconds < 30
+    if change == "renamed":
+        before = checkpoint.find(elsewhere).step
+        job = driver.start(elsewhere, settings, processes=processes)
+        while checkpoint.find(elsewhere).step <= before:
+            time.sleep(0.1)
+        job.signal(signal.SIGTERM)
+        assert job.wait() == [75] * processes
 
 
 def test_all_stop_when_the_one_that_writes_finds_something_not_finite(driver: Driver, tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """Faults during a run: every process takes the same decision, a hang ends, fp16 scales itself."""
 
+import fcntl
 import math
 import os
+import select
 import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
 from pathlib import Path
 
@@ -226,7 +230,7 @@ def test_a_second_signal_acts_at_once() -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_preempted_command_exits_75_and_resumes(number: signal.Signals, tmp_path: Path) -> None:
     """The real command, stopped from outside while it trains."""
     command = [sys.executable, "-m", "epg.cli", "finetune", "digits", "--from-scratch", "--out", str(tmp_path)]
@@ -246,6 +250,52 @@ def test_a_preempted_command_exits_75_and_resumes(number: signal.Signals, tmp_pa
     step = checkpoint.find(tmp_path).step
     assert 3 <= step < 1000
     assert read_log(tmp_path)[-1]["step"] == step
+
+
+def test_a_terminal_that_goes_away_saves_the_step(tmp_path: Path) -> None:
+    """Its own terminal, so the kernel tells it so; what it prints from then on cannot be written."""
+    master, slave = os.openpty()
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "epg.cli", "finetune", "digits", "--from-scratch", "--out", str(run)]
+    settings = ["--training.steps", "100000", "--training.batch-size", "16", "--training.log-every", "1"]
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+        for stream in (0, 1, 2):
+            os.dup2(slave, stream)
+        os.execvpe(sys.executable, [*command, *settings], {**os.environ, "OMP_NUM_THREADS": "1"})
+    os.close(slave)
+    reader = threading.Thread(target=drain, args=(master, run / "log.jsonl"))
+    reader.start()
+    reader.join()
+    os.close(master)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code == 75
+    assert checkpoint.find(run).step >= 3
+
+
+def drain(master: int, until: Path) -> None:
+    """Reads what is printed on a terminal until there is a log of three steps."""
+    while not until.exists() or len(until.read_text().splitlines()) < 3:
+        if select.select([master], [], [], 0.2)[0]:
+            os.read(master, 65536)
+
+
+def test_a_second_sighup_ends_nothing_and_nohup_is_respected() -> None:
+    stop = StopSignals()
+    with stop.caught():
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.received == signal.SIGHUP
+        os.kill(os.getpid(), signal.SIGHUP)  # first the terminal, then the shell
+        time.sleep(0.1)
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop.caught():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from epg.config import RunConfig
 from epg.errors import UserError
-from epg.runs import train
+from epg.runs import prepare_run, train
 from epg.training.tracking import JSONLTracker, Trackers, open_trackers, read_log, require_trackers, tracker_id
 from tests.helpers import tiny_config
 
@@ -110,6 +111,70 @@ def test_a_full_disk_costs_numbers_but_not_the_run(tmp_path: Path) -> None:
     assert len(read_log(other)) == 3
 
 
+class ServiceError(Exception):
+    """As libraries have them, derived from nothing in particular."""
+
+
+ERRORS = [ServiceError("cannot reach\nthe service"), sqlite3.OperationalError("database is locked"), KeyError("step")]
+
+
+class Failing:
+    """A tracker whose library, service or database fails of everything."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def log(self, *_: object) -> None:
+        raise self.error
+
+    picture = log
+
+    def close(self) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_whatever_a_tracker_fails_of_costs_numbers_but_not_the_run(error: Exception, tmp_path: Path) -> None:
+    trackers = Trackers([Failing(error), JSONLTracker(tmp_path, 0)])
+    with pytest.warns(UserWarning, match=rf"Failing: {type(error).__name__}.*; training goes on"):
+        trackers.log(1, {"loss": 1.0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once
+        trackers.log(2, {"loss": 1.0})
+        trackers.evaluated(2, {"fid": 1.0})
+        trackers.picture(2, tmp_path / "picture.png")
+        trackers.close()
+    assert len(read_log(tmp_path)) == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # in TensorBoard's own thread
+def test_a_database_that_breaks_on_the_way_costs_numbers_but_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard's real writer, whose folder goes away, and a service that is gone when the run is continued."""
+    run = prepare_run(config("tensorboard", steps=8, checkpoint_every=4, log_every=1), tmp_path / "run")
+    original = run.trainer.train_step
+
+    def step(*args: object) -> object:
+        if run.trainer.step == 3:
+            shutil.rmtree(tmp_path / "run" / "tensorboard")
+            (tmp_path / "run" / "tensorboard").write_text("")
+        if run.trainer.step == 6:
+            raise KeyboardInterrupt
+        return original(*args)  # type: ignore[arg-type]
+
+    run.trainer.train_step = step  # type: ignore[method-assign, assignment]
+    with pytest.raises(KeyboardInterrupt):
+        run.trainer.run()
+    with pytest.warns(UserWarning, match=r"--training.trackers tensorboard: could not start .*goes on without it"):
+        train(config("tensorboard", steps=8, checkpoint_every=4, log_every=1), tmp_path / "run")
+    assert [line["step"] for line in read_log(tmp_path / "run")] == list(range(1, 9))
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "tensorboard").write_text("")
+    with pytest.raises(UserError, match=r"--training.trackers tensorboard: could not start .*Leave it out"):
+        train(config("tensorboard", steps=8), tmp_path / "new")
+
+
 # Services -----------------------------------------------------------------------------------------------------------
 
 
@@ -175,7 +240,7 @@ def test_a_run_reaches_a_chosen_service(name: str, tmp_path: Path, only: Path) -
 def test_a_service_that_refuses_is_a_clear_error(tmp_path: Path, only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     standin(only, "wandb", RECORDER)
     monkeypatch.setenv("WANDB_PROJECT", "refused")
-    with pytest.raises(UserError, match=r"wandb: could not start \(no API key configured\).*WANDB_MODE=offline"):
+    with pytest.raises(UserError, match=r"wandb: could not start \(.*no API key configured\).*WANDB_MODE=offline"):
         train(config("wandb", steps=1), tmp_path / "run")
 
 

@@ -53,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(list(sys.argv[1:] if arguments is None else arguments))
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        try:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        except OSError:  # the terminal has gone, and the run was stopped by that
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         return error.exit_code
     except BrokenPipeError:  # the reader of our output has gone, as in `epg info | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

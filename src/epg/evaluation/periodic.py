@@ -74,10 +74,11 @@ class PeriodicEvaluation:
         """Evaluates and records; the numbers for the trackers, on the first process.
 
         Args:
-            saved: waits for the checkpoint of this step; whether it is on disk.
+            saved: waits for the checkpoint of this step, on all processes together; whether it is on disk.
         """
         begin = time.perf_counter()
         found = self.examination(step, between)
+        on_disk = saved()
         if found is None:
             return {}
         found = found.model_copy(update={"seconds": round(time.perf_counter() - begin, 3)})
@@ -87,7 +88,7 @@ class PeriodicEvaluation:
             if chosen not in found.metrics:
                 choices = ", ".join(found.metrics)
                 warnings.warn(f"--evaluation.best {chosen}: not measured; choose from {choices}", stacklevel=2)
-            elif saved() and self._checkpoint(step).is_dir() and self._is_best(found.metrics[chosen], chosen):
+            elif on_disk and self._checkpoint(step).is_dir() and self._is_best(found.metrics[chosen], chosen):
                 mark(self.run, self._mark(step, chosen, found.metrics[chosen]))
                 best = True
             found.write(self._file(step))

@@ -16,7 +16,7 @@ from epg.config import RunConfig
 from epg.data.dataset import ImageDataset
 from epg.data.loader import Batch, BatchLoader
 from epg.distributed import agree, full, rank, world_size
-from epg.errors import DivergedError, InterruptedRunError, PeerError
+from epg.errors import InterruptedRunError, PeerError
 from epg.objectives.base import Objective
 from epg.training.ema import EMA
 from epg.training.faults import Buffers, LossScale, Skips, explain_non_finite
@@ -49,7 +49,7 @@ class Evaluation(Protocol):
         ...
 
     def __call__(self, step: int, between: Callable[[], None], saved: Callable[[], bool]) -> dict[str, float]:
-        """Numbers for the trackers. `between` is called now and then, `saved` waits for the step's checkpoint."""
+        """Numbers for the trackers. `between` is called now and then; `saved`, by all, waits for the checkpoint."""
         ...
 
 
@@ -129,7 +129,8 @@ class Trainer:
             timeout_s=self.config.data.timeout,
         )
         reporter = Reporter(self.config, self.device, self.step)
-        with self.writer, self.watchdog.watching(), open_trackers(self.config, self.folder, self.step) as trackers:
+        # The last checkpoint before the trackers, which may wait for a network.
+        with open_trackers(self.config, self.folder, self.step) as trackers, self.writer, self.watchdog.watching():
             if self._evaluation_missing():
                 self._evaluate(trackers)
             batches = iter(loader)
@@ -170,7 +171,7 @@ class Trainer:
         )
         if failed:
             self.writer.finish()  # raises in the process that writes
-            raise PeerError("rank 0 could not write a checkpoint; it says why", DivergedError.exit_code)
+            raise PeerError("rank 0 could not write a checkpoint; it says why", int(failed))
         lr = learning_rate(self.step, training.steps, self.config.optimizer, training.batch_size)
         bad = bool(bad_forward or bad_gradient)
         if bad:
@@ -238,24 +239,18 @@ class Trainer:
         every = self.config.evaluation.linear_every
         return self.judge is not None and (self.step % every == 0 or self.step == self.config.training.steps)
 
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """The network as it will be used inside the `with`: averaged weights, no dropout."""
-        self.objective.eval()
-        with self.ema.applied():
-            yield
-        self.objective.train()
-
     def _after_step(self, trackers: Trackers) -> None:
+        """Saves first: whatever goes wrong in a preview or an evaluation, a restart goes on behind it."""
         training, last = self.config.training, self.step == self.config.training.steps
-        if self.preview and training.preview_every and (self.step % training.preview_every == 0 or last):
-            self._draw_preview(trackers)
+        shown = self.preview and training.preview_every and (self.step % training.preview_every == 0 or last)
         due = self.evaluation is not None and self.evaluation.due(self.step)
-        if self.stop_signal or self.step % training.checkpoint_every == 0 or last or due:
+        if self.stop_signal or self.step % training.checkpoint_every == 0 or last or shown or due:
             self.save()
         self.writer.poll()
         if self.stop_signal and not last:
             self._stop()
+        if shown:
+            self._draw_preview(trackers)
         if due:
             self._evaluate(trackers)
 
@@ -279,7 +274,7 @@ class Trainer:
                 self._stop()
 
         with self._averaged():
-            numbers = self.evaluation(self.step, between, self.writer.settled)
+            numbers = self.evaluation(self.step, between, self._settled)
         trackers.evaluated(self.step, numbers)
 
     def _draw_preview(self, trackers: Trackers) -> None:
@@ -293,6 +288,25 @@ class Trainer:
                 warnings.warn(f"{file}: no preview ({error.strerror}); training goes on", stacklevel=2)
         if file.exists():
             trackers.picture(self.step, file)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside the `with` the network has its averaged weights, to be judged; whatever it computes shows that this
+        process does not hang, however long it takes in all."""
+        network = self.objective.network
+        hooks = [
+            module.register_forward_hook(lambda *_: self.watchdog.beat(self.step))
+            for module in (network, *network.children())
+        ]
+        self.objective.eval()
+        try:
+            with self.ema.applied():
+                yield
+        finally:
+            self.objective.train()
+            for hook in hooks:
+                hook.remove()
+            self.watchdog.beat(self.step)
 
     # State ----------------------------------------------------------------------------------------------------------
 
@@ -315,10 +329,21 @@ class Trainer:
         }
         self.writer.submit(self.step, tensors, state)
 
-    def _await_writer(self) -> None:
-        """Waits for the write under way, on every process, telling the watchdogs as long as it gets on."""
+    def _settled(self) -> bool:
+        """Waits, on every process, until the newest checkpoint is written or given up; whether it is on disk."""
+        self._await_writer(retrying=True)
+        (missing,) = agree(not self.writer.intact, device=self.device)
+        return not missing
+
+    def _await_writer(self, retrying: bool = False) -> None:
+        """Waits for the write under way, on every process, telling the watchdogs as long as it gets on.
+
+        Without `retrying` a write that has failed is not tried again, as a newer one is waiting.
+        """
         before = -1.0
         while True:
+            if not retrying:
+                self.writer.supersede()
             busy, progress = agree(self.writer.busy(WRITE_POLL), self.writer.progress, device=self.device)
             if not busy:
                 return

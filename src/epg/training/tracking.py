@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from epg.config import RunConfig
 from epg.distributed import rank
-from epg.errors import UserError
+from epg.errors import OutputError, UserError
 from epg.files import replace_text
 
 Numbers = dict[str, float]
@@ -99,20 +99,14 @@ class WandbTracker:
         import wandb
 
         self.image = wandb.Image
-        try:
-            self.run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "epg"),
-                name=f"{config.recipe} {config.stage}",
-                id=tracker_id(folder),
-                resume="allow",
-                dir=folder,
-                config=config.model_dump(mode="json"),
-            )
-        except wandb.Error as error:
-            raise UserError(
-                f"--training.trackers wandb: could not start ({error}). Log in with `wandb login`, set "
-                "WANDB_MODE=offline, or leave it out."
-            ) from error
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "epg"),
+            name=f"{config.recipe} {config.stage}",
+            id=tracker_id(folder),
+            resume="allow",
+            dir=folder,
+            config=config.model_dump(mode="json"),
+        )
         # With a step of our own, a resumed run may log steps again that the killed one had logged already.
         self.run.define_metric("*", step_metric="step")
 
@@ -200,7 +194,7 @@ class TerminalTracker:
 class Trackers:
     """All trackers of a process (the first one has some, the others none).
 
-    A file that cannot be written costs numbers, not the run: the first failure of each tracker is a warning.
+    Whatever a tracker fails of costs numbers, not the run: its first failure is a warning.
     """
 
     def __init__(self, trackers: Sequence[Tracker], terminal: TerminalTracker | None = None) -> None:
@@ -209,8 +203,9 @@ class Trackers:
 
     def advance(self, step: int) -> None:
         """Moves the progress bar."""
-        if self.terminal is not None:
-            self.terminal.advance(step)
+        terminal = self.terminal
+        if terminal is not None:
+            self._try(terminal, lambda _: terminal.advance(step))
 
     def log(self, step: int, numbers: Numbers) -> None:
         self._each(lambda tracker: tracker.log(step, numbers))
@@ -228,13 +223,21 @@ class Trackers:
 
     def _each(self, action: Callable[[Tracker], None]) -> None:
         for tracker in self.trackers:
-            name = type(tracker).__name__
-            try:
-                action(tracker)
-            except OSError as error:
-                if name not in self.failed:
-                    warnings.warn(f"{name}: {error}; training goes on, numbers may be missing", stacklevel=3)
+            self._try(tracker, action)
+
+    def _try(self, tracker: Tracker, action: Callable[[Tracker], None]) -> None:
+        name = type(tracker).__name__
+        try:
+            action(tracker)
+        except Exception as error:  # libraries, services and disks, each with errors of its own
+            if name not in self.failed:
                 self.failed.add(name)
+                warnings.warn(f"{name}: {said(error)}; training goes on, numbers may be missing", stacklevel=4)
+
+
+def said(error: Exception) -> str:
+    """An error of somebody's library in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def require_trackers(config: RunConfig) -> None:
@@ -251,15 +254,39 @@ def open_trackers(config: RunConfig, folder: Path, resumed_at: int) -> Iterator[
     if rank() != 0:
         yield Trackers([])
         return
+    try:
+        log = JSONLTracker(folder, resumed_at)
+    except OSError as error:
+        raise OutputError(f"{folder / 'log.jsonl'}: cannot be written ({error.strerror})") from error
     terminal = TerminalTracker(config.stage, config.training.steps, resumed_at)
-    chosen: list[Tracker] = [JSONLTracker(folder, resumed_at), terminal]
+    chosen: list[Tracker] = [log, terminal]
     trackers = Trackers(chosen, terminal)
     try:
         for name in dict.fromkeys(config.training.trackers):
-            if name == "tensorboard":
-                chosen.append(TensorBoardTracker(folder, resumed_at))
-            else:
-                chosen.append(WandbTracker(folder, config) if name == "wandb" else TrackioTracker(folder, config))
+            chosen += opened(name, config, folder, resumed_at)
         yield trackers
     finally:
         trackers.close()
+
+
+CURES = {"wandb": "Log in with `wandb login`, set WANDB_MODE=offline, or leave it out", "trackio": "Leave it out"}
+
+
+def opened(name: str, config: RunConfig, folder: Path, resumed_at: int) -> list[Tracker]:
+    """A chosen tracker; none, with a warning, where it does not start for a run that is continued.
+
+    Raises UserError where it does not start for a new one.
+    """
+    makers: dict[str, Callable[[], Tracker]] = {
+        "tensorboard": lambda: TensorBoardTracker(folder, resumed_at),
+        "wandb": lambda: WandbTracker(folder, config),
+        "trackio": lambda: TrackioTracker(folder, config),
+    }
+    try:
+        return [makers[name]()]
+    except Exception as error:  # of somebody's library, a service or a disk
+        text = f"--training.trackers {name}: could not start ({said(error)})"
+        if resumed_at == 0:
+            raise UserError(f"{text}. {CURES.get(name, 'Leave it out')}.") from error
+        warnings.warn(f"{text}; training goes on without it", stacklevel=2)
+        return []

@@ -1,6 +1,7 @@
 """Checkpoints while training goes on: a snapshot in memory, written by a thread of its own."""
 
 import threading
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,34 @@ import torch
 from torch import Tensor
 
 from epg import files
+from epg.distributed import rank
 from epg.errors import DivergedError, InterruptedRunError, OutputError
 from epg.training import artefact, checkpoint, export
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 RETRIES = 3
 FIRST_DELAY = 1.0  # seconds before the first retry; each further one waits four times as long
+PAUSE = 0.2  # seconds between two signs of life meanwhile
+
+
+class MovedError(OutputError):
+    """The run folder is no longer where it was."""
+
+
+def moved(folder: Path) -> MovedError:
+    return MovedError(
+        f"{folder}: was renamed or removed while the run was writing to it, so the run ends; its checkpoints are where "
+        "the folder is now. Give it its name back, or pass the new one as --out, and run the same command again."
+    )
+
+
+def place_of(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another one of its name; None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class Snapshot:
@@ -60,27 +83,39 @@ class CheckpointWriter:
         self._superseded = threading.Event()
         self._failure: BaseException | None = None  # of the newest checkpoint
         self._reported = False
+        self._waited = 0
+        self._place = place_of(run) if rank() == 0 else None
 
     @property
-    def failed(self) -> bool:
-        """Whether something went wrong that no later checkpoint puts right; `finish` raises it."""
-        return self._failure is not None and not isinstance(self._failure, OutputError)
+    def failed(self) -> int:
+        """The exit code of what went wrong and no later checkpoint puts right, which `finish` raises; 0 for nothing."""
+        if self._failure is None and self._moved():
+            self._failure = moved(self.run)
+        if isinstance(self._failure, OutputError) and not isinstance(self._failure, MovedError):
+            return 0
+        return 0 if self._failure is None else getattr(self._failure, "exit_code", 1)
+
+    def _moved(self) -> bool:
+        return self._place is not None and place_of(self.run) != self._place
+
+    def supersede(self) -> None:
+        """What is under way is not tried again if it fails."""
+        self._superseded.set()
 
     def busy(self, patience: float) -> bool:
-        """Whether a write is still under way after `patience` seconds; it is not tried again, as a newer one waits."""
-        self._superseded.set()
+        """Whether a write is still under way after `patience` seconds."""
         if self._thread is not None:
             self._thread.join(patience)
         return self._thread is not None and self._thread.is_alive()
 
     @property
     def progress(self) -> int:
-        """Grows as long as a write gets on."""
-        return files.done
+        """Grows as long as a write gets on, or waits to be tried again."""
+        return files.done + self._waited
 
     def submit(self, step: int, tensors: Groups, state: Mapping[str, Any]) -> None:
         """Copies the tensors, then writes the copies in the background. Waits for the write under way first."""
-        self._superseded.set()  # whatever is waiting to be tried again is out of date
+        self.supersede()  # whatever is waiting to be tried again is out of date
         self._join()
         if self.failed:
             return
@@ -94,9 +129,9 @@ class CheckpointWriter:
         )
         self._thread.start()
 
-    def settled(self) -> bool:
-        """Waits until the newest checkpoint is written or given up; whether it is on disk."""
-        self._join()
+    @property
+    def intact(self) -> bool:
+        """Whether the newest checkpoint is on disk, once it is no longer under way."""
         return self._failure is None
 
     def poll(self) -> None:
@@ -118,7 +153,7 @@ class CheckpointWriter:
         if kind is None:
             self.finish()
         elif not issubclass(kind, KeyboardInterrupt):
-            self._superseded.set()  # somebody waits for the end of this process
+            self.supersede()  # somebody waits for the end of this process
             self._join()
             if issubclass(kind, InterruptedRunError):
                 self.finish()
@@ -138,6 +173,9 @@ class CheckpointWriter:
                 )
                 return
         for attempt in range(1 + RETRIES):
+            if self._moved():
+                self._failure = moved(self.run)
+                return
             try:
                 if not saved:
                     checkpoint.save(self.run / "checkpoints", step, tensors, state, self.keep, self.keep_every)
@@ -150,6 +188,15 @@ class CheckpointWriter:
             except BaseException as error:  # raised again by `finish`
                 self._failure = error
                 return
-            if attempt < RETRIES and self._superseded.wait(delay):
+            if attempt < RETRIES and self._pause(delay):
                 return
             delay *= 4
+
+    def _pause(self, seconds: float) -> bool:
+        """Waits before another try, saying so; whether it has become needless."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._waited += 1
+            if self._superseded.wait(min(left, PAUSE)):
+                return True
+        return False
