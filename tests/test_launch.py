@@ -3,10 +3,12 @@
 import os
 import re
 import shlex
+import signal
 import stat
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,31 @@ def test_torchrun_trains_with_two_processes(tmp_path: Path) -> None:
     said = start([sys.executable, "-m", "torch.distributed.run", *options.split()], tmp_path)
     assert "2 processes" in said
     assert [line["step"] for line in read_log(tmp_path)] == [1, 2]
+
+
+def test_a_terminal_that_goes_away_saves_under_the_documented_torchrun(tmp_path: Path) -> None:
+    """torchrun hears of it twice: from the kernel, and from the shell."""
+    page = (ROOT / "docs" / "launch.md").read_text().replace("\\\n", " ")
+    (command,) = re.findall(r"^torchrun (.*SIGHUP.*) -m epg.cli", page, flags=re.M)
+    options = shlex.split(command)
+    options[options.index("--nproc-per-node") + 1] = "2"
+    launcher = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "epg.cli"]
+    training = ["pretrain", "digits", "--out", str(tmp_path / "run"), "--training.steps", "100000", *TINY]
+    log, env = tmp_path / "log", environment()
+    with log.open("w") as said:
+        job = subprocess.Popen([*launcher, *training], stderr=said, env=env, start_new_session=True)
+        while "pretraining 3/" not in log.read_text():
+            assert job.poll() is None, log.read_text()
+            time.sleep(0.1)
+        for _ in range(2):
+            job.send_signal(signal.SIGHUP)
+            time.sleep(0.05)
+        job.wait(timeout=120)
+    deadline = time.monotonic() + 60
+    while log.read_text().count("error: stopped by SIGHUP after step") < 2:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    assert checkpoint.find(tmp_path / "run").step >= 3
 
 
 @pytest.mark.slow

@@ -217,14 +217,15 @@ class TrainingConfig(Section):
     max_nonfinite: int = 3
     """Steps with a non-finite gradient that end the run when they come in a row; fewer are skipped and counted."""
     timeout: float = 600.0
-    """Seconds without a completed step after which a hanging process ends itself; 0 is never."""
+    """Seconds without a sign of life (a step, a pass of the network for samples, a write that gets on) after which a
+    hanging process ends itself; 0 is never."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     log_every: int = 50
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
     """Where numbers and sample grids go besides log.jsonl; wandb and trackio are extras to install."""
     preview_every: int = 5_000
-    """Steps between sample grids; 0 is never."""
+    """Steps between sample grids, each with a checkpoint, the last step included; 0 is never."""
     checkpoint_every: int = 5_000
     keep: int = 2
     """Newest checkpoints kept, at least 2; only those that verify count."""

@@ -23,7 +23,7 @@ from epg.runs import prepare_run, train
 from epg.training import checkpoint, signals
 from epg.training.faults import LossScale, explain_non_finite
 from epg.training.lock import locked
-from epg.training.signals import StopSignals
+from epg.training.signals import ECHO, StopSignals
 from epg.training.tracking import read_log
 from epg.training.watchdog import STUCK_EXIT_CODE
 from tests.reliability import inside
@@ -288,7 +288,12 @@ def test_a_second_sighup_ends_nothing_and_nohup_is_respected() -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         assert stop.received == signal.SIGHUP
         os.kill(os.getpid(), signal.SIGHUP)  # first the terminal, then the shell
+        os.kill(os.getpid(), signal.SIGTERM)  # torchrun, which had both
         time.sleep(0.1)
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            stop._hung_up -= ECHO
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stop.caught():

@@ -3,12 +3,15 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 from epg.distributed import world_size
 from epg.errors import InterruptedRunError
+
+ECHO = 5.0  # seconds in which more signals follow a SIGHUP without anybody's asking
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -24,18 +27,31 @@ def stop_signals() -> list[signal.Signals]:
 class StopSignals:
     """Stop signals ask the loop to save and stop after the step; a second one acts at once.
 
-    Except SIGHUP: when a terminal goes away, the system says so, and then the shell once more.
+    Not where a terminal went away: the kernel says so, the shell once more, and torchrun, told twice, says SIGTERM.
     """
 
     def __init__(self) -> None:
         self.received = 0
         """Number of the signal that came, 0 for none."""
+        self._hung_up = 0.0
+        """When the terminal went away."""
         self._previous: dict[signal.Signals, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        hang_up = signal.Signals(number).name == "SIGHUP"
+        if not self.received and hang_up:
+            self._hung_up = time.monotonic()
+        elif self._hung_up and (hang_up or time.monotonic() - self._hung_up < ECHO):
+            return
+        else:
+            self._give_back()
+        if self.received:
+            signal.raise_signal(number)
         self.received = number
+
+    def _give_back(self) -> None:
         for n, handler in self._previous.items():
-            signal.signal(n, signal.SIG_IGN if n.name == "SIGHUP" else handler)
+            signal.signal(n, handler)
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
@@ -56,8 +72,7 @@ class StopSignals:
                 "Run the same command again to continue from the newest checkpoint."
             ) from error
         finally:
-            for n, handler in self._previous.items():
-                signal.signal(n, handler)
+            self._give_back()
 
 
 @contextlib.contextmanager
