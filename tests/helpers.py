@@ -52,7 +52,7 @@ def golden_recipe(stage: str) -> dict[str, Any]:
             "projector_hidden": 64,
             "projector_out": 32,
         },
-        "objective": {"kind": stage},
+        "objective": {"kind": stage, **({"d": 100_000} if stage == "consistency" else {})},
         "optimizer": {"lr": 1e-4},
         "training": {"batch_size": 6, "steps": 600_000},
     }

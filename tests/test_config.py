@@ -249,7 +249,7 @@ def test_several_problems_in_one_message():
         optimizer={"lr": -1.0, "clip": 0.0},
         noise={"sigma_min": 100.0, "shift": 0.0},
         objective={"label_dropout": 1.5},
-        sampling={"sampler": "multistep", "steps": 1},
+        sampling={"sampler": "multistep", "steps": 0},
     )
     with pytest.raises(UserError, match="cannot run") as error:
         check(config)
@@ -269,7 +269,7 @@ def test_several_problems_in_one_message():
         "--noise.shift 0.0",
         "--objective.label-dropout 1.5",
         "--sampling.sampler multistep",
-        "--sampling.steps 1",
+        "--sampling.steps 0",
     ]:
         assert flag in message, flag
     assert len(message.splitlines()) == 16

@@ -155,3 +155,15 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
 def test_a_micro_batch_that_does_not_divide_the_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--training\.micro-batch 12: must divide --training.batch-size 32"):
         prepare_run(tiny("diffusion", training={"batch_size": 32, "micro_batch": 12}), tmp_path)
+
+
+@pytest.mark.parametrize("objective", [{"delta": 30}, {"delta": 1024, "d": 1}, {"d": 1, "q": 8.0}, {}])
+def test_no_consistency_run_comes_to_a_standstill(tmp_path: Path, objective: dict[str, object]) -> None:
+    """Past the last stage that the precision resolves, t - r was 0, and with it the loss; past 1023 it overflowed."""
+    base = {"auxiliary_weight": 0.0, "d": None, "dropout": 0.0}
+    train(tiny("consistency", objective=base | objective, training={"steps": 60}), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert all(line["loss"] > 0 and line["grad_norm"] > 0 for line in lines if "loss" in line)
+    assert max(line["stage"] for line in lines if "stage" in line) <= 23
+    if not objective:
+        assert [line["stage"] for line in lines if "stage" in line][-1] == 1 + 59 // (60 // 7)

@@ -139,7 +139,7 @@ def test_one_step_evaluates_once_at_the_first_level():
         return gaussian(x, t)
 
     x = prior(10, 80.0)
-    out = samplers.one_step(denoise, x, schedule.sampling_grid(2, shift=0.5))
+    out = samplers.one_step(denoise, x, schedule.multistep_grid(1, shift=0.5))
     assert calls == pytest.approx([40.0])
     assert torch.equal(out, gaussian(x, calls[0]))
 
@@ -174,7 +174,7 @@ def unit(i: int) -> Tensor:
         ("heun", 63, 32),
         ("edm_stochastic", 63, 32),
         ("euler_ancestral", 32, 32),
-        ("one_step", 1, None),
+        ("one_step", 1, 1),
         ("multistep", 32, 32),
     ],
 )
@@ -183,14 +183,14 @@ def test_evaluations_and_watch(name, evaluations, watched):
     denoiser, sigmas = tiny_denoiser(), schedule.sampling_grid(32)
     seen = []
     arguments = [unit] if name in ("edm_stochastic", "euler_ancestral", "multistep") else []
-    options = {} if watched is None else {"watch": lambda i, x, denoised: seen.append((i, x, denoised))}
     with EvaluationCounter(denoiser) as counter:
-        x = getattr(samplers, name)(bind(denoiser, None), 80 * unit(-1), sigmas, *arguments, **options)
+        x = getattr(samplers, name)(
+            bind(denoiser, None), 80 * unit(-1), sigmas, *arguments, watch=lambda *seen_now: seen.append(seen_now)
+        )
     assert counter.images / 2 == evaluations
-    if watched is not None:
-        assert [i for i, *_ in seen] == list(range(watched))
-        assert torch.equal(seen[-1][1], x)
-        assert all(denoised.shape == x.shape for *_, denoised in seen)
+    assert [i for i, *_ in seen] == list(range(watched))
+    assert torch.equal(seen[-1][1], x)
+    assert all(denoised.shape == x.shape for *_, denoised in seen)
 
 
 @torch.no_grad()

@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+from epg.cli import main
+from epg.config import SamplingConfig
 from epg.errors import ArtefactError, DivergedError, OutputError, UserError
 from epg.loading import load
-from epg.sampling import Request, class_numbers, write_samples
+from epg.sampling import Request, changed, class_numbers, write_samples
 from epg.sampling.files import png, write_npz
 from epg.sampling.progress import Meter
 from epg.training.checkpoint import read
@@ -347,3 +349,79 @@ def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):
     with Meter(10, 0, show=False) as quiet:
         quiet.add(5)
     assert capsys.readouterr().err == ""
+
+
+# Consistency models ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def consistency_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("consistency") / "export"
+    return save_export(folder, tiny_config("consistency", noise={"shift": 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("flags", "levels"),
+    [
+        ([], [80.0]),
+        (["--steps", "1"], [80.0]),
+        (["--steps", "2"], [80.0, 2.515]),
+        (["--sampler", "multistep"], [80.0, 2.515]),
+        (["--steps", "3"], [80.0, 9.72, 0.4698]),
+        (["--levels", "80", "0.8", "0.2"], [80.0, 0.8, 0.2]),
+        (["--levels", "60"], [60.0]),
+    ],
+)
+def test_levels_of_a_consistency_model(consistency_run, tmp_path, capsys, flags, levels):
+    """N steps are the first N levels of the Karras grid of N + 1: the last one, sigma_min, would change nothing."""
+    assert main(["sample", str(consistency_run), "--count", "2", "--out", str(tmp_path / "out"), *flags]) == 0
+    record = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert (record["nfe"], record["sampling"]["steps"]) == (len(levels), len(levels))
+    assert f"{len(levels)} network evaluations" in capsys.readouterr().err
+    sampling = SamplingConfig(**record["sampling"])
+    assert load(consistency_run).sigmas(sampling).tolist() == pytest.approx([*levels, 0.0], rel=1e-3)
+
+
+def test_every_step_of_a_consistency_model_changes_the_images(consistency_run):
+    model = load(consistency_run)
+    images = [model.sample(torch.zeros(4, dtype=torch.long), sampling=changed(model, {"steps": n})) for n in (1, 2, 3)]
+    assert not torch.equal(images[0], images[1])
+    assert not torch.equal(images[1], images[2])
+
+
+def test_levels_of_a_diffusion_model(run, tmp_path):
+    given = ["--levels", "80", "5", "0.5", "0.01"]
+    assert main(["sample", str(run), "--count", "2", "--out", str(tmp_path / "out"), *given]) == 0
+    record = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert (record["nfe"], record["sampling"]["levels"]) == (7, [80, 5, 0.5, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--sampler", "heun"],
+            "--sampler heun: for diffusion models; this is a consistency model, which takes one_step",
+        ),
+        (["--sampler", "edm_stochastic"], "--sampler edm_stochastic: for diffusion models"),
+        (["--sampler", "one_step", "--steps", "2"], "--steps 2: one_step is 1 step; --sampler multistep takes several"),
+        (["--steps", "0"], "--steps 0: must be between 1 and 10000"),
+        (["--levels", "2", "80"], "--levels 2 80: must be positive and fall"),
+        (["--levels", "80", "0"], "--levels 80 0: must be positive and fall"),
+        (["--levels", "inf"], "--levels inf: must be positive and fall"),
+        (["--guidance", "2"], "--guidance 2: this model is trained without label dropping; leave it at 1"),
+    ],
+)
+def test_what_a_consistency_model_does_not_take(consistency_run, tmp_path, capsys, flags, message):
+    assert main(["sample", str(consistency_run), "--count", "2", "--out", str(tmp_path / "out"), *flags]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_guide_acts_at_every_level_unless_an_interval_is_given(run, tmp_path):
+    """As published autoguidance; classifier-free guidance keeps the recipe's interval."""
+    for flags, nfe in ([], 2 * 7), (["--interval", "0.19", "1.61"], 7 + 2):
+        out = tmp_path / str(nfe)
+        options = ["--guide", str(run), "--guidance", "1.5", "--steps", "4", "--count", "2", *flags]
+        assert main(["sample", str(run), "--out", str(out), *options]) == 0
+        assert json.loads((out / "samples.json").read_text())["nfe"] == nfe

@@ -84,6 +84,15 @@ def test_num_levels_is_capped():
     assert S.num_levels(699, 700, s0=10, s1=160) == 161
 
 
+@pytest.mark.parametrize(("s0", "s1", "total"), [(20, 1000, 7000), (10, 150, 600_000), (30, 100, 999), (7, 7, 50)])
+def test_num_levels_where_the_ratio_is_no_power_of_two(s0, s1, total):
+    """The formula of improved consistency training, whose logarithm is not rounded."""
+    period = math.floor(total / (math.log2(math.floor(s1 / s0)) + 1))
+    for k in {*range(0, total, max(1, total // 997)), total - 1}:
+        assert S.num_levels(k, total, s0, s1) == min(s0 * 2 ** math.floor(k / period), s1) + 1
+    assert S.num_levels(total - 1, total, s0, s1) == s1 + 1  # the largest is reached
+
+
 def test_tau2_ends():
     assert S.tau2(0, 900) == 0.2
     assert S.tau2(600, 900) == pytest.approx(0.1, abs=1e-15)
@@ -153,6 +162,28 @@ def test_denoising_weight_of_the_paper_grid():
 def test_consistency_stage(step, stage):
     assert S.consistency_stage(step) == stage
     assert S.consistency_stage(step, delta=3) == stage + 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "last"), [(torch.bfloat16, 7), (torch.float16, 10), (torch.float32, 23), (torch.float64, 52)]
+)
+def test_the_last_stage(dtype, last):
+    """The paper's seven stages are what bfloat16 resolves."""
+    assert S.last_stage(torch.finfo(dtype).eps) == last
+    assert S.consistency_stage(10**9, last=last) == last
+    assert S.consistency_stage(0, delta=1024, last=last) == last
+
+
+@pytest.mark.parametrize("stage", [1, 4, 7, 20, 23, 30, 1024, 5000])
+def test_the_gap_is_exact_at_every_stage(stage):
+    """Float32 agrees with float64 to rounding, where the difference t - r has 8 % error at stage 20."""
+    t = S.karras_grid(200)
+    exact = [min(v * (1 + 8 / (1 + math.exp(v))) * 2.0**-stage, v - 0.002) for v in t.tolist()]
+    assert S.consistency_gap(t, stage).tolist() == pytest.approx(exact, rel=1e-12, abs=1e-300)
+    if stage <= 30:
+        found = S.consistency_gap(t.float(), stage)[:-1]
+        assert found.tolist() == pytest.approx(exact[:-1], rel=1e-5)
+        assert (found > 0).all()
 
 
 @pytest.mark.parametrize("stage", range(1, 12))

@@ -74,11 +74,13 @@ class Generator:
     def sigmas(self, sampling: "SamplingConfig | None" = None) -> Tensor:
         """The shifted grid of sampling settings (None: the generator's own), float64, ending in 0."""
         sampling = sampling or self.sampling
-        steps = 2 if sampling.sampler == "one_step" else sampling.steps
         noise = self.noise
-        return schedule.sampling_grid(
-            steps, shift=self.shift, sigma_min=noise.sigma_min, sigma_max=noise.sigma_max, rho=noise.rho
-        )
+        if sampling.levels is not None:
+            return torch.tensor([*(self.shift * level for level in sampling.levels), 0.0], dtype=torch.float64)
+        options = {"shift": self.shift, "sigma_min": noise.sigma_min, "sigma_max": noise.sigma_max, "rho": noise.rho}
+        if sampling.sampler in samplers.CONSISTENCY:
+            return schedule.multistep_grid(1 if sampling.sampler == "one_step" else sampling.steps, **options)
+        return schedule.sampling_grid(sampling.steps, **options)
 
     def denoise(
         self, labels: Tensor | None = None, sampling: "SamplingConfig | None" = None, guide: "Generator | None" = None
@@ -163,7 +165,7 @@ class Generator:
 
         match sampling.sampler:
             case "one_step":
-                return samplers.one_step(denoise, x, sigmas)
+                return samplers.one_step(denoise, x, sigmas, watch)
             case "multistep":
                 return samplers.multistep(denoise, x, sigmas, noise, watch)
             case "edm_stochastic":

@@ -6,8 +6,9 @@ like x, so that the caller decides how they are keyed. `watch(i, x, denoised)` i
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor
 
@@ -93,9 +94,12 @@ def euler_ancestral(
     return x
 
 
-def one_step(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
+def one_step(denoise: Denoise, x: Tensor, sigmas: Tensor, watch: Watch | None = None) -> Tensor:
     """A consistency model's single evaluation at the first level."""
-    return denoise(x, float(sigmas[0]))
+    denoised = denoise(x, float(sigmas[0]))
+    if watch:
+        watch(0, denoised, denoised)
+    return denoised
 
 
 def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, watch: Watch | None = None) -> Tensor:
@@ -108,3 +112,71 @@ def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, watch: 
         if watch:
             watch(i, x, x)
     return x
+
+
+# Settings -----------------------------------------------------------------------------------------------------------
+
+DIFFUSION = ("heun", "euler", "edm_stochastic", "euler_ancestral")  # walk down the ODE that an x-prediction defines
+CONSISTENCY = ("one_step", "multistep")  # jump to its end, which is what a consistency model predicts
+MOST_STEPS = 10_000
+SETTINGS = {"sampler": "heun", "steps": 32, "guidance": 1.0, "interval": (0.19, 1.61), "levels": None}
+
+
+def settled(saved: Mapping[str, Any], given: Mapping[str, Any], consistency: bool) -> dict[str, Any]:
+    """The settings `given`, over the `saved` ones of a model, over the defaults: what is then sampled with.
+
+    The number of steps follows given levels, and given steps take the place of saved levels. A consistency model takes
+    one step or several by their number.
+    """
+    settings = SETTINGS | dict(saved) | dict(given)
+    steps, levels = given.get("steps"), given.get("levels")
+    if levels is None and steps is not None:
+        settings["levels"] = None
+    if settings["levels"] is not None:
+        settings["levels"] = tuple(settings["levels"])
+        settings["steps"] = steps = len(settings["levels"])
+    if consistency and "sampler" not in given and steps is not None:
+        settings["sampler"] = "one_step" if steps == 1 else "multistep"
+    if settings["sampler"] == "one_step" and steps is None:
+        settings["steps"] = 1
+    if settings["sampler"] == "multistep" and steps is None and saved.get("sampler") == "one_step":
+        settings["steps"] = 2
+    return settings
+
+
+def problems(
+    settings: Mapping[str, Any],
+    names: Mapping[str, str],
+    *,
+    consistency: bool,
+    conditional: bool,
+    guided: bool = False,
+) -> Iterator[str]:
+    """What is wrong with complete settings, each by the name that the caller has for it, with the cure.
+
+    Args:
+        names: of the settings, such as `--steps`.
+        guided: whether a weaker model guides.
+    """
+    sampler, steps, levels, scale = (settings[name] for name in ("sampler", "steps", "levels", "guidance"))
+    low, high = settings["interval"]
+    if sampler not in (*DIFFUSION, *CONSISTENCY):
+        yield f"{names['sampler']} {sampler}: choose one of {', '.join((*DIFFUSION, *CONSISTENCY))}"
+    elif (sampler in CONSISTENCY) != consistency:
+        other, this = ("consistency", "diffusion") if sampler in CONSISTENCY else ("diffusion", "consistency")
+        fits = " or ".join(CONSISTENCY) if consistency else ", ".join(DIFFUSION)
+        yield f"{names['sampler']} {sampler}: for {other} models; this is a {this} model, which takes {fits}"
+    fewest = 1 if sampler in CONSISTENCY or levels is not None else 2
+    if sampler == "one_step" and steps != 1:
+        yield f"{names['steps']} {steps}: one_step is 1 step; {names['sampler']} multistep takes several"
+    elif not fewest <= steps <= MOST_STEPS:
+        yield f"{names['steps']} {steps}: must be between {fewest} and {MOST_STEPS}"
+    if levels is not None and not (levels and math.inf > levels[0] and all(a > b for a, b in pairwise((*levels, 0)))):
+        yield f"{names['levels']} {' '.join(f'{level:g}' for level in levels)}: must be positive and fall"
+    if not 0 <= scale < 1000:
+        yield f"{names['guidance']} {scale}: must be at least 0 and less than 1000; 1 is none"
+    if not 0 <= low < high:
+        yield f"{names['interval']} {low} {high}: must be 0 <= low < high"
+    if scale != 1 and not guided and (consistency or not conditional):
+        why = "is trained without label dropping" if conditional else "is unconditional"
+        yield f"{names['guidance']} {scale:g}: this model {why}; leave it at 1"

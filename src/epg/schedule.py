@@ -48,6 +48,18 @@ def sampling_grid(
     return torch.cat([sigmas, sigmas.new_zeros(1)]) if to_zero else sigmas
 
 
+def multistep_grid(
+    steps: int, *, shift: float = 1.0, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
+) -> Tensor:
+    """Shifted levels of `steps` evaluations of a consistency model, and a final 0. Float64.
+
+    The first `steps` levels of the Karras grid of `steps + 1`: at its last one, sigma_min, the model is the identity,
+    and an evaluation would be wasted. Two steps are 80 and 2.52.
+    """
+    sigmas = shift * karras_grid(steps + 1, sigma_min, sigma_max, rho)[:-1]
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
 def default_shift(image_size: int) -> float:
     """Simple diffusion's shift of the noise levels, relative to 64x64 images."""
     return image_size / 64
@@ -67,8 +79,11 @@ def input_scale(sigma: Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
 
 
 def num_levels(step: int, total_steps: int, s0: int = 20, s1: int = 1280) -> int:
-    """N(k) of improved consistency training: doubles from `s0` to `s1` over `total_steps`, plus one."""
-    period = total_steps // int(math.log2(s1 // s0) + 1)
+    """N(k) of improved consistency training: doubles from `s0` to `s1` over `total_steps`, plus one.
+
+    `min(s0 2^floor(k / K'), s1) + 1` with `K' = floor(K / (log2 floor(s1 / s0) + 1))`.
+    """
+    period = math.floor(total_steps / (math.log2(s1 // s0) + 1))
     doublings = step // period if period else 64
     return min(s0 * 2 ** min(doublings, 64), s1) + 1
 
@@ -108,13 +123,29 @@ def denoising_weight(grid: Tensor, after_last: Tensor) -> Tensor:
 # Consistency --------------------------------------------------------------------------------------------------------
 
 
-def consistency_stage(step: int, delta: int = 1, d: int = 100_000) -> int:
-    """Stage of easy consistency tuning: `delta + step // d`."""
-    return delta + step // d
+def consistency_stage(step: int, delta: int = 1, d: int = 100_000, last: int | None = None) -> int:
+    """Stage of easy consistency tuning: `delta + step // d`, at most `last`."""
+    stage = delta + step // d
+    return stage if last is None else min(stage, last)
+
+
+def last_stage(precision: float, q: float = 2.0) -> int:
+    """The stage after which `(t - r) / t`, about q^-stage, falls below the relative `precision` of the arithmetic.
+
+    Beyond it a network would be asked for differences between inputs that it cannot tell apart.
+    """
+    return math.floor(math.log(1 / precision) / math.log(q) + 1e-9)
+
+
+def consistency_gap(
+    t: Tensor, stage: int, q: float = 2.0, k: float = 8.0, b: float = 1.0, sigma_min: float = SIGMA_MIN
+) -> Tensor:
+    """t - r(t) without the cancellation of a difference: `min(t (1 + k sigmoid(-b t)) / q^stage, t - sigma_min)`."""
+    return torch.minimum(t * (1 + k * torch.sigmoid(-b * t)) * q**-stage, t - sigma_min)
 
 
 def consistency_target_level(
     t: Tensor, stage: int, q: float = 2.0, k: float = 8.0, b: float = 1.0, sigma_min: float = SIGMA_MIN
 ) -> Tensor:
     """r(t) = max(t * (1 - (1 + k sigmoid(-b t)) / q^stage), sigma_min): the level of the target (ECT)."""
-    return (t * (1 - (1 + k * torch.sigmoid(-b * t)) / q**stage)).clamp(min=sigma_min)
+    return (t * (1 - (1 + k * torch.sigmoid(-b * t)) * q**-stage)).clamp(min=sigma_min)

@@ -5,8 +5,10 @@ import re
 from collections.abc import Iterator
 
 from epg.complaints import Locate, nowhere
-from epg.config import ConsistencyConfig, DiffusionConfig, Objective, PretrainingConfig, RunConfig, SamplingConfig
+from epg.config import ConsistencyConfig, DiffusionConfig, Objective, PretrainingConfig, RunConfig
 from epg.errors import UserError
+from epg.samplers import problems as sampling_problems
+from epg.samplers import settled
 
 # Beyond these a number is a slip of the finger, and building the network would fill any memory.
 LARGEST_IMAGE, MOST_TOKENS, WIDEST, DEEPEST, LARGEST_COUNT = 8192, 2**16, 2**15, 1000, 10**12
@@ -53,7 +55,6 @@ def problems(config: RunConfig) -> Iterator[str]:
         ("training.keep", training.keep, 2),
         ("training.keep-every", training.keep_every, 0),
         ("optimizer.warmup-steps", config.optimizer.warmup_steps, 0),
-        ("sampling.steps", config.sampling.steps, 2),
         ("evaluation.every", config.evaluation.every, 0),
         ("evaluation.linear-every", config.evaluation.linear_every, 0),
         ("evaluation.count", config.evaluation.count, 20),
@@ -97,17 +98,18 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield f"--training.power-ema {training.power_ema}: relative widths must be between 0 and 0.28"
     if not all(0 <= beta < 1 for beta in config.optimizer.betas):
         yield f"--optimizer.betas {config.optimizer.betas}: must be in [0, 1)"
-    if not 0 <= config.sampling.interval[0] < config.sampling.interval[1]:
-        yield f"--sampling.interval {config.sampling.interval}: must be 0 <= low < high"
-    if model.num_classes == 0 and config.sampling.guidance != 1:
-        yield "--sampling.guidance: an unconditional model (--model.num-classes 0) has none; leave it at 1"
     if config.gaussians * data.channels**2 * data.image_size**2 > LARGEST_SPECTRUM:
         yield (
             f"--objective.spectrum class: the statistics of {config.gaussians - 1} classes at {data.image_size} pixels "
             "would take gigabytes; choose global"
         )
     yield from size_problems(config)
-    yield from objective_problems(config.objective, config.sampling)
+    yield from objective_problems(config.objective)
+    if config.stage != "pretraining":
+        consistency, sampling = config.stage == "consistency", config.sampling.model_dump()
+        names = {name: f"--sampling.{name}" for name in sampling}
+        settings = settled(sampling, {}, consistency)
+        yield from sampling_problems(settings, names, consistency=consistency, conditional=model.num_classes != 0)
 
 
 def size_problems(config: RunConfig) -> Iterator[str]:
@@ -136,7 +138,6 @@ def size_problems(config: RunConfig) -> Iterator[str]:
         ("training.batch-size", training.batch_size, 10**7),
         ("training.steps", training.steps, LARGEST_COUNT),
         ("training.timeout", training.timeout, LARGEST_COUNT),
-        ("sampling.steps", config.sampling.steps, 10_000),
     ]:
         if value > high:
             yield f"--{flag} {value if value < 10**20 else 'is too large'}: must be at most {high}"
@@ -156,24 +157,18 @@ def size_problems(config: RunConfig) -> Iterator[str]:
         yield f"--optimizer.weight-decay {optimizer.weight_decay}: must be at least 0"
 
 
-def objective_problems(objective: Objective, sampling: SamplingConfig) -> Iterator[str]:
+def objective_problems(objective: Objective) -> Iterator[str]:
     """What is wrong with the settings of a stage."""
     values = objective.model_dump()
     for name in ("label_dropout", "dropout", "momentum"):
         if name in values and not 0 <= values[name] <= 1:
             yield f"--objective.{name.replace('_', '-')} {values[name]}: must be between 0 and 1"
     for name in ("std", "tau1", "tau2", "contrastive_temperature", "auxiliary_temperature", "c", "d", "s0"):
-        if name in values and not values[name] > 0:
+        if values.get(name) is not None and not values[name] > 0:
             yield f"--objective.{name.replace('_', '-')} {values[name]}: must be positive"
     if isinstance(objective, PretrainingConfig) and objective.s1 < objective.s0:
         yield f"--objective.s1 {objective.s1}: must be at least --objective.s0 {objective.s0}"
-    if isinstance(objective, DiffusionConfig):
-        if objective.levels < 2:
-            yield f"--objective.levels {objective.levels}: must be at least 2"
-        if sampling.sampler in ("one_step", "multistep"):
-            yield f"--sampling.sampler {sampling.sampler}: for consistency models; diffusion takes heun"
-    if isinstance(objective, ConsistencyConfig):
-        if objective.dropout == 1:
-            yield "--objective.dropout 1: nothing would be left"
-        if sampling.guidance != 1:
-            yield "--sampling.guidance: consistency models are trained without label dropping; leave it at 1"
+    if isinstance(objective, DiffusionConfig) and objective.levels < 2:
+        yield f"--objective.levels {objective.levels}: must be at least 2"
+    if isinstance(objective, ConsistencyConfig) and objective.dropout == 1:
+        yield "--objective.dropout 1: nothing would be left"

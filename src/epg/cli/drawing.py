@@ -21,7 +21,9 @@ class Drawing:
     sampler: Literal["heun", "euler", "edm_stochastic", "euler_ancestral", "one_step", "multistep"] | None = None
     """The recipe's if not given."""
     steps: int | None = None
-    """Levels of the sampling grid."""
+    """Levels of the sampling grid; of a consistency model, evaluations."""
+    levels: tuple[float, ...] | None = None
+    """Unshifted noise levels to take instead of the grid, falling."""
     guidance: float | None = None
     """Scale of guidance; 1 is none."""
     interval: tuple[float, float] | None = None
@@ -41,7 +43,7 @@ class Drawing:
         """These options, and a verb's own, as the samplers take them."""
         from epg.sampling import Request
 
-        changes = {name: getattr(self, name) for name in ("sampler", "steps", "guidance", "interval")}
+        changes = {name: getattr(self, name) for name in ("sampler", "steps", "levels", "guidance", "interval")}
         shared = ("classes", "labels", "seed", "guide", "ema", "dtype", "batch_size", "device")
         return Request(
             **{name: getattr(self, name) for name in shared},

@@ -129,7 +129,7 @@ def open_whole(path: str, *, image_size: int | None, channels: int | None = None
 def _generator(path: str, request: Request) -> Subject:
     model = load(path, ema=request.ema)
     weak = None if request.guide is None else load(request.guide)
-    sampling = changed(model.sampling, request.changes, guided=weak is not None)
+    sampling = changed(model, request.changes, guided=weak is not None)
     if weak is not None:
         check_guide(model, weak)
     classes = class_numbers(request.classes, model.class_names)

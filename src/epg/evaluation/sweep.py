@@ -123,7 +123,7 @@ class Sweep:
         subject, place = self._opened(point.weights)
         own = subject.source
         assert isinstance(own, GeneratorSource)
-        sampling = changed(own.model.sampling, point.changes(own.model.sampling.interval))
+        sampling = changed(own.model, point.changes(own.model.sampling.interval))
         source = replace(own, sampling=sampling)
         if self._bench is None:
             self._bench = open_bench(subject, str(self.run), self.reference, self.words, self.request.ema, self.options)

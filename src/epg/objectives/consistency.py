@@ -14,6 +14,10 @@ from epg.networks.encoder import CLS
 from epg.objectives.base import Losses, Objective, at_levels, keep_masks, mean_losses
 from epg.objectives.diagnostics import by_quarter, quarter
 
+# The relative distance of neighbouring numbers, of what is multiplied in training.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+PRECISION = {name: torch.finfo(dtype).eps for name, dtype in DTYPES.items()}
+
 
 class Consistency(Objective):
     """The online prediction at t follows the same network's prediction at r < t, with the same noise and dropout.
@@ -31,6 +35,8 @@ class Consistency(Objective):
         self.config = config.objective
         self.network = network
         self.frozen_encoder = None if frozen_encoder is None else frozen_encoder.requires_grad_(False)
+        self.d = self.config.d or max(1, self.total_steps // 7)
+        self.last_stage = schedule.last_stage(PRECISION[config.training.precision], self.config.q)
         self.denoiser = Denoiser(
             network, "edm", sigma_min=self.shift * self.noise.sigma_min, sigma_data=self.noise.sigma_data
         )
@@ -58,7 +64,11 @@ class Consistency(Objective):
         return mean_losses(consistency=consistency, auxiliary=self.config.auxiliary_weight * auxiliary) | by_level
 
     def schedule_numbers(self, step: int) -> dict[str, float]:
-        return {"stage": schedule.consistency_stage(step, self.config.delta, self.config.d)}
+        return {"stage": self.stage(step)}
+
+    def stage(self, step: int) -> int:
+        """How near the target is: t - r halves with every stage."""
+        return schedule.consistency_stage(step, self.config.delta, self.d, self.last_stage)
 
     def losses(
         self,
@@ -73,14 +83,13 @@ class Consistency(Objective):
         """Per-sample consistency and auxiliary terms, (N,) each, at unshifted levels `sigma` (N,)."""
         c = self.config
         t = sigma.clamp(min=self.noise.sigma_min)
-        stage = schedule.consistency_stage(step, c.delta, c.d)
-        r = schedule.consistency_target_level(t, stage, c.q, c.k, c.b, self.noise.sigma_min)
-        t, r = self.shift * t, self.shift * r
+        options = (self.stage(step), c.q, c.k, c.b, self.noise.sigma_min)
+        gap = self.shift * schedule.consistency_gap(t, *options)
+        t, r = self.shift * t, self.shift * schedule.consistency_target_level(t, *options)
         online = self.denoiser(at_levels(images, t, noise), t, labels, dropout)
         with torch.no_grad():
             target = self.denoiser(at_levels(images, r, noise), r, labels, dropout)
-        distance = t - r
-        weight = torch.where(distance > 0, 1 / distance, 0.0)
+        weight = torch.where(gap > 0, 1 / gap, 0.0)
         consistency = losses.consistency(online, target, weight, c.c)
         return consistency, self.auxiliary(online, images)
 

@@ -18,10 +18,16 @@ from epg.data.normalize import Normalizer
 from epg.denoiser import Denoiser
 from epg.errors import ArtefactError
 from epg.pipeline.request import Randomness, RequestedGenerator, Seeds, as_output, seeds_of
+from epg.samplers import problems, settled
 from epg.seal import SEAL, check_settings, entry_of, seal_file
 
-CONSISTENCY = ("one_step", "multistep")
-SAMPLERS = ("heun", "euler", "edm_stochastic", "euler_ancestral", *CONSISTENCY)
+ARGUMENTS = {
+    "sampler": "sampler",
+    "steps": "num_inference_steps",
+    "levels": "sigmas",
+    "guidance": "guidance_scale",
+    "interval": "guidance_interval",
+}
 # The classes of a saved folder, and the modules in it that hold them.
 CLASSES = {"pipeline": "EPGPipeline", "transformer": "EPGModel"}
 CODE = {"pipeline": "pipeline_epg", "transformer": "modeling_epg"}
@@ -127,6 +133,7 @@ class EPGPipeline(DiffusionPipeline):
         *,
         guidance_interval: tuple[float, float] | None = None,
         sampler: str | None = None,
+        sigmas: Sequence[float] | None = None,
         batch_size: int | None = None,
         latents: Tensor | None = None,
         first_index: int = 0,
@@ -145,6 +152,7 @@ class EPGPipeline(DiffusionPipeline):
             output_type: "pil", "np" (N, H, W, C) or "pt" (N, C, H, W) in [0, 1], or "latent", the network's values.
             guidance_interval: unshifted levels (low, high] in which guidance acts.
             sampler: one of heun, euler, edm_stochastic, euler_ancestral, one_step, multistep.
+            sigmas: unshifted noise levels to take instead of the grid, falling.
             batch_size: number of images of an unconditional model; 1 if not given.
             latents: standard normal noise (N, C, H, W) to start from, instead of the generator's.
             first_index: index of the first image of a seed: `epg sample` numbers its files by it.
@@ -155,7 +163,14 @@ class EPGPipeline(DiffusionPipeline):
         Raises:
             ValueError: an argument is out of range or does not fit this model.
         """
-        sampling = self._sampling(sampler, num_inference_steps, guidance_scale, guidance_interval)
+        given = {
+            "sampler": sampler,
+            "steps": num_inference_steps,
+            "levels": sigmas,
+            "guidance": guidance_scale,
+            "interval": guidance_interval,
+        }
+        sampling = self._sampling({name: value for name, value in given.items() if value is not None})
         labels = self._labels(class_labels)
         count = (batch_size or 1) if labels is None else len(labels)
         if batch_size not in (None, count) or count < 1:
@@ -168,10 +183,9 @@ class EPGPipeline(DiffusionPipeline):
         model = self._generator(sampling, latents, seeds_of(generator, count, first_index))
         if latents is not None and latents.shape != (count, *model.image_shape):
             raise ValueError(f"latents: shape {tuple(latents.shape)}, but {(count, *model.image_shape)} is expected")
-        sigmas = model.sigmas()
-        one_step = sampling["sampler"] == "one_step"
+        grid = model.sigmas()
         self._guidance_scale, self._interrupt = float(sampling["guidance"]), False
-        self._num_timesteps = 1 if one_step else len(sigmas) - 1
+        self._num_timesteps = len(grid) - 1
         with self.progress_bar(total=self._num_timesteps) as bar:
 
             def watch(step: int, x: Tensor, denoised: Tensor) -> None:
@@ -179,45 +193,26 @@ class EPGPipeline(DiffusionPipeline):
                 if callback_on_step_end is not None:
                     tensors = {"latents": x, "denoised": denoised}
                     chosen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    changed = callback_on_step_end(self, step, float(sigmas[step]), chosen) or {}
+                    changed = callback_on_step_end(self, step, float(grid[step]), chosen) or {}
                     if changed.get("latents", x) is not x:
                         x.copy_(changed["latents"])
-                    if self._interrupt and not one_step:
+                    if self._interrupt:
                         raise InterruptedDraw(denoised)
 
             try:
                 values = model.draw(labels, range(count), watch=watch)
             except InterruptedDraw as stopped:
                 values = stopped.args[0]
-            if one_step:
-                watch(0, values, values)
         self.maybe_free_model_hooks()
         images = as_output(values, model.normalizer, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _sampling(
-        self, sampler: str | None, steps: int | None, scale: float | None, interval: tuple[float, float] | None
-    ) -> dict[str, Any]:
+    def _sampling(self, given: dict[str, Any]) -> dict[str, Any]:
         """The saved settings with those of a call laid over them, checked."""
-        settings = {"sampler": "heun", "steps": 32, "guidance": 1.0, "interval": (0.19, 1.61)} | (
-            self.config.sampling or {}
-        )
-        consistency = self.config.parameterization == "edm"
-        if sampler is None and steps is not None and consistency:
-            sampler = "one_step" if steps == 1 else "multistep"
-        given = {"sampler": sampler, "steps": steps, "guidance": scale, "interval": interval}
-        settings |= {name: value for name, value in given.items() if value is not None}
-        if settings["sampler"] not in SAMPLERS:
-            raise ValueError(f"sampler {settings['sampler']!r}: choose one of {', '.join(SAMPLERS)}")
-        if settings["sampler"] in CONSISTENCY and not consistency:
-            raise ValueError(f"sampler {settings['sampler']!r}: for consistency models; this is a diffusion model")
-        if settings["sampler"] != "one_step" and settings["steps"] < 2:
-            raise ValueError(f"num_inference_steps {settings['steps']}: must be at least 2")
-        if settings["guidance"] != 1 and (consistency or self.transformer.num_classes == 0):
-            why = "is trained without label dropping" if self.transformer.num_classes else "is unconditional"
-            raise ValueError(f"guidance_scale {settings['guidance']}: this model {why}; leave it at 1")
-        if not 0 <= settings["interval"][0] < settings["interval"][1]:
-            raise ValueError(f"guidance_interval {settings['interval']}: must be 0 <= low < high")
+        consistency, conditional = self.config.parameterization == "edm", self.transformer.num_classes > 0
+        settings = settled(self.config.sampling or {}, given, consistency)
+        for problem in problems(settings, ARGUMENTS, consistency=consistency, conditional=conditional):
+            raise ValueError(problem)
         return settings
 
     def _labels(self, class_labels: Any) -> Tensor | None:

@@ -92,7 +92,7 @@ class Normalization(Section):
 
 
 class Sampling(SamplingConfig):
-    steps: Annotated[int, Field(ge=2, le=10_000)] = 32
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 32
 
 
 class PipelineSettings(Section):

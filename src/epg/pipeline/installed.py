@@ -11,6 +11,7 @@ from epg.networks import EPG, Decoder, Encoder
 from epg.networks.layers import DecoderBlock, EncoderBlock
 from epg.pipeline import bundle, call, folder
 from epg.pipeline.model import EPGModel
+from epg.samplers import SETTINGS
 
 # Arguments of `DiffusionPipeline.from_pretrained` that say what holds here anyway.
 IGNORED = {"trust_remote_code", "custom_pipeline", "use_safetensors", "low_cpu_mem_usage"}
@@ -87,13 +88,13 @@ class EPGPipeline(call.EPGPipeline):
             )
         fill(transformer, network.state_dict())
         noise = {name: getattr(model.noise, name) for name in ("sigma_min", "sigma_max", "rho", "sigma_data")}
-        sampling = {name: getattr(model.sampling, name) for name in ("sampler", "steps", "guidance", "interval")}
+        sampling = {name: getattr(model.sampling, name) for name in SETTINGS}
         return cls(
             transformer,
             parameterization=model.denoiser.parameterization,
             noise={**noise, "shift": model.shift},
             normalization={"mean": list(model.normalizer.mean), "std": list(model.normalizer.std)},
-            sampling={**sampling, "interval": list(sampling["interval"])},
+            sampling={name: list(value) if isinstance(value, tuple) else value for name, value in sampling.items()},
             id2label=dict(enumerate(model.class_names)) or None,
         )
 

@@ -34,7 +34,7 @@ def at_length(config: RunConfig, steps: int) -> RunConfig:
         }
     )
     objective = config.objective
-    if objective.kind == "consistency":
+    if objective.kind == "consistency" and objective.d is not None:
         objective = objective.model_copy(update={"d": scaled(objective.d)})
     return config.model_copy(update={"optimizer": optimizer, "training": training, "objective": objective})
 

@@ -38,7 +38,7 @@ class Job:
     def __init__(self, model: Generator, guide: Generator | None, out: Path, request: Request) -> None:
         self.request, self.folder = request, SampleFolder(out)
         device = pick_device(request.device)
-        self.sampling = changed(model.sampling, request.changes, guided=guide is not None)
+        self.sampling = changed(model, request.changes, guided=guide is not None)
         if guide is not None:
             check_guide(model, guide)
         self.classes = class_numbers(request.classes, model.class_names)

@@ -1,16 +1,18 @@
 """What to draw and how, checked."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from epg import samplers
 from epg.config import SamplingConfig
 from epg.errors import UserError
 from epg.generator import Generator
 from epg.sampling.animation import Kind
 
-CONSISTENCY = ("one_step", "multistep")
+FLAGS = {name: f"--{name}" for name in samplers.SETTINGS}
 WIDEST_GRID = 20  # classes
 
 
@@ -34,23 +36,24 @@ class Request:
     animation: Kind | None = None
 
 
-def changed(sampling: SamplingConfig, changes: Mapping[str, Any], guided: bool = False) -> SamplingConfig:
-    """The sampling settings with the given fields replaced, checked. `guided`: there is a guide for autoguidance."""
-    new = sampling.model_copy(update=dict(changes))
-    if not 2 <= new.steps <= 10_000:
-        raise UserError(f"--steps {new.steps}: must be between 2 and 10000")
-    if not 0 <= new.guidance < 1000:
-        raise UserError(f"--guidance {new.guidance}: must be at least 0 and less than 1000; 1 is none")
-    low, high = new.interval
-    if not 0 <= low < high:
-        raise UserError(f"--interval {low} {high}: must be 0 <= low < high")
-    if guided and new.guidance == 1:
-        raise UserError("--guide: does nothing without --guidance, the scale; try --guidance 1.5")
-    if sampling.sampler in CONSISTENCY and new.guidance != 1 and not guided:
-        raise UserError("--guidance: consistency models are trained without label dropping; leave it at 1")
-    if new.sampler in CONSISTENCY and sampling.sampler not in CONSISTENCY:
-        raise UserError(f"--sampler {new.sampler}: for consistency models; this is a diffusion model, try heun")
-    return new
+def changed(model: Generator, changes: Mapping[str, Any], guided: bool = False) -> SamplingConfig:
+    """The model's sampling settings with the given fields replaced, checked. Raises UserError.
+
+    `guided`: a weaker model guides (autoguidance), which acts at every level unless an interval is given.
+    """
+    consistency = model.denoiser.parameterization == "edm"
+    saved = {name: getattr(model.sampling, name) for name in samplers.SETTINGS}
+    if guided:
+        saved["interval"] = (0.0, 2 * model.noise.sigma_max)
+    settings = samplers.settled(saved, changes, consistency)
+    found = samplers.problems(
+        settings, FLAGS, consistency=consistency, conditional=model.num_classes > 0, guided=guided
+    )
+    if guided and settings["guidance"] == 1:
+        found = itertools.chain(found, ["--guide: does nothing without --guidance, the scale; try --guidance 1.5"])
+    for problem in found:
+        raise UserError(problem)
+    return SamplingConfig(**settings)
 
 
 def check_guide(model: Generator, weak: Generator) -> None:
