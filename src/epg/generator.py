@@ -77,10 +77,11 @@ class Generator:
         noise = self.noise
         if sampling.levels is not None:
             return torch.tensor([*(self.shift * level for level in sampling.levels), 0.0], dtype=torch.float64)
-        options = {"shift": self.shift, "sigma_min": noise.sigma_min, "sigma_max": noise.sigma_max, "rho": noise.rho}
         if sampling.sampler in samplers.CONSISTENCY:
-            return schedule.multistep_grid(1 if sampling.sampler == "one_step" else sampling.steps, **options)
-        return schedule.sampling_grid(sampling.steps, **options)
+            grid, steps = schedule.multistep_grid, 1 if sampling.sampler == "one_step" else sampling.steps
+        else:
+            grid, steps = schedule.sampling_grid, sampling.steps
+        return grid(steps, shift=self.shift, sigma_min=noise.sigma_min, sigma_max=noise.sigma_max, rho=noise.rho)
 
     def denoise(
         self, labels: Tensor | None = None, sampling: "SamplingConfig | None" = None, guide: "Generator | None" = None

@@ -128,7 +128,7 @@ def settled(saved: Mapping[str, Any], given: Mapping[str, Any], consistency: boo
     The number of steps follows given levels, and given steps take the place of saved levels. A consistency model takes
     one step or several by their number.
     """
-    settings = SETTINGS | dict(saved) | dict(given)
+    settings: dict[str, Any] = {**SETTINGS, **saved, **given}
     steps, levels = given.get("steps"), given.get("levels")
     if levels is None and steps is not None:
         settings["levels"] = None
