@@ -260,6 +260,12 @@ def gaussian_images(study: Study) -> Tensor:
     return study.normalizer.decode(spectrum.sample(unit, study.labels))
 
 
+def save_by_class(images: Tensor, labels: Tensor, file: Path) -> None:
+    """A grid of the first eight images of every class."""
+    count = min(len(images), 8 * (int(labels.max()) + 1))
+    save_grid(images[:count][labels[:count].argsort(stable=True)], file, columns=8)
+
+
 def examine(study: Study, model: Generator, name: str, judge: Judge | None) -> dict[str, Any]:
     """Grids, distances and nearest training images of a generator."""
     precision = "bf16" if study.device.type == "cuda" else "fp32"
@@ -270,9 +276,7 @@ def examine(study: Study, model: Generator, name: str, judge: Judge | None) -> d
         sampling = model.sampling.model_copy(update={"guidance": guidance})
         batch = 32 if study.options.tiny else 500
         drawn = model.sample(study.labels, seed=0, sampling=sampling, batch_size=batch)
-        shown = min(len(drawn), 8 * max(1, model.num_classes))
-        by_class = study.labels[:shown].argsort(stable=True)
-        save_grid(drawn[:shown][by_class], study.options.out / f"{name}-guidance-{guidance:g}.png", columns=8)
+        save_by_class(drawn, study.labels, study.options.out / f"{name}-guidance-{guidance:g}.png")
         results[f"guidance {guidance:g}"] = {} if judge is None else judge(drawn)
     some = drawn[: min(24, len(drawn))]
     distances, places = nearest(some.flatten(1).numpy(), study.train.images.flatten(1).numpy())
@@ -305,11 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         before = study.elapsed
         found["real"], found["gaussian"] = judge(real), judge(gaussian := gaussian_images(study))
         found["judging_seconds"] = (study.elapsed - before) / 2
-        save_grid(
-            gaussian[: 8 * study.train.num_classes].unflatten(0, (8, -1)).transpose(0, 1).flatten(0, 1),
-            options.out / "gaussian.png",
-            columns=8,
-        )
+        save_by_class(gaussian, study.labels, options.out / "gaussian.png")
     # Drawing takes about as long as judging; half a minute is for checkpoints and pictures.
     reserve = (4 * found.get("judging_seconds", 0.0) + min(15.0, options.seconds / 20)) * len(options.arms)
     share = max(0.0, options.seconds - study.elapsed - reserve) / len(options.arms)
