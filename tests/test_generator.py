@@ -11,6 +11,7 @@ from epg.errors import ArtefactError, UserError
 from epg.generator import to_half_precision
 from epg.info import list_recipes, nfe, print_info
 from epg.loading import load
+from epg.loading import read as read_weights
 from epg.networks.build import build_rcm
 from epg.objectives.pretraining import Pretraining
 from epg.pictures import grid, save_grid
@@ -347,6 +348,12 @@ def test_load_another_decay(run):
     assert torch.equal(load(run, ema=0.5).sample(LABELS), tiny_generator(seed=1).sample(LABELS))
     with pytest.raises(ArtefactError, match=r"no EMA with decay 0\.7; it has \[0\.9, 0\.5\]"):
         load(run, ema=0.7)
+
+
+def test_load_the_weights_as_trained(run):
+    """Those of decay 0.9 in this run are the same network's; the trained ones come without any average."""
+    assert read_weights(run, 0).kind == "model"
+    assert torch.equal(load(run, ema=0).sample(LABELS), tiny_generator().sample(LABELS))
 
 
 def test_load_without_ema_takes_the_trained_weights(tmp_path):

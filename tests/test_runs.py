@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from epg.cli import main
 from epg.errors import ArtefactError, DataError, OutputError, RunLockedError, UserError
-from epg.runs import prepare_run, train
+from epg.loading import load
+from epg.runs import build_objective, prepare_run, train
 from epg.training.handover import read_encoder
 from epg.training.lock import locked
 from tests.training.test_loop import tiny
@@ -167,3 +169,32 @@ def test_no_consistency_run_comes_to_a_standstill(tmp_path: Path, objective: dic
     assert max(line["stage"] for line in lines if "stage" in line) <= 23
     if not objective:
         assert [line["stage"] for line in lines if "stage" in line][-1] == 1 + 59 // (60 // 7)
+
+
+def drawn_with(run: Path, out: Path, *flags: str) -> str:
+    assert main(["sample", str(run), "--count", "2", "--steps", "2", "--out", str(out), *flags]) == 0
+    return str(json.loads((out / "samples.json").read_text())["weights"])
+
+
+def test_a_run_and_its_export_sample_with_the_same_weights(tmp_path: Path) -> None:
+    """Of a run with power-function averages alone, the export had the first of them and the run the trained weights."""
+    changes = {"ema": [], "power_ema": [0.1, 0.05], "steps": 6}
+    train(tiny("diffusion", training=changes), tmp_path / "run")
+    of_run = drawn_with(tmp_path / "run", tmp_path / "a")
+    assert drawn_with(tmp_path / "run" / "export", tmp_path / "b") == of_run
+    trained = drawn_with(tmp_path / "run", tmp_path / "c", "--ema", "0")
+    assert trained != of_run
+    export = tmp_path / "run" / "export"
+    assert main(["sample", str(export), "--count", "2", "--ema", "0", "--out", str(tmp_path / "d")]) == 77
+
+
+def test_a_run_much_shorter_than_its_average_draws_what_it_learnt(tmp_path: Path) -> None:
+    """The average of decay 0.9996 over 40 steps was the random start, and drew grey."""
+    train(tiny("diffusion", training={"ema": [0.9996], "steps": 40, "log_every": 40}), tmp_path / "run")
+    average, trained = (load(tmp_path / "run", ema=ema).denoiser.network for ema in (None, 0))
+    start = build_objective(prepare_run(tiny("diffusion"), tmp_path / "other").config).network
+    distance = {}
+    for name, other in (("trained", trained), ("start", start)):
+        pairs = zip(average.state_dict().values(), other.state_dict().values(), strict=True)
+        distance[name] = sum(float((a - b).square().sum()) for a, b in pairs)
+    assert distance["trained"] < distance["start"] / 4

@@ -201,7 +201,8 @@ class TrainingConfig(Section):
     """Images per forward pass of one process; none is batch_size / processes."""
     steps: int
     ema: list[float] = [0.9999]
-    """EMA decays kept of the network; the first is the one that samples."""
+    """EMA decays kept of the network; the first is the one that samples. In a run of fewer than 10 / (1 - decay) steps
+    the average is warmed up: it spans about the last ninth of the steps so far."""
     power_ema: list[float] = []
     """Relative widths (0.05, 0.1) of power-function EMAs kept for post-hoc synthesis; see `epg ema`."""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
@@ -286,6 +287,13 @@ class RunConfig(Section):
     @property
     def stage(self) -> Stage:
         return self.objective.kind
+
+    @property
+    def weights(self) -> str:
+        """Those that sample and are exported: the first average (of fixed decay, if there is one), else the trained."""
+        averages = [f"ema-{decay}" for decay in self.training.ema]
+        averages += [f"power-{width}" for width in self.training.power_ema]
+        return averages[0] if averages else "model"
 
     @property
     def shift(self) -> float:

@@ -50,7 +50,7 @@ def load(path: str | Path, *, ema: float | None = None, device: torch.device | s
     Args:
         path: run folder (its newest valid checkpoint), `checkpoints/step-...` folder, `export` folder, pipeline folder,
             or `user/repo[@revision]`, of which configuration and weights are downloaded, never code.
-        ema: which decay to load; None is the run's first, or the trained weights where there is none.
+        ema: which decay to load; 0 is the weights as trained, None what the run samples with (its first average).
 
     Raises:
         ArtefactError: nothing valid there, a pre-trained encoder, or a decay it does not have.
@@ -99,8 +99,9 @@ def read(path: Path, ema: float | None = None) -> Trained:
         path = path / export.FOLDER
     if export.is_export(path):
         exported = export.read(path)
-        if ema is not None and exported.kind != f"ema-{ema}":
-            raise ArtefactError(f"{path}: no EMA with decay {ema}; it has {exported.kind}")
+        if ema is not None and exported.kind != kind_of(ema):
+            hint = "" if ema else ". A run's checkpoints have the trained weights"
+            raise ArtefactError(f"{path}: no {described(ema)}; it has {exported.kind}{hint}")
         return Trained(
             exported.path,
             exported.config,
@@ -112,15 +113,23 @@ def read(path: Path, ema: float | None = None) -> Trained:
         )
     found = find(path)
     config = parse(found.state["config"], str(found.path))
-    decays = config.training.ema
-    if ema is not None and ema not in decays:
-        raise ArtefactError(f"{path}: no EMA with decay {ema}; it has {decays or 'none'}")
-    kind = f"ema-{decays[0] if ema is None else ema}" if decays else "model"
+    kind = config.weights if ema is None else kind_of(ema)
+    if kind != "model" and kind not in found.groups:
+        raise ArtefactError(f"{path}: no {described(ema)}; it has {config.training.ema or 'none'}, and 0, as trained")
 
     def network_tensors() -> dict[str, Tensor]:
         state = found.tensors("model")
         return {k.removeprefix(export.PREFIX): t for k, t in state.items() if k.startswith(export.PREFIX)}
 
-    tensors = partial(found.tensors, kind) if decays else network_tensors
+    tensors = network_tensors if kind == "model" else partial(found.tensors, kind)
     names, counts = tuple(found.state["class_names"]), tuple(found.state["class_counts"])
     return Trained(found.path, config, found.step, kind, names, counts, tensors)
+
+
+def kind_of(ema: float) -> str:
+    """The name of the weights of a decay; 0 is the trained ones."""
+    return f"ema-{ema}" if ema else "model"
+
+
+def described(ema: float | None) -> str:
+    return f"EMA with decay {ema}" if ema else "weights as trained"

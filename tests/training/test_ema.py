@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from epg.training.ema import EMA, gamma_of, synthesis_weights
+from epg.training.ema import EMA, gamma_of, is_short, synthesis_weights, warmed_decay
 from tests.helpers import GOLDEN, randomize, tiny_epg
 
 
@@ -23,6 +23,27 @@ def test_closed_form(decay):
     expected = decay**5 * weights[0]
     expected = expected + sum((1 - decay) * decay ** (5 - i) * weights[i] for i in range(1, 6))
     assert torch.allclose(ema.shadows[f"ema-{decay}"]["weight"], expected, atol=1e-6)
+
+
+def test_an_average_longer_than_its_run_forgets_where_it_began():
+    """Else 200 steps of 0.9996 would still be 92 % the random weights of the start."""
+    network = nn.Linear(1, 1, bias=False)
+    averages = {}
+    for steps in (200, 25_000, None):
+        nn.init.zeros_(network.weight)
+        averages[steps] = EMA(network, [0.9996], total_steps=steps)
+        nn.init.ones_(network.weight)
+        for step in range(1, 201):
+            averages[steps].update(step)
+    found = {steps: ema.shadows["ema-0.9996"]["weight"].item() for steps, ema in averages.items()}
+    assert found[200] > 0.9999
+    assert found[25_000] == found[None] == pytest.approx(1 - 0.9996**200, rel=1e-4)
+
+
+def test_a_warmed_average_ends_as_the_plain_one():
+    assert warmed_decay(1, 0.9) == 2 / 11
+    assert warmed_decay(80, 0.9) == 0.9
+    assert [is_short(n, 0.99) for n in (999, 1000, None)] == [True, False, False]
 
 
 def test_several_decays_are_independent():

@@ -25,7 +25,7 @@ class Convert:
     stage: Literal["pretraining", "diffusion", "consistency"] | None = None
     """What a file of the release was trained as; its generators are diffusion models if not given."""
     ema: float | None = None
-    """Which EMA decay to take; the first if not given."""
+    """Which EMA decay to take, 0 for the weights as trained; the first if not given."""
     license: str | None = None
     """Licence for the model card, as the Hub names it: apache-2.0, cc-by-nc-4.0..."""
     dataset: str | None = None

@@ -31,7 +31,7 @@ class Drawing:
     guide: Path | None = None
     """A weaker checkpoint: autoguidance instead of classifier-free guidance."""
     ema: float | None = None
-    """Which EMA decay to load; the first if not given."""
+    """Which EMA decay to load, 0 for the weights as trained; the first if not given."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the network; samplers, norms, sums and features stay in float32."""
     batch_size: int = 64

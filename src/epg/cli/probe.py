@@ -22,7 +22,7 @@ class Probe:
     recipe: str | None = None
     """Architecture of a weight file, a .yaml file, where no recipe of ours has it."""
     ema: float | None = None
-    """Of a generator: which EMA decay to load; the first if not given."""
+    """Of a generator: which EMA decay to load, 0 for the weights as trained; the first if not given."""
     levels: tuple[float, ...] = (0.002, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
     """Unshifted noise levels."""
     pool: Literal["cls", "patches"] = "cls"
@@ -81,7 +81,7 @@ class Neighbours:
     steps: int | None = None
     """Levels of the sampling grid."""
     ema: float | None = None
-    """Which EMA decay to load; the first if not given."""
+    """Which EMA decay to load, 0 for the weights as trained; the first if not given."""
     out: Path | None = None
     """Folder for neighbours.json, curves and sheets; `analysis` in the run folder if not given."""
     batch_size: int = 64
@@ -115,7 +115,7 @@ class Denoising:
     held_out: str | None = None
     """Images of the same kind it has never seen; the test split, and what --data.fraction left out, if not given."""
     ema: float | None = None
-    """Which EMA decay to load; the first if not given."""
+    """Which EMA decay to load, 0 for the weights as trained; the first if not given."""
     levels: int = 16
     """Noise levels, from sigma_min to sigma_max."""
     count: int = 2000

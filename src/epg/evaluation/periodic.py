@@ -183,13 +183,12 @@ class GeneratorExamination:
         )
         if found is None:
             return None
-        decays = self.config.training.ema
         told: dict[str, Any] = {
             "kind": "generator",
             "recipe": self.config.recipe,
             "stage": self.config.stage,
             "step": step,
-            "ema": f"ema-{decays[0]}" if decays else "model",
+            "ema": self.config.weights,
             "labels": None if labels is None else f"all {self.model.num_classes} classes in turn",
             "seed": self.config.seed,
             "sampling": self.config.sampling.model_dump(mode="json"),

@@ -16,11 +16,18 @@ class EMA:
     """Shadows of a network's parameters in at least float32, sharded as the parameters are.
 
     After step t, `e <- beta e + (1 - beta) w`, with beta a fixed decay (set `ema-<decay>`), or the power function's
-    `(1 - 1/t)^(gamma + 1)` whose width relative to training is `sigma_rel` (set `power-<sigma_rel>`, EDM2).
+    `(1 - 1/t)^(gamma + 1)` whose width relative to training is `sigma_rel` (set `power-<sigma_rel>`, EDM2). Where
+    training has `total_steps` that are few for a decay, that one is warmed up (`warmed_decay`).
     """
 
-    def __init__(self, network: nn.Module, decays: list[float], sigma_rels: list[float] | None = None) -> None:
-        self.network = network
+    def __init__(
+        self,
+        network: nn.Module,
+        decays: list[float],
+        sigma_rels: list[float] | None = None,
+        total_steps: int | None = None,
+    ) -> None:
+        self.network, self.total_steps = network, total_steps
         self.decays: dict[str, float] = {f"ema-{decay}": decay for decay in decays}
         self.gammas: dict[str, float] = {f"power-{width}": gamma_of(width) for width in sigma_rels or []}
         self.shadows = {
@@ -33,8 +40,14 @@ class EMA:
         """Follows the weights after `step` completed steps (1 after the first)."""
         parameters = [full_precision(local(p.detach())) for p in self.network.parameters()]
         for name, shadow in self.shadows.items():
-            beta = self.decays[name] if name in self.decays else power_decay(step, self.gammas[name])
+            beta = self._decay(name, step)
             torch._foreach_lerp_([local(s) for s in shadow.values()], parameters, 1 - beta)
+
+    def _decay(self, name: str, step: int) -> float:
+        if name in self.gammas:
+            return power_decay(step, self.gammas[name])
+        decay = self.decays[name]
+        return warmed_decay(step, decay) if is_short(self.total_steps, decay) else decay
 
     def state_dict(self, name: str) -> dict[str, Tensor]:
         """A complete state dict of the network: averaged parameters, and its buffers as they are (all processes)."""
@@ -63,6 +76,16 @@ class EMA:
     def _write(self, values: dict[str, Tensor]) -> None:
         for key, p in self.network.named_parameters():
             local(p).copy_(local(values[key]))
+
+
+def is_short(steps: int | None, decay: float) -> bool:
+    """Whether more than e^-10 of an average of fixed decay would still be the random weights that it began with."""
+    return steps is not None and steps * (1 - decay) < 10 - 1e-6
+
+
+def warmed_decay(step: int, decay: float) -> float:
+    """beta after `step` steps of a short run: the average spans about their last ninth until `decay` spans less."""
+    return min(decay, (1 + step) / (10 + step))
 
 
 # Power-function EMA and its post-hoc synthesis (Karras et al. 2024, "Analyzing and Improving the Training Dynamics of

@@ -94,7 +94,7 @@ class Trainer:
         self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
         self.buffers = Buffers(self.objective)
         self.optimizer = make_optimizer(self.objective, config.optimizer)
-        self.ema = EMA(self.objective.network, config.training.ema, config.training.power_ema)
+        self.ema = EMA(self.objective.network, config.training.ema, config.training.power_ema, config.training.steps)
         self.writer = CheckpointWriter(folder, config.training.keep, config.training.keep_every)
         self.loss_scale = LossScale(enabled=config.training.precision == "fp16")
         self.signals = StopSignals()
