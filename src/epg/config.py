@@ -24,17 +24,22 @@ class Section(BaseModel):
 
 class DataConfig(Section):
     source: str = "digits"
-    """`digits` (built in), a set made by `epg prepare`, a folder of images, or a parquet file or folder."""
+    """`digits` (built in), a set made by `epg prepare`, or anything that `epg prepare` takes: a folder, an archive, a
+    table, arrays, a Hub name."""
     image_size: int
     """Side of the square training images in pixels; larger images are centre-cropped (ADM)."""
     channels: int = 3
     """1 (grey) or 3 (colour)."""
     normalization: Literal["imagenet", "symmetric"] = "imagenet"
     """`imagenet`: (x - mean) / (2 std) with ImageNet's mean and std; `symmetric`: [-1, 1]."""
+    labels: Literal["auto", "folder", "column", "none"] = "auto"
+    """Where labels come from: class folders, a column of a table or label file, nowhere; auto finds out."""
     image_column: str | None = None
-    """Column of a parquet file that holds the images; found by itself when there is one."""
+    """Column of a table (array of an .npz, member of a WebDataset sample) that holds the images; found by itself."""
     label_column: str | None = None
-    """Column that holds the labels; found by itself when there is one."""
+    """Column (array) that holds the labels; found by itself when there is one that looks like them."""
+    label_file: str | None = None
+    """File within the source that names images and labels, such as labels.csv; metadata.csv is found by itself."""
     balanced: bool = False
     """Visit every class equally often, repeating images of small ones."""
     per_class: int | None = None

@@ -46,8 +46,10 @@ def open_training_data(data: DataConfig, split: str = "train") -> ImageDataset:
         image_size=data.image_size,
         channels=data.channels,
         split=split,
+        labels=data.labels,
         image_column=data.image_column,
         label_column=data.label_column,
+        label_file=data.label_file,
     )
     if split == "train":
         dataset = subset(dataset, per_class=data.per_class, fraction=data.fraction)
@@ -174,6 +176,8 @@ def announce(config: RunConfig, dataset: ImageDataset, start: Start | None = Non
         f"{config.training.steps:,} steps = {config.training.steps * batch / len(dataset):.1f} epochs",
         file=sys.stderr,
     )
+    for line in dataset.report():
+        print(line, file=sys.stderr)
     if start is not None:
         print(describe(start, config, len(dataset)), file=sys.stderr)
 

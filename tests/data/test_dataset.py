@@ -51,7 +51,7 @@ def test_digits_are_the_librarys_images_in_a_fixed_stratified_split():
     assert train.class_names == test.class_names == tuple("0123456789")
     assert train.num_classes == 10
     source = load_digits()
-    assert sorted([*train.indices, *test.indices]) == list(range(1797))
+    assert sorted([*train.source.indices, *test.source.indices]) == list(range(1797))
     for label in range(10):
         total = (source.target == label).sum()
         assert (test.labels == label).sum() == round(0.2 * total)
@@ -60,11 +60,11 @@ def test_digits_are_the_librarys_images_in_a_fixed_stratified_split():
             image, label = dataset[i]
             assert image.shape == (1, 8, 8)
             assert image.dtype == np.uint8
-            original = dataset.indices[i]
+            original = dataset.source.indices[i]
             assert label == source.target[original]
             assert np.abs(image[0] - source.images[original] * 255 / 16).max() <= 0.5
     assert np.concatenate([train[i][0].ravel() for i in range(100)]).max() == 255
-    assert test.indices[:5].tolist() == FROZEN_TEST_DIGITS  # published results depend on the split
+    assert test.source.indices[:5].tolist() == FROZEN_TEST_DIGITS  # published results depend on the split
 
 
 FROZEN_TEST_DIGITS = [1, 4, 17, 20, 22]
@@ -163,7 +163,10 @@ def test_missing_splits_can_be_caught(tmp_path):
 
 
 def test_images_beside_class_folders_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"both images \(x\.png\) and folders of images \(a\): move"):
+    with pytest.raises(
+        DataError,
+        match=r"such as x\.png, lie in no class folder, 1 others do, such as a/x.png. Move.*--data.labels none",
+    ):
         open_small(write(tmp_path, a__x=1, x=2))
 
 
@@ -173,7 +176,7 @@ def test_empty_and_missing_sources_say_what_is_looked_for(tmp_path):
     with pytest.raises(DataError, match=r"--data.source .*nothing: does not exist"):
         open_small(tmp_path / "nothing")
     (tmp_path / "a.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"neither a folder nor a .parquet file"):
+    with pytest.raises(DataError, match=r"a.zip: a damaged zip archive or none at all"):
         open_small(tmp_path / "a.zip")
 
 
@@ -208,7 +211,7 @@ def test_wrong_options_name_their_flag(tmp_path):
         open_dataset(tmp_path, image_size=0)
     with pytest.raises(UserError, match=r"--data.channels 2"):
         open_small(tmp_path, channels=2)
-    with pytest.raises(UserError, match=r"--data.label-column can only be used with parquet"):
+    with pytest.raises(UserError, match=r"holds no metadata.csv .*--data.label-file"):
         open_small(tmp_path, label_column="x")
     with pytest.raises(UserError, match=r"--data.image-column"):
         open_small("digits", image_column="x")
@@ -361,7 +364,7 @@ def test_broken_parquet_rows_and_files(tmp_path):
     with pytest.raises(DataError, match=r"x\.parquet row 2: column 'image' is empty"):
         dataset[2]
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(DataError, match="not a readable parquet file"):
+    with pytest.raises(DataError, match="not a readable parquet"):
         open_small(file)
     empty_labels = {"label": (datasets.ClassLabel(names=["a"]), [0, None])}
     with pytest.raises(DataError, match="1 empty rows"):

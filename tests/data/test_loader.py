@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from epg.data.base import CachedDataset
-from epg.data.digits import DigitsDataset
+from epg.data.dataset import open_dataset
 from epg.data.loader import Batch, BatchLoader
 from epg.data.order import EpochOrder
 from epg.data.ring import Ring
@@ -19,7 +19,7 @@ STEPS = 5
 
 @pytest.fixture(scope="module")
 def digits():
-    return DigitsDataset(image_size=8, channels=1, split="test")
+    return open_dataset("digits", image_size=8, channels=1, split="test")
 
 
 def stream(dataset, steps=STEPS, **options):

@@ -205,12 +205,12 @@ def leave_out(folder: Path, step: int) -> None:
 
 def in_a_worker(folder: Path, what: str, image: int = 3) -> None:
     """A loader process meets a fault at its so-many-th image: a signal, or MemoryError."""
-    from epg.data.digits import DigitsDataset
+    from epg.data.dataset import SourceDataset
 
     uncached(folder)
-    original, parent, count = DigitsDataset.__getitem__, os.getpid(), 0
+    original, parent, count = SourceDataset.__getitem__, os.getpid(), 0
 
-    def getitem(self: DigitsDataset, index: int) -> Any:
+    def getitem(self: SourceDataset, index: int) -> Any:
         nonlocal count
         if os.getpid() != parent:
             count += 1
@@ -222,7 +222,7 @@ def in_a_worker(folder: Path, what: str, image: int = 3) -> None:
                 os.kill(os.getpid(), getattr(signal, what))
         return original(self, index)
 
-    DigitsDataset.__getitem__ = getitem  # type: ignore[method-assign]
+    SourceDataset.__getitem__ = getitem  # type: ignore[method-assign]
 
 
 # Recordings -----------------------------------------------------------------------------------------------------------

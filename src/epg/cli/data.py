@@ -15,7 +15,8 @@ class Prepare:
     """
 
     source: tyro.conf.Positional[str]
-    """A folder, a zip or tar archive, a parquet or Arrow file, a Hub name, or an s3://, gs:// or hf:// address."""
+    """A folder, a zip or tar archive or a folder of them, parquet or Arrow files, .npz or .npy, a Hub name, or an s3://,
+    gs:// or hf:// address."""
     out: tyro.conf.Positional[Path]
     """Folder for the prepared set; give it to training as --data.source."""
     image_size: int
@@ -37,9 +38,11 @@ class Prepare:
     labels: Literal["auto", "folder", "column", "none"] = "auto"
     """Where labels come from; auto finds out."""
     image_column: str | None = None
-    """Column of a table that holds the images; found by itself when there is one."""
+    """Column of a table (array of an .npz, member of a WebDataset sample) that holds the images; found by itself."""
     label_column: str | None = None
-    """Column of a table or metadata file that holds the labels; found by itself when there is one."""
+    """Column of a table or label file (array of an .npz) that holds the labels; found by itself."""
+    label_file: str | None = None
+    """File within the source that names images and labels, such as labels.csv; metadata.csv is found by itself."""
     on_error: Literal["skip", "fail"] = "skip"
     """Images that cannot be used: leave them out, or end with an error. Either way report.jsonl lists them."""
     workers: int | None = None
@@ -66,7 +69,7 @@ class Prepare:
                 range=self.range,
                 resize=self.resize,
             ),
-            SourceOptions(self.split, self.labels, self.image_column, self.label_column),
+            SourceOptions(self.split, self.labels, self.image_column, self.label_column, self.label_file),
             on_error=self.on_error,
             workers=self.workers,
             shard=self.shard,
@@ -95,6 +98,7 @@ class Inspect:
     labels: Literal["auto", "folder", "column", "none"] = "auto"
     image_column: str | None = None
     label_column: str | None = None
+    label_file: str | None = None
     workers: int | None = None
     """Processes; one per core if not given."""
 
@@ -106,7 +110,7 @@ class Inspect:
         run_inspect(
             self.dataset,
             PixelOptions(self.image_size, background=self.background, range=self.range),
-            SourceOptions(self.split, self.labels, self.image_column, self.label_column),
+            SourceOptions(self.split, self.labels, self.image_column, self.label_column, self.label_file),
             sheet=self.sheet,
             report=self.report,
             verify=self.verify,

@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from epg.data.classes import classes_line, renumbered
 from epg.data.order import BalancedOrder, EpochOrder
+from epg.data.splits import NoSplitError as NoSplitError
 from epg.errors import DataError
 
 
@@ -20,10 +22,6 @@ class Order(Protocol):
     def indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Dataset indices (same shape, int64) at `positions` >= 0."""
         ...
-
-
-class NoSplitError(DataError):
-    """The source has no such split; callers may fall back to another."""
 
 
 class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]], ABC):
@@ -53,6 +51,19 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]], ABC):
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    def follow(self, class_names: tuple[str, ...], whose: str) -> None:
+        """Number the classes as another data set does, by their names.
+
+        Raises DataError for a class that the other one does not have.
+        """
+        if self.class_names and self.class_names != class_names:
+            self.labels = renumbered(self.labels, self.class_names, class_names, whose)
+            self.class_names = class_names
+
+    def report(self) -> list[str]:
+        """What these images are, for people to read: classes with their counts first."""
+        return [classes_line(self.class_names, self.class_counts())]
 
     def order(self, seed: int) -> Order:
         """The order in which training visits the images. Raises DataError for an empty set."""
@@ -121,6 +132,9 @@ class CachedDataset(ImageDataset):
 
     def fingerprint(self) -> str:
         return self.dataset.fingerprint()
+
+    def report(self) -> list[str]:
+        return self.dataset.report()
 
 
 def refuse_damaged(message: str, number: int, limit: int) -> None:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from epg.data.classes import classes_line
 from epg.data.duplicates import Groups
 from epg.data.encode import PixelOptions
 from epg.data.inspection import Inspection, contact_sheet, inspect_dataset, size_histogram, verify_store
@@ -23,6 +24,7 @@ from epg.data.prepare import Prepared, prepare
 from epg.data.prepare import Progress as Report
 from epg.data.seen import Seen
 from epg.data.sources.base import SourceOptions
+from epg.data.sources.kinds import SHEET
 from epg.data.store import REPORT_FILE, is_store
 from epg.errors import DataError, OutputError, UserError
 
@@ -65,6 +67,9 @@ def run_prepare(
         f"{len(manifest['classes'])} classes, mean {_numbers(manifest['mean'])}, std {_numbers(manifest['std'])}",
         soft_wrap=True,
     )
+    classes = [(str(entry["name"]), int(entry["images"])) for entry in manifest["classes"]]
+    for line in (classes_line(*zip_classes(classes)), *manifest["overview"]):
+        console.print(line, markup=False, soft_wrap=True)
     for line in Seen.parse(manifest["seen"]).lines(pixels.image_size, pixels):
         console.print(line, markup=False, soft_wrap=True)
     if manifest["rejected"]:
@@ -109,6 +114,7 @@ def run_inspect(
         if problems:
             raise DataError(f"{dataset}: {len(problems)} differences from what was prepared (listed above)")
         console.print("Every image and file is as it was prepared.")
+    _refuse_sheet_within(sheet, dataset)
     with progress_bar(console, "inspecting") as progress:
         found = inspect_dataset(dataset, options=options, pixels=pixels, workers=count, progress=progress)
     _show(console, found, dataset)
@@ -126,9 +132,24 @@ def run_inspect(
     return found
 
 
+def _refuse_sheet_within(sheet: Path, dataset: str) -> None:
+    """A picture among the images of a folder would be trained on; only the usual name is known for what it is."""
+    folder = Path(dataset).expanduser()
+    inside = folder.is_dir() and not is_store(folder) and sheet.resolve().is_relative_to(folder.resolve())
+    if inside and sheet.name != SHEET:
+        raise UserError(
+            f"--sheet {sheet}: lies among the images of {dataset} and would become one; choose another place"
+        )
+
+
 def default_workers() -> int:
     """As many processes as this one may use cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def zip_classes(classes: list[tuple[str, int]]) -> tuple[list[str], list[int]]:
+    """Names and counts apart."""
+    return [name for name, _ in classes], [count for _, count in classes]
 
 
 class _Rate(ProgressColumn):
@@ -206,7 +227,7 @@ def _show(console: Console, found: Inspection, dataset: str) -> None:
             console.print(
                 f"  {title}: {', '.join(found.name(int(i)) for i in group[:6])}", highlight=False, markup=False
             )
-    for line in found.seen:
+    for line in (classes_line(*zip_classes(found.classes)), *found.overview, *found.seen):
         console.print(line, markup=False, soft_wrap=True)
     for item in found.rejected[:SHOWN]:
         console.print(f"  rejected: {item.name}: {item.reason}", markup=False, soft_wrap=True)
@@ -225,6 +246,7 @@ def _as_json(found: Inspection) -> dict[str, object]:
         "short_side": dict(size_histogram(found.sizes)),
         "equal": names(found.equal),
         "similar": names(found.similar),
+        "overview": found.overview,
         "seen": found.seen,
         "rejected": {item.name: item.reason for item in found.rejected},
     }

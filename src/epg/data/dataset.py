@@ -1,14 +1,64 @@
-"""One door to every source of images: `open_dataset`."""
+"""One door to every data set: `open_dataset`, for training and for judging."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from epg.data.base import CachedDataset, ImageDataset, NoSplitError
-from epg.data.sources.remote import is_remote
-from epg.data.splits import SPLIT_NAMES
-from epg.data.store import is_store
+import numpy as np
+from numpy.typing import NDArray
+
+from epg.data.base import CachedDataset, ImageDataset, NoSplitError, Order
+from epg.data.decode import decode_image
+from epg.data.sources.base import LabelChoice, Source, SourceOptions
+from epg.data.sources.open import open_source
+from epg.data.splits import check_split, split_names
+from epg.data.store import is_store, read_manifest
+from epg.data.stored import StoredDataset
+from epg.data.streaming import BlockOrder
 from epg.errors import DataError, UserError
 
-__all__ = ["CachedDataset", "ImageDataset", "NoSplitError", "open_dataset"]
+__all__ = ["CachedDataset", "ImageDataset", "NoSplitError", "SourceDataset", "open_dataset"]
+
+
+class SourceDataset(ImageDataset):
+    """The images of any source, decoded as they are asked for.
+
+    Nothing is compared with a hash: only a prepared set knows its pixels. The fingerprint is taken here, once.
+    """
+
+    def __init__(self, source: Source, *, image_size: int, channels: int) -> None:
+        super().__init__(source.labels, source.class_names, image_size, channels)
+        self.source = source
+        kind, parts = source.identity()
+        self._fingerprint = self._digest(kind, parts)
+
+    def order(self, seed: int) -> Order:
+        """Any order, for which the source may have to make a copy; of one far away, blocks of neighbours."""
+        if self.source.streamed and not self.balanced:
+            return BlockOrder(len(self), seed)
+        self.source = self.source.at_random()
+        return super().order(seed)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        try:
+            data = self.source.read(index)
+        except OSError as error:
+            raise DataError(f"{self.describe(index)}: cannot be read: {error.strerror or error}") from error
+        except DataError as error:
+            raise DataError(f"{self.describe(index)}: {error}") from error
+        image = decode_image(data, self.image_size, self.channels, name=self.describe(index))
+        return image, int(self.labels[index])
+
+    def describe(self, index: int) -> str:
+        return self.source.locate(index)
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def report(self) -> list[str]:
+        rejected = self.source.rejected
+        left = [f"left out: {item.name}: {item.reason}" for item in rejected[:3]]
+        more = [f"left out: {len(rejected) - 3} more"] if len(rejected) > 3 else []
+        return [*super().report(), *self.source.overview.lines(), *left, *more]
 
 
 def open_dataset(
@@ -17,76 +67,55 @@ def open_dataset(
     image_size: int,
     channels: int = 3,
     split: str = "train",
+    labels: LabelChoice = "auto",
     image_column: str | None = None,
     label_column: str | None = None,
+    label_file: str | None = None,
 ) -> ImageDataset:
-    """Open "digits", a prepared set, a folder of images, a `.parquet` file or a folder of them.
+    """Open a prepared set, or any source of images (see `open_source`) as it is.
 
-    An `s3://`, `gs://` or `hf://` address is streamed, shuffled only approximately (`StreamedDataset`). Images come
-    out at `image_size`; `channels` is 1 or 3; `split` is train, test, validation or val. The columns are for tables.
-    Raises NoSplitError when the source has no such split, UserError or DataError for anything else that is wrong.
+    Images come out at `image_size`; `channels` is 1 or 3; `split` is train, test, validation or val. Classes are
+    numbered as in the training split of the source, by their names, whatever split is opened. Raises NoSplitError when
+    the source has no such split, UserError or DataError for anything else that is wrong.
     """
     if image_size < 1:
         raise UserError(f"--data.image-size {image_size}: must be at least 1")
     if channels not in (1, 3):
         raise UserError(f"--data.channels {channels}: choose 1 (grey) or 3 (colour)")
-    given = {"--data.image-column": image_column, "--data.label-column": label_column}
-    flags = [flag for flag, value in given.items() if value is not None]
-    if source == "digits":
-        from epg.data.digits import DigitsDataset
-
-        _refuse_columns(flags, "digits")
-        return DigitsDataset(image_size=image_size, channels=channels, split=split)
-
-    if is_remote(str(source)):
-        from epg.data.sources.base import SourceOptions
-        from epg.data.sources.open import open_source
-        from epg.data.streaming import StreamedDataset
-
-        options = SourceOptions(split=split, image_column=image_column, label_column=label_column)
-        return StreamedDataset(open_source(str(source), options), image_size=image_size, channels=channels)
-
-    from epg.data.folder import FolderDataset, pick_split
-    from epg.data.parquet import ParquetDataset, check_unsplit, find_parquet, list_parquet
-
-    path = Path(source).expanduser()
-    if (store := find_store(path, split)) is not None:
-        from epg.data.stored import StoredDataset
-
-        _refuse_columns(flags, str(source))
-        return StoredDataset(store, image_size=image_size, channels=channels, split=split)
-    if path.is_file() and path.suffix.lower() == ".parquet":
-        files = check_unsplit(path, split, [path])
-    elif path.is_dir():
-        files = find_parquet(path, split)
-        if not files:
-            path = pick_split(path, split)
-            files = list_parquet(path)
+    options = SourceOptions(split, labels, image_column, label_column, label_file, prefix="--data.")
+    store = find_store(Path(source).expanduser(), split)
+    if store is not None:
+        given = {"image-column": image_column, "label-column": label_column, "label-file": label_file}
+        if flags := [options.flag(name) for name, value in given.items() if value is not None]:
+            raise UserError(f"{' and '.join(flags)}: {source} is prepared; labels were chosen when it was")
+        dataset: ImageDataset = StoredDataset(store, image_size=image_size, channels=channels, split=split)
     else:
-        problem = "is neither a folder nor a .parquet file" if path.exists() else "does not exist"
-        raise DataError(
-            f"--data.source {source}: {problem}; give a prepared set, a folder of images, a .parquet file, or digits. "
-            "Archives and Hub names are prepared first: epg prepare SOURCE FOLDER --image-size SIZE"
-        )
-    if files:
-        return ParquetDataset(
-            files,
-            image_size=image_size,
-            channels=channels,
-            image_column=image_column,
-            label_column=label_column,
-        )
-    _refuse_columns(flags, str(source))
-    return FolderDataset(path, image_size=image_size, channels=channels)
+        opened = open_source(str(source), options)
+        dataset = SourceDataset(opened, image_size=image_size, channels=channels)
+    if "train" not in check_split(split) and dataset.class_names:
+        names = _training_classes(Path(source).expanduser(), str(source), options)
+        if names:
+            dataset.follow(names, f"the training split of {source}")
+    return dataset
+
+
+def _training_classes(path: Path, source: str, options: SourceOptions) -> tuple[str, ...]:
+    """The classes of the training split; none where there is no such split."""
+    try:
+        if (store := find_store(path, "train")) is not None:
+            return tuple(str(entry["name"]) for entry in read_manifest(store)["classes"])
+        return open_source(source, replace(options, split="train")).class_names
+    except NoSplitError:
+        return ()
 
 
 def find_store(path: Path, split: str) -> Path | None:
     """The prepared set in a folder, or in its sub-folder for `split`; None where it is no prepared set."""
     if is_store(path):
         return path
-    return next((path / name for name in SPLIT_NAMES.get(split, ()) if is_store(path / name)), None)
-
-
-def _refuse_columns(flags: list[str], source: str) -> None:
-    if flags:
-        raise UserError(f"{' and '.join(flags)} can only be used with parquet files, not with {source}")
+    if not path.is_dir():
+        return None
+    stores = {entry.name for entry in path.iterdir() if is_store(entry)}
+    kinds = split_names(stores)
+    wanted = [name for kind in check_split(split) for name in sorted(stores) if kinds.get(name) == kind]
+    return path / wanted[0] if wanted else None

@@ -20,7 +20,21 @@ from epg.errors import DataError
 
 # Extensions looked for in folders, and the only decoders that Pillow may use on them: leaving out the others keeps
 # e.g. PostScript, which starts an external program, away from data that nobody has checked.
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+EXTENSIONS = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".pnm",
+)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # Beyond this, an image must hold real detail: a file of a few kilobytes that declares a huge size is a bomb.
 FREE_PIXELS = 24_000_000  # at most 8 bytes each

@@ -55,6 +55,8 @@ def finish(folder: Path, source: Source, plan: dict[str, Any], on_error: str) ->
         "format_version": FORMAT_VERSION,
         **{key: plan[key] for key in ("epg", "source", "kind", "pixels", "options", "listing")},
         "images": total,
+        "listed": plan["images"],
+        "overview": source.overview.lines(),
         "rejected": len(rejected),
         "kept_originals": sum(part["kept"] for part in parts),
         "seen": asdict(merged(part["seen"] for part in parts)),

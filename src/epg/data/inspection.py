@@ -45,6 +45,8 @@ class Inspection:
     std: list[float]
     """Of pixels in [0, 1], per channel."""
     rejected: list[Rejected]
+    overview: list[str]
+    """Where images and labels come from, and what was not read."""
     seen: list[str]
     """What decoding did to them, in sentences."""
     equal: Groups
@@ -78,7 +80,8 @@ def inspect_dataset(
         seen = Seen.parse(manifest["seen"]).lines(prepared.image_size, prepared)
         kind = f"prepared set of {manifest['source']}"
         mean, std = manifest["mean"], manifest["std"]
-        return _inspection(kind, classes, index, mean, std, rejected, seen, store.name, store.read)
+        overview = list(manifest["overview"])
+        return _inspection(kind, classes, index, mean, std, rejected, overview, seen, store.name, store.read)
     opened = open_source(source, options)
     plan = make_plan(source, opened, pixels, options)
     with tempfile.TemporaryDirectory(prefix="epg-inspect-") as name:
@@ -100,9 +103,8 @@ def inspect_dataset(
     seen = merged(part["seen"] for part in parts).lines(pixels.image_size, pixels)
     known = np.flatnonzero(~np.isin(np.arange(len(opened)), _rejected_items(opened, parts)))
     name_of = partial(_name, names, index["name_end"])
-    return _inspection(
-        opened.kind, classes, index, mean, std, rejected, seen, name_of, lambda i: opened.read(int(known[i]))
-    )
+    read, overview = (lambda i: opened.read(int(known[i]))), opened.overview.lines()
+    return _inspection(opened.kind, classes, index, mean, std, rejected, overview, seen, name_of, read)
 
 
 def _rejected_items(opened: Any, parts: list[dict[str, Any]]) -> list[int]:
@@ -123,6 +125,7 @@ def _inspection(
     mean: list[float],
     std: list[float],
     rejected: list[Rejected],
+    overview: list[str],
     seen: list[str],
     name: Callable[[int], str],
     read: Callable[[int], bytes],
@@ -130,7 +133,7 @@ def _inspection(
     sizes = np.stack([index["width"], index["height"]], axis=1).astype(np.int64)
     equal, similar = equal_groups(index["sha256"]), similar_groups(np.ascontiguousarray(index["look"]))
     labels = index["label"].astype(np.int64)
-    return Inspection(kind, classes, labels, sizes, mean, std, rejected, seen, equal, similar, name, read)
+    return Inspection(kind, classes, labels, sizes, mean, std, rejected, overview, seen, equal, similar, name, read)
 
 
 def read_report(path: Path) -> list[Rejected]:

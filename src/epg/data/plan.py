@@ -70,7 +70,7 @@ def make_plan(address: str, source: Source, pixels: PixelOptions, options: Sourc
 def settings(address: str, pixels: PixelOptions, options: SourceOptions) -> dict[str, Any]:
     """What the user chose; the source by name only, as a path says where somebody keeps things."""
     name = public_name(address) if is_remote(address) else _local_name(address)
-    return {"source": name, "pixels": json.loads(json.dumps(asdict(pixels))), "options": asdict(options)}
+    return {"source": name, "pixels": json.loads(json.dumps(asdict(pixels))), "options": options.recorded()}
 
 
 def _local_name(address: str) -> str:

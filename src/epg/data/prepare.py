@@ -62,6 +62,7 @@ def prepare(
     """
     check_options(pixels, workers, shard)
     if (done := finished(folder, source, pixels, options)) is not None:
+        refuse_outdated(done, source, options)
         return done
     opened = open_source(source, options)
     try:
@@ -115,6 +116,21 @@ def finished(folder: Path, address: str, pixels: PixelOptions, options: SourceOp
     refuse_changes(manifest, settings(address, pixels, options), folder)
     clean(folder)
     return Prepared(folder, manifest, already=True)
+
+
+def refuse_outdated(done: Prepared, address: str, options: SourceOptions) -> None:
+    """Raises UserError where the source of a finished store has changed; one that cannot be read says nothing."""
+    try:
+        opened = open_source(address, options)
+    except (UserError, OSError):
+        return
+    assert done.manifest is not None
+    if opened.digest() != done.manifest["listing"]:
+        raise UserError(
+            f"{done.folder}: {done.manifest['source']} has changed since it was prepared ({done.manifest['listed']} "
+            f"images then, {len(opened)} now; or other names, contents or labels). Prepare into another folder, or "
+            "delete this one and prepare again"
+        )
 
 
 def clean(folder: Path) -> None:

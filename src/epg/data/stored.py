@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from epg.data.base import ImageDataset, NoSplitError
+from epg.data.base import ImageDataset
 from epg.data.encode import decode_stored
-from epg.data.splits import SPLIT_NAMES
+from epg.data.splits import NoSplitError, check_split, split_names
 from epg.data.store import Store
 from epg.errors import DataError, UserError
 
@@ -25,7 +25,7 @@ class StoredDataset(ImageDataset):
         self.store = Store(folder)
         manifest = self.store.manifest
         prepared = manifest["options"]["split"]
-        if split not in SPLIT_NAMES or prepared not in (split, *SPLIT_NAMES[split]):
+        if split_names([prepared]).get(prepared) not in check_split(split):
             raise NoSplitError(f"{folder} holds the split {prepared!r}, not {split!r}: prepare that one too")
         if image_size > manifest["pixels"]["image_size"]:
             size = manifest["pixels"]["image_size"]
@@ -60,6 +60,9 @@ class StoredDataset(ImageDataset):
 
     def describe(self, index: int) -> str:
         return self.store.describe(index)
+
+    def report(self) -> list[str]:
+        return [*super().report(), *self.store.manifest["overview"]]
 
     def fingerprint(self) -> str:
         return self._digest("store", [self.store.manifest["content_sha256"]])

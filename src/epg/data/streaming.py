@@ -1,13 +1,9 @@
-"""Training straight from an object store or the Hub, for sets that do not fit a disk: shuffled only approximately."""
+"""The order of images that are far away, in an object store or on the Hub: shuffled only approximately."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epg.data.base import ImageDataset, Order
-from epg.data.decode import decode_image
 from epg.data.order import GOLDEN, EpochOrder, mix64
-from epg.data.sources.base import Source
-from epg.data.sources.tables import TableSource
 from epg.errors import DataError
 
 BLOCK = 128
@@ -58,36 +54,3 @@ class BlockOrder:
         for word in words:
             key = mix64(key ^ np.uint64(word))
         return int(key[0])
-
-
-class StreamedDataset(ImageDataset):
-    """The images of a source, fetched and decoded as they are needed; nothing is kept or checked against a hash.
-
-    Every loader process fetches the blocks that it needs samples of, so traffic grows with --data.workers.
-    """
-
-    def __init__(self, source: Source, *, image_size: int, channels: int) -> None:
-        super().__init__(source.labels, source.class_names, image_size, channels)
-        self.source = source
-        if isinstance(source, TableSource):
-            source.keep_groups = WINDOW * 2
-
-    def order(self, seed: int) -> Order:
-        """Blocks of neighbours; with `balanced` single samples, at far more traffic."""
-        return super().order(seed) if self.balanced else BlockOrder(len(self), seed)
-
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        try:
-            data = self.source.read(index)
-        except OSError as error:
-            raise DataError(f"{self.describe(index)}: cannot be read: {error.strerror or error}") from error
-        except DataError as error:
-            raise DataError(f"{self.describe(index)}: {error}") from error
-        image = decode_image(data, self.image_size, self.channels, name=self.describe(index))
-        return image, int(self.labels[index])
-
-    def describe(self, index: int) -> str:
-        return f"{self.source.name}: {self.source.describe(index)}"
-
-    def fingerprint(self) -> str:
-        return self._digest("stream", [self.source.digest()])

@@ -13,7 +13,7 @@ from epg.evaluation.extractors.base import LOGITS, Extractor
 from epg.evaluation.measures import ACCURACY, MEASURES, Evidence, Measure, choose
 from epg.evaluation.receipt import ClassAccuracy, Number, Receipt
 from epg.evaluation.reference import Reference
-from epg.evaluation.sources import ImageSource, Progress
+from epg.evaluation.sources import ImageSource, Progress, labels_among
 
 FEWEST = 6  # images with five nearest neighbours
 FEW = 10_000  # samples, below which Frechet distances are visibly biased
@@ -61,8 +61,9 @@ def evaluate(
         )
         for word in chosen[extractor.name]:
             if word == ACCURACY:
-                assert samples.labels is not None
-                number, classes = accuracy(evidence.outputs[LOGITS], samples.labels, extractor.class_names)
+                number, classes = accuracy(
+                    evidence.outputs[LOGITS], labels_among(samples, *_judges(extractor)), extractor.class_names
+                )
                 numbers[ACCURACY] = number
             else:
                 numbers |= MEASURES[word].compute(evidence)
@@ -105,6 +106,8 @@ def _check(
     if samples.count < least:
         raise UserError(f"--count {samples.count}: these metrics need at least {least} images")
     for extractor in extractors:
+        if ACCURACY in chosen[extractor.name]:
+            labels_among(samples, *_judges(extractor))
         if extractor.shape not in (None, samples.shape):
             raise UserError(
                 f"--features {extractor.name}: takes images of shape {extractor.shape}, the samples are {samples.shape}"
@@ -120,6 +123,11 @@ def _check(
         )
     for extractor in extractors:
         _fits(reference, extractor, [MEASURES[word] for word in chosen[extractor.name] if word != ACCURACY])
+
+
+def _judges(extractor: Extractor) -> tuple[tuple[str, ...], str]:
+    """The classes that a classifier tells apart, and whose they are."""
+    return extractor.class_names, "the reference"
 
 
 def _fits(reference: Reference, extractor: Extractor, measures: Sequence[Measure]) -> None:

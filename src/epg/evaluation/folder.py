@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from epg.data.decode import look_at, open_flat
-from epg.data.folder import FolderDataset
+from epg.data.sources.base import SourceOptions
+from epg.data.sources.files import FolderSource as Listing
 from epg.errors import ArtefactError, DataError
 from epg.training.artefact import read_json
 
@@ -24,19 +25,19 @@ JPEG = (".jpg", ".jpeg")
 
 
 class FolderSource:
-    """Image files, in the order of their names; sub-folders are classes, in the order of theirs.
+    """Image files, in the order of their names; sub-folders are classes, by their names.
 
     Raises DataError for a folder without images, and on reading one that has another size or mixes grey and colour.
     """
 
     def __init__(self, path: Path, count: int | None = None) -> None:
-        # For its listing, which knows class folders; its decoding, which resizes, is not used.
-        listing = FolderDataset(path, image_size=1, channels=3)
-        kept = [i for i in range(len(listing)) if Path(listing.describe(i)).name not in NOT_SAMPLES][:count]
+        listing = Listing(path, SourceOptions())
+        kept = [i for i in range(len(listing)) if listing.path(i).name not in NOT_SAMPLES][:count]
         if not kept:
             raise DataError(f"{path}: holds no images besides {', '.join(NOT_SAMPLES)}")
-        self.path, self.files = path, [Path(listing.describe(i)) for i in kept]
-        self.labels = torch.from_numpy(listing.labels[kept]) if listing.num_classes else None
+        self.path, self.files = path, [listing.path(i) for i in kept]
+        self.class_names = listing.class_names
+        self.labels = torch.from_numpy(listing.labels[kept]) if listing.class_names else None
         self.shape = _look(self.files[0])
 
     @property

@@ -106,6 +106,10 @@ class NpzSource:
         self.count = shape[0] if count is None else min(count, shape[0])
         self.shape = (shape[3], shape[1], shape[2])
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return ()  # only numbers
+
     @cached_property
     def labels(self) -> Tensor | None:
         if "arr_1" not in self.npz:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from epg.config import SamplingConfig
 from epg.data.base import ImageDataset
-from epg.errors import UserError
+from epg.data.classes import renumbered, some
+from epg.errors import DataError, UserError
 from epg.generator import Generator
 
 
@@ -31,6 +32,11 @@ class ImageSource(Protocol):
         """int64 (count,), or None."""
         ...
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the labels are numbers in; empty where only numbers are known."""
+        ...
+
     def read(self, start: int, stop: int) -> Tensor:
         """Images `start` to `stop - 1`, uint8 (N, C, H, W) on the CPU."""
         ...
@@ -40,6 +46,25 @@ class ImageSource(Protocol):
         ...
 
 
+def labels_among(source: ImageSource, class_names: tuple[str, ...], whose: str) -> Tensor:
+    """The labels (N,) of a source as numbers in `class_names`: by name, or, where it has none, as they are.
+
+    Raises DataError for a class that is not among them.
+    """
+    labels = source.labels
+    assert labels is not None
+    if source.class_names:
+        return torch.from_numpy(renumbered(labels.numpy(), source.class_names, class_names, whose))
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(class_names):
+        wrong = low if low < 0 else high
+        raise DataError(
+            f"the samples have a label {wrong}, but {whose} has the {len(class_names)} classes 0 to "
+            f"{len(class_names) - 1} ({some(class_names)}); correct the labels, or leave them out"
+        )
+    return labels
+
+
 @dataclass(frozen=True)
 class TensorSource:
     """Images in memory."""
@@ -47,6 +72,7 @@ class TensorSource:
     images: Tensor  # uint8 (N, C, H, W)
     labels: Tensor | None = None
     name: str = "images in memory"
+    class_names: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -82,6 +108,10 @@ class DatasetSource:
         return self.dataset.channels, self.dataset.image_size, self.dataset.image_size
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.dataset.class_names
+
+    @property
     def labels(self) -> Tensor | None:
         if self.dataset.num_classes == 0:
             return None
@@ -112,6 +142,10 @@ class GeneratorSource:
     batch_size: int = 64
     details: dict[str, Any] = field(default_factory=dict)
     """Checkpoint, its hash, EMA, how labels were chosen: whatever the caller knows beyond the model."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.model.class_names
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -21,14 +21,17 @@ def training_and_held_out(data: DataConfig, held_out: str | None = None) -> tupl
 
     Raises UserError where there are none.
     """
-    return open_training_data(data), held_out_of(data, held_out)
+    train, held = open_training_data(data), held_out_of(data, held_out)
+    held.follow(train.class_names, f"the training set {data.source}")
+    return train, held
 
 
 def held_out_of(data: DataConfig, held_out: str | None = None) -> ImageDataset:
     """The held-out images of `training_and_held_out`."""
     complete = data.model_copy(update={"per_class": None, "fraction": 1.0, "balanced": False})
     if held_out is not None:
-        other = complete.model_copy(update={"source": held_out, "image_column": None, "label_column": None})
+        ours = {"labels": "auto", "image_column": None, "label_column": None, "label_file": None}
+        other = complete.model_copy(update={"source": held_out, **ours})
         return _test_split(other) or open_training_data(other)
     left = _left_out(complete, data)
     parts = [part for part in (_test_split(complete), left) if part is not None]

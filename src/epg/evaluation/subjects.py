@@ -10,6 +10,7 @@ from epg import hub
 from epg.config import DataConfig
 from epg.data.base import ImageDataset
 from epg.data.dataset import find_store, open_dataset
+from epg.data.sources.open import is_packed
 from epg.data.sources.remote import is_remote
 from epg.data.store import is_store, read_manifest
 from epg.errors import UserError
@@ -96,8 +97,7 @@ def is_generator(path: str) -> bool:
 def is_dataset(path: str) -> bool:
     """Something that images are trained on rather than a folder of samples: prepared, tables, digits, remote."""
     place = Path(path).expanduser()
-    tables = place.suffix == ".parquet" or (place.is_dir() and any(place.glob("*.parquet")))
-    return path == "digits" or is_remote(path) or tables or find_store(place, "train") is not None
+    return path == "digits" or is_remote(path) or is_packed(place) or find_store(place, "train") is not None
 
 
 def only_split(path: str) -> str | None:

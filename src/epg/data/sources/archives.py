@@ -1,229 +1,305 @@
-"""Zip and tar archives, read member by member: nothing is ever extracted, no member name ever used as a path."""
+"""Zip and tar archives, listed by Python's `zipfile` and `tarfile`: nothing is ever extracted, no name used as a path.
 
-import bz2
-import gzip
-import io
-import lzma
+Of a million members only names, places and sizes are kept, and handed to other processes.
+"""
+
 import os
-import re
+import struct
+import tarfile
+import zipfile
 import zlib
-from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, BinaryIO, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.sources.base import (
     MAX_FILE_BYTES,
-    Found,
-    Rejected,
     Source,
     SourceOptions,
     check_members,
     check_size,
-    readable,
+    refuse_pointer,
 )
-from epg.data.sources.layout import LONGEST, METADATA, arrange, is_hidden, is_image, is_image_suffix, is_unsafe
-from epg.data.sources.names import Names, pick
-from epg.data.sources.tar import tar_members
-from epg.data.sources.zip import METHODS, problem, read_entry, zip_entries
-from epg.errors import DataError
+from epg.data.sources.compressed import Piece, decompressed, is_compressed
+from epg.data.sources.kinds import is_image_suffix
+from epg.data.sources.layout import arrange
+from epg.data.sources.listing import Listing
+from epg.data.sources.names import pick
+from epg.errors import DataError, UserError
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 ARCHIVE_SUFFIXES = ZIP_SUFFIXES + TAR_SUFFIXES
-MAX_RATIO = 100  # of a compressed tar: images, compressed already, are far below
-RATIO_START = 2**26
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+MAX_SIZE = 2**60
+LOCAL = struct.Struct("<4s22xHH")  # of a member of a zip: signature, lengths of name and extra field
 
 Open = Callable[[], BinaryIO]  # opens the archive; picklable
-T = TypeVar("T")
+ENTRY = np.dtype(
+    [("offset", "<i8"), ("size", "<u4"), ("packed", "<u4"), ("crc", "<u4"), ("method", "<u2"), ("file", "<u2")]
+)
+"""Where a member is: in which archive, where there, and, of a zip, packed how; 24 bytes."""
+TAR = 2**16 - 1  # in the place of a zip's method
+LARGEST = 2**32 - 1
 
 
-class ZipSource(Source):
-    """The images of a zip archive, in the order of its directory. Raises DataError for a damaged one."""
+class ArchiveSource(Source):
+    """The images of zip or tar archives, of several as if they were one.
 
-    def __init__(self, open_file: Open, name: str, options: SourceOptions) -> None:
-        self.open_file = open_file
-        self.stream: BinaryIO | None = None
-        with open_file() as stream:
-            names, entries = zip_entries(stream, name)
-        usable = np.isin(entries["method"], METHODS) & (entries["flags"] & 1 == 0)
-        usable &= np.maximum(entries["size"], entries["compressed"]) <= MAX_FILE_BYTES
-        problems = {int(i): problem(entries[i]) or "" for i in np.flatnonzero(~usable)}
-        found, numbers, extras = _choose(names, entries["size"].astype(np.int64), problems)
-        read_extra = lambda member: self.read_member(entries[extras[member]]) if member in extras else None  # noqa: E731
-        images = arrange(found, read_extra, options, name, archive=True)
-        super().__init__("zip", name, images.found, images.labels, images.class_names)
-        self.entries = pick(entries, pick(numbers, images.chosen))
-
-    def read(self, index: int) -> bytes:
-        return self.read_member(self.entries[index])
-
-    def read_member(self, entry: np.void) -> bytes:
-        if self.stream is None:
-            self.stream = self.open_file()
-        return read_entry(self.stream, entry)
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "stream": None}
-
-
-class TarSource(Source):
-    """The images of a tar archive, plain or compressed, in their order in it.
-
-    A compressed one has no random access: reading goes forward cheaply, and back to the start only when it must.
+    Args:
+        archives: (name, function that opens it, what comes before the names of its members).
+        rule: how these archives were chosen, for people to read.
     """
 
-    def __init__(self, open_file: Open, name: str, options: SourceOptions, packed_size: int) -> None:
-        self.open_file = open_file
-        self.stream: BinaryIO | None = None
-        self.packed_size = packed_size
-        blob, lengths, places, problems = io.BytesIO(), array("q"), array("q"), dict[int, str]()
-        with open_file() as raw:
-            for part, where, reason in tar_members(decompressed(raw, name, packed_size), name):
-                if reason:
-                    problems[len(lengths)] = reason
-                blob.write(b"".join(part))
-                lengths.extend(map(len, part))
-                places.extend(where)
-                check_members(len(lengths), name)
-        table = np.array(places, dtype=np.int64).reshape(-1, 2)
-        names = Names.packed(blob.getvalue(), np.array(lengths, dtype=np.int64))
-        del blob, lengths, places
-        found, numbers, extras = _choose(names, table[:, 1], problems)
-        read_extra = lambda member: self._read(*map(int, table[extras[member]])) if member in extras else None  # noqa: E731
-        self.name = name
-        images = arrange(found, read_extra, options, name, archive=True)
-        super().__init__("tar", name, images.found, images.labels, images.class_names)
-        self.places = pick(table, pick(numbers, images.chosen))
+    def __init__(
+        self, archives: list[tuple[str, Open, bytes]], kind: str, name: str, options: SourceOptions, rule: str = ""
+    ) -> None:
+        self.archives = [(file, open_file) for file, open_file, _ in archives]
+        self.streams: dict[int, BinaryIO] = {}
+        listed = list_members(archives, apart=False) or list_members(archives, apart=True)
+        assert listed is not None
+        listing, entries = listed
+        self.sequential = any(is_compressed(file) for file, _ in self.archives)
+        table, found = entries.table(), listing.found(ordered=not self.sequential)
+        read_text = lambda member: self._read(table[found.texts[member]]) if member in found.texts else None  # noqa: E731
+        images = arrange(found, read_text, lambda number: self._read(table[number]), options, name)
+        overview = replace(images.images.overview, rule=rule + images.images.overview.rule)
+        super().__init__(kind, name, replace(images.images, overview=overview))
+        self.entries = pick(table, images.numbers)
 
     def read(self, index: int) -> bytes:
-        return self._read(*(int(value) for value in self.places[index]))
+        data = self._read(self.entries[index])
+        refuse_pointer(data[:100])
+        return data
 
-    def _read(self, offset: int, size: int) -> bytes:
+    def describe(self, index: int) -> str:
+        described = super().describe(index)
+        file = self.archives[int(self.entries[index]["file"])][0]
+        return described if len(self.archives) == 1 else f"{file}: {described}"
+
+    def at_random(self) -> Source:
+        if self.sequential:
+            raise UserError(
+                f"{self.name}: a compressed tar cannot be read in random order, and its images do not fit into memory. "
+                "Prepare it first (epg prepare), or unpack it"
+            )
+        return self
+
+    def _read(self, entry: np.void) -> bytes:
+        number = int(entry["file"])
+        if number not in self.streams:
+            if len(self.streams) > 128:  # of many shards; each holds a file open
+                self.streams.pop(next(iter(self.streams))).close()
+            name, open_file = self.archives[number]
+            self.streams[number] = decompressed(open_file(), name)
+        stream, size = self.streams[number], int(entry["size"])
         check_size(size)
-        if self.stream is None:
-            self.stream = decompressed(self.open_file(), self.name, self.packed_size)
-        self.stream.seek(offset)
-        data = self.stream.read(size)
+        stream.seek(int(entry["offset"]))
+        if entry["method"] != TAR:
+            return _unpacked(stream, entry)
+        data = stream.read(size)
         if len(data) < size:
             raise DataError("the archive ends within this image")
         return data
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "stream": None}
+        return {**self.__dict__, "streams": {}}
 
 
-def _choose(
-    names: Names, sizes: NDArray[np.int64], problems: Mapping[int, str]
-) -> tuple[Found, NDArray[np.int64], dict[bytes, int]]:
-    """The images to use, which members they are, and the metadata files by name.
+def list_members(archives: list[tuple[str, Open, bytes]], *, apart: bool) -> "tuple[Listing, Entries] | None":
+    """All members of all archives; with `apart`, the name of its archive comes before each file name.
 
-    Hidden members are left out; of several with one name the last counts, as unpacking would leave it; what looks like
-    an image and cannot be used is rejected.
+    None where several archives have members of one name, so that they must be kept apart.
     """
-    members, hashes, closer, done, first = list[NDArray[np.int64]](), list[NDArray[np.int64]](), set[int](), 0, 0
-    for part in names.parts():
-        wanted = [k for k, name in enumerate(part) if is_image_suffix(name[-LONGEST:]) or name.endswith(METADATA)]
-        chosen = part if len(wanted) == len(part) else [part[k] for k in wanted]
-        closer.update(done + k for k in _unusual(chosen))
-        members.append(np.fromiter(wanted, np.int64, len(wanted)) + first)
-        hashes.append(np.fromiter(map(hash, chosen), np.int64, len(chosen)))
-        done, first = done + len(chosen), first + len(part)
-    numbers = np.concatenate(members or [np.empty(0, np.int64)])
-    listed = Found(names, sizes).take(numbers)
-    replaced = _replaced(listed.names, np.concatenate(hashes or [np.empty(0, np.int64)]))
-    extras, rejected = dict[bytes, int](), list[Rejected]()
-    closer.update(replaced, np.flatnonzero(np.isin(numbers, list(problems))).tolist())
-    kept = np.ones(len(numbers), dtype=bool)
-    for k in sorted(closer):
-        name, reason = listed.names[k], problems.get(int(numbers[k]))
-        if k in replaced:
-            reason = "a later member of the archive has the same name and is used instead"
-        elif name.rpartition(b"/")[2] in METADATA and not reason:
-            extras[name] = int(numbers[k])
-        elif is_unsafe(name):
-            reason = "its name points outside the archive"
-        elif not reason and is_image(name):
+    listing, entries, seen = Listing(), Entries(), set[int]()
+    for number, (file, open_file, before) in enumerate(archives):
+        mark, own = file.partition(".")[0].encode("utf-8", "surrogateescape") + b":", set[int]()
+        with open_file() as stream:
+            members = zip_members if file.lower().endswith(ZIP_SUFFIXES) else tar_members
+            for member, place, reason in members(stream, file):
+                folder, slash, base = member.rpartition(b"/")
+                name = before + (folder + slash + mark + base if apart else member)
+                if reason:
+                    listing.reject(name, reason)
+                    continue
+                listing.add(name, place[1], entries.add(place, number))
+                check_members(len(entries), file)
+                if len(archives) > 1 and not apart:
+                    own.add(hash(name))
+        if not seen.isdisjoint(own):
+            return None
+        seen |= own
+    return listing, entries
+
+
+class Entries:
+    """Places of members, packed."""
+
+    def __init__(self) -> None:
+        self.parts: list[NDArray[np.void]] = []
+        self.pending: list[tuple[int, ...]] = []
+        self.done = 0
+
+    def add(self, place: tuple[int, ...], file: int) -> int:
+        """Its number."""
+        self.pending.append((*place, file))
+        if len(self.pending) == 2**16:
+            self._pack()
+        return len(self) - 1
+
+    def _pack(self) -> None:
+        self.parts.append(np.array(self.pending, dtype=ENTRY))
+        self.done, self.pending = self.done + len(self.pending), []
+
+    def __len__(self) -> int:
+        return self.done + len(self.pending)
+
+    def table(self) -> NDArray[np.void]:
+        self._pack()
+        return np.concatenate(self.parts)
+
+
+Place = tuple[int, int, int, int, int]  # offset, size, packed, crc, method
+Member = tuple[bytes, Place, str | None]  # name, place, why it cannot be read
+
+
+def zip_members(stream: BinaryIO, name: str) -> Iterator[Member]:
+    """The files in a zip archive. Raises DataError for a damaged one, and where members overlap (a zip bomb)."""
+    size = stream.seek(0, os.SEEK_END)
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error, EOFError) as error:
+        raise DataError(f"{name}: a damaged zip archive or none at all ({error}); copy or download it again") from error
+    total = 0
+    for member in members:
+        total += member.compress_size
+        if member.header_offset < 0 or member.header_offset + member.compress_size > size or total > size:
+            raise DataError(f"{name}: its members overlap or lie outside of it; this is damage or a zip bomb")
+    for k, member in enumerate(members):
+        members[k] = None  # type: ignore[call-overload]  # memory of millions
+        if member.is_dir():
             continue
-        kept[k] = False
-        if reason and not is_hidden(name):
-            rejected.append(Rejected(readable(name), reason))
-    left = np.flatnonzero(kept)
-    return replace(listed.take(left), rejected=rejected), pick(numbers, left), extras
+        path, largest = _zip_name(member), max(member.file_size, member.compress_size)
+        reason = "its name points outside the archive" if is_unsafe(path) else None
+        if member.flag_bits & 1:
+            reason = "it is encrypted"
+        elif member.compress_type not in METHODS:
+            reason = f"compression method {member.compress_type} is not supported; pack it again with deflate"
+        elif largest > MAX_FILE_BYTES and is_image_suffix(path[-12:]):
+            reason = f"its {largest} bytes are more than the limit of {MAX_FILE_BYTES} for one image"
+        sizes = min(member.file_size, LARGEST), min(member.compress_size, LARGEST)
+        yield tidy(path), (member.header_offset, *sizes, member.CRC, member.compress_type), reason
 
 
-def _replaced(names: Names, hashes: NDArray[np.int64]) -> set[int]:
-    """Which names come again later. Hashes find the few that may: a set of millions of names takes too much memory."""
-    ordered = np.sort(hashes)
-    if not (ordered[1:] == ordered[:-1]).any():
-        return set()
-    order = np.argsort(hashes)
-    same = hashes[order[1:]] == hashes[order[:-1]]
-    suspects = np.unique(np.concatenate([order[1:][same], order[:-1][same]])).tolist()
-    last = {names[k]: k for k in suspects}
-    return {k for k in suspects if last[names[k]] != k}
+def _zip_name(member: zipfile.ZipInfo) -> bytes:
+    """The name of a member: macOS writes UTF-8 without saying so, and some Windows programs backslashes."""
+    raw = member.orig_filename.encode("utf-8" if member.flag_bits & 0x800 else "cp437", "surrogateescape")
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        raw = member.orig_filename.encode("utf-8", "surrogateescape")
+    return raw if b"/" in raw or is_unsafe(raw) else raw.replace(b"\\", b"/")
 
 
-def _unusual(names: list[bytes]) -> Iterable[int]:
-    """Which names want a closer look; the usual ones are passed at once."""
-    signs = (b"/.", b"//", b"\\", b":/", b"\0", b"__MACOSX", *METADATA)
-    search = re.compile(rb"^[./]|/[./]|\\|:/|\0|__MACOSX|metadata\.(csv|jsonl)$").search
-    blob = b"/" + b"\n/".join(names)
-    return (k for k, name in enumerate(names) if search(name)) if any(sign in blob for sign in signs) else ()
-
-
-def decompressed(stream: BinaryIO, name: str, packed_size: int) -> BinaryIO:
-    """A tar stream, decompressed where it must be. Raises DataError once it grows to `MAX_RATIO` times its size."""
-    lower = name.lower()
-    if lower.endswith(".tar"):
-        return stream
-    inner: Any
-    if lower.endswith("bz2"):
-        inner = bz2.BZ2File(stream)
-    elif lower.endswith("xz"):
-        inner = lzma.LZMAFile(stream)  # noqa: SIM115
-    else:
-        inner = gzip.GzipFile(fileobj=stream, mode="rb")
-    return io.BufferedReader(_Bounded(inner, name, max(RATIO_START, MAX_RATIO * packed_size)), 2**20)
-
-
-class _Bounded(io.RawIOBase):
-    """A decompressing stream that refuses to grow without end, and names its archive when it is damaged."""
-
-    def __init__(self, inner: Any, name: str, limit: int) -> None:
-        self.inner, self.name, self.limit = inner, name, limit
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return int(self.inner.tell())
-
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        data = self._guard(lambda: self.inner.read(len(buffer)))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence != os.SEEK_SET:
-            raise io.UnsupportedOperation("only absolute positions")
-        if offset < self.inner.tell():
-            return self._guard(lambda: self.inner.seek(offset))
-        while self.inner.tell() < offset:  # in pieces, so that the limit is checked on the way
-            if not self._guard(lambda: self.inner.read(min(2**20, offset - self.inner.tell()))):
-                break
-        return int(self.inner.tell())
-
-    def _guard(self, action: Callable[[], T]) -> T:
-        if self.inner.tell() > self.limit:
-            raise DataError(f"{self.name} unpacks to more than {MAX_RATIO} times its size: no archive of images does")
+def _unpacked(stream: BinaryIO, entry: np.void) -> bytes:
+    """The member of a zip whose header comes next. Raises DataError where it is damaged or larger than declared."""
+    _, size, packed, crc, method, _ = (int(value) for value in entry.item())
+    signature, *lengths = LOCAL.unpack(stream.read(LOCAL.size).ljust(LOCAL.size, b"\0"))
+    if signature != b"PK\3\4":
+        raise DataError("the archive has no header at its place")
+    stream.seek(sum(lengths), os.SEEK_CUR)
+    data = stream.read(packed)
+    if len(data) < packed:
+        raise DataError("the archive ends within this image")
+    if method == zipfile.ZIP_DEFLATED:
+        unpacker = zlib.decompressobj(-15)
         try:
-            return action()
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise DataError(f"{self.name} is damaged: {error}") from error
+            data = unpacker.decompress(data, size + 1)
+        except zlib.error as error:
+            raise DataError(f"its packed data is damaged: {error}") from error
+    if len(data) != size or zlib.crc32(data) != crc:
+        raise DataError("it differs from the size and checksum that the archive has for it")
+    return data
+
+
+def tar_members(stream: BinaryIO, name: str, base: int = 0, before: bytes = b"") -> Iterator[Member]:
+    """The files in a tar archive, and those of tar archives within it, named like folders.
+
+    Raises DataError for a damaged one: `tarfile` itself takes a damaged header for the end of the archive.
+    """
+    inner = decompressed(stream, name)
+    try:
+        with tarfile.open(fileobj=inner, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                vars(archive)["members"] = []  # it would keep them all
+                if member.isdir():
+                    continue
+                path = before + tidy(member.name.encode("utf-8", "surrogateescape"))
+                if not 0 <= member.size < MAX_SIZE:
+                    raise DataError(f"{name}: an impossible size at byte {member.offset}; it is damaged")
+                if path.lower().endswith(b".tar") and member.isreg() and not before:
+                    piece: Any = Piece(inner, member.offset_data, member.size)
+                    yield from tar_members(piece, "x.tar", member.offset_data, path[:-4] + b"/")
+                    continue
+                place = base + member.offset_data, min(member.size, LARGEST), 0, 0, TAR
+                yield path, place, _tar_problem(member, path)
+            _check_end(inner, archive.offset, name)
+    except DataError:
+        raise
+    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, MemoryError, RecursionError) as error:
+        raise DataError(f"{name}: damaged, cut off or no tar archive ({error}); copy or download it again") from error
+
+
+def _check_end(stream: BinaryIO, offset: int, name: str) -> None:
+    stream.seek(offset)
+    if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise DataError(f"{name}: no tar header at byte {offset}: it is damaged, cut off or no tar archive")
+
+
+def _tar_problem(member: tarfile.TarInfo, path: bytes) -> str | None:
+    if is_unsafe(member.name.encode("utf-8", "surrogateescape")):
+        return "its name points outside the archive"
+    if member.issparse():
+        return "it is a sparse file; not read"
+    if not member.isreg():
+        kinds = {tarfile.LNKTYPE: "a hard link", tarfile.SYMTYPE: "a symbolic link", tarfile.FIFOTYPE: "a pipe"}
+        return f"it is {kinds.get(member.type, 'a device')}; not read"
+    if member.size > MAX_FILE_BYTES and is_image_suffix(path[-12:]):
+        return f"its {member.size} bytes are more than the limit of {MAX_FILE_BYTES} for one image"
+    return None
+
+
+def tidy(name: bytes) -> bytes:
+    return name.removeprefix(b"./").replace(b"//", b"/")
+
+
+def is_unsafe(name: bytes) -> bool:
+    """Whether a member name points outside its archive (it is never used as a path, but it is a bad sign)."""
+    parts = name.replace(b"\\", b"/").split(b"/")
+    return name.startswith((b"/", b"\\")) or b".." in parts or b"\0" in name or parts[0].endswith(b":")
+
+
+def open_archive(address: str, options: SourceOptions) -> Source | None:
+    """One zip or tar file."""
+    path = Path(address).expanduser()
+    if not (path.name.lower().endswith(ARCHIVE_SUFFIXES) and path.is_file()):
+        return None
+    kind = "zip" if path.name.lower().endswith(ZIP_SUFFIXES) else "tar"
+    return ArchiveSource([(path.name, partial(open_binary, path.resolve()), b"")], kind, path.name, options)
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """A local file for reading. Raises DataError for what Git left in its place."""
+    stream = path.open("rb")
+    try:
+        refuse_pointer(stream.read(100))
+    except DataError as error:
+        raise DataError(f"{path.name}: {error}") from error
+    stream.seek(0)
+    return stream

@@ -2,19 +2,24 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from epg.data.sources.names import Names, pick
+from epg.data.sources.names import Names
 from epg.errors import DataError
 
 MAX_FILE_BYTES = 2**27  # one encoded image; whatever holds more is no photograph
-MAX_MEMBERS = 5_000_000  # of an archive; listing takes 2 seconds and 100 MB per million
+MAX_MEMBERS = 5_000_000  # of an archive; listing a million takes Python's own readers 10 to 30 seconds
+# A data set of at most so much is hashed completely when it is opened, of a larger one runs of neighbours.
+WHOLE_BYTES, WHOLE_IMAGES = 2**30, 250_000
+RUNS, RUN = 64, 64
+LFS = b"version https://git-lfs"
 LabelChoice = Literal["auto", "folder", "column", "none"]
+Labelled = tuple[NDArray[np.int64], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,17 @@ class SourceOptions:
     labels: LabelChoice = "auto"
     image_column: str | None = None
     label_column: str | None = None
+    label_file: str | None = None
+    prefix: str = "--"
+    """Of the flags that messages name: `--data.` in training."""
+
+    def flag(self, name: str, value: object = "") -> str:
+        """A flag as the user writes it."""
+        return f"{self.prefix}{name} {value}".rstrip()
+
+    def recorded(self) -> dict[str, Any]:
+        """What the images and labels depend on."""
+        return {key: value for key, value in asdict(self).items() if key != "prefix"}
 
 
 @dataclass(frozen=True)
@@ -36,41 +52,37 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What listing a source brings to light: images with their sizes in bytes (N,), and what cannot be used."""
+class Overview:
+    """What listing a source brought to light besides its images, for people to read."""
+
+    rule: str
+    """Where images and labels come from: the split, and the folders, column or file that names classes."""
+    unread: Sequence[tuple[str, int]] = ()
+    """Kinds of files that were there and not read, and how many."""
+    notes: Sequence[str] = ()
+    """Whatever else a person should know before training on it."""
+
+    def lines(self) -> list[str]:
+        """For a terminal or a log file."""
+        kinds = ", ".join(f"{count} x {kind}" if count > 1 else kind for kind, count in self.unread)
+        return [self.rule, *([f"not read: {kinds}"] if kinds else []), *(f"note: {note}" for note in self.notes)]
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of a source: names and sizes in bytes (N,; -1 unknown), labels (N,; -1 none), and what was seen."""
 
     names: Names
     sizes: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    overview: Overview
     rejected: Sequence[Rejected] = ()
 
     @classmethod
-    def rows(cls, names: Sequence[bytes]) -> "Found":
+    def rows(cls, names: Sequence[bytes], labelled: Labelled, overview: Overview) -> "Images":
         """Rows of a table, whose sizes are not known before they are read."""
-        return cls(Names.of(names), np.full(len(names), -1, dtype=np.int64))
-
-    def take(self, chosen: NDArray[np.int64]) -> "Found":
-        return Found(self.names.take(chosen), pick(self.sizes, chosen), self.rejected)
-
-
-@dataclass
-class Listing:
-    """What a walk through a source has found so far."""
-
-    names: list[bytes] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
-
-    def add(self, name: bytes, size: int) -> None:
-        self.names.append(name)
-        self.sizes.append(size)
-
-    def reject(self, name: bytes, reason: str) -> None:
-        self.rejected.append(Rejected(readable(name), reason))
-
-    def found(self) -> Found:
-        """Everything, in the order of the names as bytes."""
-        order = np.array(sorted(range(len(self.names)), key=self.names.__getitem__), dtype=np.int64)
-        return Found(Names.of(self.names), np.array(self.sizes, dtype=np.int64), self.rejected).take(order)
+        return cls(Names.of(names), np.full(len(names), -1, dtype=np.int64), *labelled, overview)
 
 
 class Source(ABC):
@@ -79,25 +91,23 @@ class Source(ABC):
     Args:
         kind: what it is, for the manifest.
         name: what to call it there; no absolute path, no credentials.
-        labels: (N,) class of each image, all -1 where there are none.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        name: str,
-        found: Found,
-        labels: NDArray[np.int64],
-        class_names: tuple[str, ...],
-    ) -> None:
-        assert len(found.names) == len(labels)
+    streamed = False
+    """Far away, so that neighbours are read together: training shuffles it only approximately."""
+    where = ""
+    """What comes before the name of an image to find it: a folder, or the name of the source."""
+
+    def __init__(self, kind: str, name: str, images: Images) -> None:
+        assert len(images.names) == len(images.labels)
         self.kind = kind
         self.name = name
-        self.names = found.names
-        self.sizes = found.sizes
-        self.labels = labels.astype(np.int64, copy=False)
-        self.class_names = class_names
-        self.rejected = tuple(found.rejected)
+        self.names = images.names
+        self.sizes = images.sizes
+        self.labels = images.labels.astype(np.int64, copy=False)
+        self.class_names = images.class_names
+        self.overview = images.overview
+        self.rejected = tuple(images.rejected)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,21 +120,66 @@ class Source(ABC):
         """The name of an image, printable."""
         return readable(self.names[index])
 
-    def digest(self) -> str:
-        """Sha256 (hex) of names, sizes, labels and classes: another listing is another digest."""
-        digest = hashlib.sha256(self.kind.encode())
+    def locate(self, index: int) -> str:
+        """Where an image is, for messages: a path, or `photos.zip: cat/1.png`."""
+        return f"{self.where or f'{self.name}: '}{self.describe(index)}"
+
+    def at_random(self) -> "Source":
+        """This source, or a copy that is read in any order at little cost. Raises UserError where there is none."""
+        return self
+
+    def identity(self) -> tuple[str, Iterator[bytes]]:
+        """What tells these images and labels from others, whatever container, place and time: a kind and its parts.
+
+        Labels, and the content of every image; of more than `WHOLE_IMAGES` or `WHOLE_BYTES` the names and sizes of all
+        and the content of `RUNS` runs of `RUN` neighbours. What cannot be read counts as its message.
+        """
+        return "images", self._identity()
+
+    def _identity(self) -> Iterator[bytes]:
+        yield np.ascontiguousarray(self.labels, dtype="<i8").tobytes()
+        if self.streamed:
+            yield self._listing()
+            return
+        if len(self) <= WHOLE_IMAGES and self.total_bytes() <= WHOLE_BYTES:
+            chosen = np.arange(len(self))
+        else:
+            yield self._listing()
+            starts = np.linspace(0, max(0, len(self) - RUN), RUNS).astype(np.int64)
+            chosen = np.unique(starts[:, None] + np.arange(min(RUN, len(self))))
+        digest = hashlib.sha256()
+        for index in chosen.tolist():
+            try:
+                data = self.read(index)
+            except (DataError, OSError) as error:
+                data = type(error).__name__.encode()
+            digest.update(hashlib.sha256(data).digest())
+        yield digest.digest()
+
+    def total_bytes(self) -> int:
+        """About what reading all images reads."""
+        return int(self.sizes.sum())
+
+    def _listing(self) -> bytes:
+        digest = hashlib.sha256(np.ascontiguousarray(self.sizes, dtype="<i8").tobytes())
         for part in self.names.parts():
-            digest.update(b"".join(part))
-        lengths = self.names.ends - self.names.starts
-        for data in (lengths, self.sizes, self.labels, "\n".join(self.class_names).encode()):
-            packed = data if isinstance(data, bytes) else data.tobytes()
-            digest.update(len(packed).to_bytes(8, "little") + packed)
+            digest.update(b"".join(len(name).to_bytes(4, "little") + name for name in part))
+        return digest.digest()
+
+    def digest(self) -> str:
+        """Sha256 (hex) of kind, classes, labels and content: what a preparation of this source depends on."""
+        kind, parts = self.identity()
+        digest = hashlib.sha256(kind.encode())
+        for part in (*(name.encode() for name in self.class_names), *parts, self._listing()):
+            digest.update(len(part).to_bytes(8, "little") + part)
         return digest.hexdigest()
 
 
 def readable(name: bytes) -> str:
     """A file name of any bytes as printable text that still tells all names apart."""
     text = name.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
@@ -136,6 +191,21 @@ def check_size(size: int) -> None:
         raise DataError(f"its {size} bytes are more than the limit of {MAX_FILE_BYTES} for one image")
 
 
+def checked(data: object, column: str = "") -> bytes:
+    """The bytes of one image. Raises DataError where they are none, empty, too many, or stand for a file elsewhere."""
+    if not isinstance(data, bytes):
+        raise DataError(f"column {column!r} is empty or holds no encoded image in this row; remove this row")
+    check_size(len(data))
+    refuse_pointer(data[:100])
+    return data
+
+
+def refuse_pointer(start: bytes) -> None:
+    """Raises DataError for the file that Git leaves in the place of a large one."""
+    if start.startswith(LFS):
+        raise DataError("it is a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned")
+
+
 def check_members(count: int, name: str) -> None:
     """Raises DataError for an archive of more than `MAX_MEMBERS`."""
     if count > MAX_MEMBERS:
@@ -143,19 +213,3 @@ def check_members(count: int, name: str) -> None:
             f"{name}: more than {MAX_MEMBERS} members. Divide it into several archives and prepare each, or unpack it "
             "and prepare the folder"
         )
-
-
-def labels_of(values: Sequence[object]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels (N,) and class names of a column: whole numbers from 0 are classes as they are, anything else is sorted.
-
-    Raises DataError for a missing value.
-    """
-    if any(value is None or value == "" for value in values):
-        raise DataError("some rows have no label; fill or remove them, or pass --labels none")
-    texts = [str(int(v)) if isinstance(v, (bool, np.bool_)) else str(v) for v in values]
-    if all(text.isascii() and text.isdecimal() and len(text) < 10 for text in texts):
-        labels = np.array([int(text) for text in texts], dtype=np.int64)
-        if labels.size and labels.max() < max(10_000, 2 * len(labels)):
-            return labels, tuple(str(k) for k in range(int(labels.max()) + 1))
-    names, inverse = np.unique(np.array(texts, dtype=object), return_inverse=True)
-    return inverse.astype(np.int64).reshape(-1), tuple(str(name) for name in names)

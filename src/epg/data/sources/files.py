@@ -1,12 +1,13 @@
-"""A folder of image files: class folders at any depth, flat, or described by metadata.csv or metadata.jsonl."""
+"""A folder of image files: class folders at any depth, flat, or described by a label file."""
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
-from epg.data.sources.base import MAX_FILE_BYTES, Listing, Source, SourceOptions, check_size
-from epg.data.sources.layout import arrange, is_hidden, is_image
+from epg.data.sources.base import MAX_FILE_BYTES, Source, SourceOptions, check_size, readable, refuse_pointer
+from epg.data.sources.kinds import is_hidden
+from epg.data.sources.layout import arrange
+from epg.data.sources.listing import Listing
 from epg.errors import DataError
 
 MAX_DEPTH = 64
@@ -18,40 +19,56 @@ class FolderSource(Source):
     def __init__(self, root: Path, options: SourceOptions) -> None:
         listing = Listing()
         walk(os.fsencode(root), b"", listing)
-        self.root = root.resolve()
-        images = arrange(listing.found(), self._read_extra, options, str(root))
-        super().__init__("folder", root.resolve().name, images.found, images.labels, images.class_names)
-        self.prefix = images.prefix
+        found = listing.found()
+        base = os.fsencode(root.resolve())
+        images = arrange(
+            found,
+            lambda name: read_file(os.path.join(base, name)) if name in found.texts else None,
+            lambda number: read_file(os.path.join(base, listing.names[number])),
+            options,
+            str(root),
+        )
+        self.root = os.path.join(base, images.prefix)
+        super().__init__("folder", root.resolve().name, images.images)
+        self.where = f"{Path(root, readable(images.prefix))}/"
 
     def read(self, index: int) -> bytes:
-        return read_file(os.path.join(os.fsencode(self.root), self.prefix + self.names[index]))
+        return read_file(os.path.join(self.root, self.names[index]))
 
-    def _read_extra(self, name: bytes) -> bytes | None:
-        path = os.path.join(os.fsencode(self.root), name)
-        return read_file(path) if os.path.isfile(path) else None
+    def path(self, index: int) -> Path:
+        """Where an image is."""
+        return Path(os.fsdecode(os.path.join(self.root, self.names[index])))
+
+
+def open_folder(address: str, options: SourceOptions) -> Source | None:
+    """A folder of images that is no other kind of source."""
+    path = Path(address).expanduser()
+    return FolderSource(path, options) if path.is_dir() else None
 
 
 def read_file(path: bytes | str | Path) -> bytes:
     """A whole regular file. Raises DataError for what is none, empty or too large; never blocks on a pipe."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as stream:
+    with os.fdopen(descriptor, "rb", buffering=0) as stream:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise DataError("it is not a regular file")
         check_size(status.st_size)
-        data = stream.read(MAX_FILE_BYTES + 1)
+        data = stream.read(min(status.st_size, MAX_FILE_BYTES) + 1)
     check_size(len(data))
+    refuse_pointer(data[:100])
     return data
 
 
 def walk(folder: bytes, prefix: bytes, listing: Listing, parents: tuple[tuple[int, int], ...] = ()) -> None:
-    """Add the images below `folder` to `listing`, named `prefix/...`.
+    """Add the files below `folder` to `listing`, named `prefix/...`.
 
     Links are followed, but never back into a folder that is being walked; folders that cannot be read are rejected.
     """
     try:
         status = os.stat(folder)
-        entries = sorted(_entries(folder), key=lambda entry: entry.name)
+        with os.scandir(folder) as found:
+            entries = sorted((entry for entry in found if not is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         listing.reject(prefix or folder, f"the folder cannot be read: {error.strerror}")
         return
@@ -67,16 +84,12 @@ def walk(folder: bytes, prefix: bytes, listing: Listing, parents: tuple[tuple[in
         try:
             if entry.is_dir():
                 walk(entry.path, name, listing, (*parents, identity))
-            elif is_image(entry.name):
-                status = entry.stat()
-                if stat.S_ISREG(status.st_mode):
-                    listing.add(name, status.st_size)
-                else:
-                    listing.reject(name, "it is not a regular file")
+                continue
+            status = entry.stat()
         except OSError as error:  # a broken link, a loop of links, no permission
             listing.reject(name, f"it cannot be read: {error.strerror}")
-
-
-def _entries(folder: bytes) -> Iterator[os.DirEntry[bytes]]:
-    with os.scandir(folder) as entries:
-        yield from (entry for entry in entries if not is_hidden(entry.name))
+            continue
+        if stat.S_ISREG(status.st_mode):
+            listing.add(name, status.st_size, len(listing.names))
+        else:
+            listing.reject(name, "it is not a regular file")

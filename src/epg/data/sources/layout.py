@@ -1,212 +1,295 @@
-"""From relative paths to splits and classes: the same rules for folders, archives and remote folders."""
+"""From relative paths to splits and classes: the same rules for folders, archives, shards and remote folders."""
 
-import csv
-import io
-import json
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.decode import EXTENSIONS
-from epg.data.sources.base import Found, Rejected, SourceOptions, labels_of, readable
+from epg.data.sources.annotations import (
+    DATASET,
+    METADATA,
+    Described,
+    Read,
+    by_dataset_json,
+    by_rows,
+    by_sidecars,
+)
+from epg.data.sources.base import Images, Overview, SourceOptions, readable
+from epg.data.sources.kinds import kind_of
+from epg.data.sources.labels import natural, unlabelled
+from epg.data.sources.listing import Found
 from epg.data.sources.names import Names
-from epg.data.splits import ALL_SPLITS, SPLIT_NAMES
-from epg.errors import DataError, UserError
+from epg.data.sources.samples import choose_member
+from epg.data.sources.suspects import refuse_chunks, refuse_label_maps
+from epg.data.splits import pick as pick_split
+from epg.data.splits import refuse_split, split_names
+from epg.errors import DataError
 
-METADATA = (b"metadata.csv", b"metadata.jsonl")
-Labelled = tuple[NDArray[np.int64], tuple[str, ...]]
-SUFFIXES = tuple(extension.encode() for extension in EXTENSIONS)
-LONGEST = max(map(len, SUFFIXES))
-
-
-@lru_cache(2**12)
-def is_image_suffix(end: bytes) -> bool:
-    """Whether the last `LONGEST` bytes of a path are those of an image, in any case: few ends recur in millions."""
-    return end.lower().endswith(SUFFIXES)
+# A single folder of such a name holds the images, and is no class.
+PLAIN = frozenset(
+    ("images", "image", "imgs", "img", "data", "jpg", "jpeg", "png", "jpegimages", "pictures", "photos", "raw", "all")
+)
 
 
-def is_image(name: bytes) -> bool:
-    """Whether a path ends like an image (in any case) and no part of it is hidden."""
-    return is_image_suffix(name[-LONGEST:]) and not is_hidden(name)
+@dataclass(frozen=True)
+class Chosen:
+    """Which folders hold the images of a split: those of `inside` (F,), all below `prefix`."""
 
-
-def is_hidden(name: bytes) -> bool:
-    parts = name.replace(b"\\", b"/").split(b"/")
-    return any(part.startswith(b".") and part not in (b".", b"..") for part in parts) or b"__MACOSX" in parts
-
-
-def is_unsafe(name: bytes) -> bool:
-    """Whether a member name points outside its archive (it is never used as a path, but it is a bad sign)."""
-    parts = name.replace(b"\\", b"/").split(b"/")
-    return name.startswith((b"/", b"\\")) or b".." in parts or b"\0" in name or parts[0].endswith(b":")
-
-
-def common_parent(folders: Collection[bytes]) -> bytes:
-    """The folder (with a final slash) that holds all of these folders, itself none of them, or nothing."""
-    if not folders:
-        return b""
-    parents = [folder.split(b"/")[:-1] for folder in folders]
-    low, high = min(parents), max(parents)
-    count = 0
-    while count < min(len(low), len(high)) and low[count] == high[count]:
-        count += 1
-    return b"".join(part + b"/" for part in low[:count])
-
-
-def split_prefix(folders: Collection[bytes], split: str, where: str) -> bytes:
-    """The folder (with a final slash) that holds `split`, or nothing where no folder is one of a split."""
-    if split not in SPLIT_NAMES:
-        raise UserError(f"--split {split}: choose one of {', '.join(SPLIT_NAMES)}")
-    tops = {folder.split(b"/", 1)[0].decode("utf-8", "replace") for folder in folders if folder}
-    present = [name for name in ALL_SPLITS if name in tops]
-    others = sorted(tops - set(ALL_SPLITS))
-    if others and len(present) > 1:
-        raise DataError(
-            f"{where} holds split folders ({', '.join(present)}) beside others ({others[0]}): name the one to use"
-        )
-    if not present or others:
-        if split != "train":
-            raise UserError(f"--split {split}: {where} has no folder {' or '.join(SPLIT_NAMES[split])}")
-        return b""
-    for name in SPLIT_NAMES[split]:
-        if name in present:
-            return f"{name}/".encode()
-    raise UserError(f"--split {split}: {where} has only {', '.join(present)}")
-
-
-def folder_labels(
-    names: Names, folders: Sequence[bytes], which: NDArray[np.int64], options: SourceOptions, where: str
-) -> Labelled:
-    """Labels by the first folder of each name, where name i lies in `folders[which[i]]`.
-
-    Raises DataError where some images lie in folders and others do not.
-    """
-    flat = np.flatnonzero(np.array([not folder for folder in folders], dtype=bool)[which])
-    if options.labels == "none" or (options.labels == "auto" and len(flat) == len(names)):
-        return np.full(len(names), -1, dtype=np.int64), ()
-    if len(flat):
-        raise DataError(
-            f"{where}: {len(flat)} images, such as {readable(names[flat[0]])}, lie in no class folder, "
-            f"{len(names) - len(flat)} others do. Move "
-            "them into class folders, or pass --labels none to ignore folders"
-        )
-    tops = [folder.partition(b"/")[0] for folder in folders]
-    classes = sorted({tops[number] for number in np.unique(which)})
-    label = {name: number for number, name in enumerate(classes)}
-    labels = np.array([label.get(top, -1) for top in tops], dtype=np.int64)[which]
-    return labels, tuple(readable(name) for name in classes)
-
-
-def metadata_rows(content: bytes, file: str) -> list[dict[str, Any]]:
-    """The rows of a metadata.csv or metadata.jsonl. Raises DataError naming the line."""
-    try:
-        text = content.decode("utf-8-sig")
-        if file.endswith(".csv"):
-            rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text, newline=""), restval=""))
-        else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (UnicodeDecodeError, csv.Error, ValueError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read: {error}. It must be UTF-8 text with a column file_name") from error
-    if not rows or not all(isinstance(row, dict) and row.get("file_name") for row in rows):
-        raise DataError(f"{file}: every row needs a file_name, the path of an image relative to this file")
-    return rows
-
-
-def apply_metadata(
-    found: Found, rows: list[dict[str, Any]], options: SourceOptions, file: str
-) -> tuple[NDArray[np.int64], list[Rejected], Labelled]:
-    """Which of the listed images the metadata names, rows that are rejected, and labels by column.
-
-    Raises DataError where the label column is missing.
-    """
-    place = {name: i for i, name in enumerate(found.names)}
-    chosen, values, rejected = [], [], []
-    column = label_column(rows, options, file)
-    for row in rows:
-        name = str(row["file_name"]).replace("\\", "/").removeprefix("./").encode("utf-8", "surrogateescape")
-        index = place.pop(name, None)
-        if index is None:
-            reason = f"{file} names it, but there is no such image, or it is named twice"
-            rejected.append(Rejected(readable(name), reason))
-        elif column is not None and row.get(column) in (None, ""):
-            rejected.append(Rejected(readable(name), f"{file} has no {column} for it"))
-        else:
-            chosen.append(index)
-            values.append(row[column] if column else None)
-    labels = labels_of(values) if column else (np.full(len(chosen), -1, dtype=np.int64), ())
-    return np.array(chosen, dtype=np.int64), rejected, labels
-
-
-def label_column(rows: list[dict[str, Any]], options: SourceOptions, file: str) -> str | None:
-    """Which column holds the labels; None: none does."""
-    if options.labels in ("none", "folder"):
-        return None
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    if options.label_column is not None:
-        if options.label_column not in columns:
-            raise DataError(f"--label-column {options.label_column}: {file} has only {', '.join(map(str, columns))}")
-        return options.label_column
-    if "label" in columns:
-        return "label"
-    if options.labels == "column":
-        raise DataError(
-            f"--labels column: {file} has no column label; choose one of {', '.join(map(str, columns))} "
-            "with --label-column"
-        )
-    return None
+    prefix: bytes
+    inside: NDArray[np.bool_]
+    rule: str
 
 
 @dataclass(frozen=True)
 class Arranged:
-    """The images to use, named relative to `prefix`; which of the listing they are (N,); their labels (N,)."""
+    """The images to use, named relative to `prefix`, and their numbers in the container (N,)."""
 
-    found: Found
-    chosen: NDArray[np.int64]
+    images: Images
+    numbers: NDArray[np.int64]
     prefix: bytes
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
 
 
 def arrange(
-    found: Found,
-    read_extra: Callable[[bytes], bytes | None],
-    options: SourceOptions,
-    where: str,
-    *,
-    archive: bool = False,
+    found: Found, read_text: Read, read_image: Callable[[int], bytes], options: SourceOptions, where: str
 ) -> Arranged:
-    """Split, metadata and labels of a listing. Raises DataError for one without images.
+    """Split, samples and labels of a listing. Raises DataError for one without images, or that can be read two ways.
 
     Args:
-        read_extra: the content of a file of the source by name, None if there is none.
-        archive: ignore folders that hold everything.
+        read_text: the content of a label file by name, None if there is none.
+        read_image: an image by its number in the container.
     """
-    folders, which = found.names.folders()
-    prefix = common_parent(folders) if archive else b""
-    prefix += split_prefix({folder[len(prefix) :] for folder in folders}, options.split, where)
-    inside = np.array([(folder + b"/").startswith(prefix) for folder in folders], dtype=bool)
-    chosen = np.flatnonzero(inside[which])
-    found = found.take(chosen)
-    found = replace(found, names=found.names.without(prefix))
-    labels: Labelled | None = None
-    for extra in METADATA:
-        content = read_extra(prefix + extra)
-        if content is not None and options.labels != "folder":
-            file = extra.decode()
-            kept, rejected, labels = apply_metadata(found, metadata_rows(content, file), options, file)
-            found, chosen = replace(found.take(kept), rejected=[*found.rejected, *rejected]), chosen[kept]
-            break
-    if labels is None:
-        if options.labels == "column" or options.label_column is not None:
-            raise DataError(f"{where} holds no metadata.csv or metadata.jsonl; pass --labels folder or none")
-        relative = [folder[len(prefix) :] for folder in folders]
-        labels = folder_labels(found.names, relative, which[chosen], options, where)
     if not len(found.names):
-        unusable = found.rejected
-        some = f"; {len(unusable)} rejected, such as {unusable[0].name}: {unusable[0].reason}" if unusable else ""
-        raise DataError(f"{where} holds no images; files looked for: *{', *'.join(EXTENSIONS)}{some}")
-    return Arranged(found, chosen, prefix, *labels)
+        raise DataError(nothing(found, where))
+    folders, which = found.names.folders()
+    place = choose(folders, np.bincount(which, minlength=len(folders)), options.split, where)
+    chosen = np.flatnonzero(place.inside[which])
+    chosen = chosen[choose_member(found.names.take(chosen), found.texts, options, where)]
+    names, _, numbers = found.take(chosen)
+    described = _described(names, found.texts, read_text, place, options, where)
+    if described is None:
+        relative = [folder[len(place.prefix) :] for folder in folders]
+        described = _by_folder(names, relative, which[chosen], options, where)
+        if options.labels == "auto" and described.labelled[1]:
+            look = lambda index: read_image(int(numbers[index]))  # noqa: E731
+            short = names.without(place.prefix)
+            refuse_label_maps(short, look, options, where)
+            refuse_chunks(short, options, where)
+    kept = chosen[described.chosen]
+    names, sizes, numbers = found.take(kept)
+    if not len(names):
+        raise DataError(nothing(found, where))
+    notes = [*found.notes, *described.notes, *_left_labels(found, described, options), *_alike(described)]
+    kinds = found.kinds + Counter(kind_of(name) for name in _unused(found.texts, described))
+    overview = Overview(f"{place.rule}{described.rule}", kinds.most_common(), notes)
+    images = Images(
+        names.without(place.prefix), sizes, *described.labelled, overview, [*found.rejected, *described.rejected]
+    )
+    return Arranged(images, numbers, place.prefix)
+
+
+def choose(folders: Sequence[bytes], counts: NDArray[np.int64], split: str, where: str) -> Chosen:
+    """The folder that holds a split, however deep; everything where nothing is divided into splits.
+
+    Folders that hold nothing but one other folder are passed through. Raises NoSplitError, or DataError where split
+    folders lie beside others.
+    """
+    inside, prefix, rule = np.ones(len(folders), dtype=bool), b"", ""
+    while True:
+        tops = _tops(folders, counts, inside, prefix)
+        names = {readable(top): top for top in tops if top}
+        splits = split_names(names) if not rule else {}
+        if splits and (chosen := _one_split(splits, names, tops, split, where, prefix)):
+            rule = f"split {split}: folder {readable(prefix)}{chosen}/ (of {', '.join(sorted(splits))}); "
+            prefix += names[chosen] + b"/"
+        elif len(tops) == 1 and b"" not in tops and not _holds_images(folders, inside, prefix + next(iter(tops))):
+            prefix += next(iter(tops)) + b"/"
+        else:
+            break
+        inside &= np.array([(folder + b"/").startswith(prefix) for folder in folders], dtype=bool)
+    if not rule and (below := _splits_below(folders, inside, prefix)):
+        kinds = split_names(set(below.values()))
+        wanted = set(pick_split(kinds, split, where))
+        inside &= np.array([below.get(folder) in wanted for folder in folders], dtype=bool)
+        rule = f"split {split}: folders {', '.join(sorted(wanted))} below each class; "
+    if not rule:
+        refuse_split(split, where)
+    return Chosen(prefix, inside, rule)
+
+
+def _tops(
+    folders: Sequence[bytes], counts: NDArray[np.int64], inside: NDArray[np.bool_], prefix: bytes
+) -> dict[bytes, int]:
+    """The first folder below a prefix of each image, and how many images it has; b"" for those right there."""
+    tops: dict[bytes, int] = {}
+    for number in np.flatnonzero(inside).tolist():
+        top = folders[number][len(prefix) :].partition(b"/")[0]
+        tops[top] = tops.get(top, 0) + int(counts[number])
+    return tops
+
+
+def _holds_images(folders: Sequence[bytes], inside: NDArray[np.bool_], folder: bytes) -> bool:
+    return any(folders[number] == folder for number in np.flatnonzero(inside).tolist())
+
+
+def _one_split(
+    splits: dict[str, str], names: dict[str, bytes], tops: Collection[bytes], wanted: str, where: str, prefix: bytes
+) -> str | None:
+    """The name of the split folder that is wanted; None where what looks like one is a class beside others."""
+    place = f"{where}/{readable(prefix)}".rstrip("/")
+    others = sorted(set(names) - set(splits)) + (["images that lie in no folder"] if b"" in tops else [])
+    if others and len(splits) == 1:
+        return None
+    if others:
+        raise DataError(
+            f"{place} holds split folders ({', '.join(sorted(splits))}) beside others ({others[0]}). If they are "
+            f"splits, name the one to use: {place}/{min(splits)}; if all are classes, rename them so that they do not "
+            "look like splits"
+        )
+    found = pick_split(splits, wanted, place)
+    if len(found) > 1:
+        raise DataError(
+            f"{place} has several folders of the split {wanted!r}: {', '.join(found)}. Name the one to use, such as "
+            f"{place}/{found[0]}"
+        )
+    return found[0]
+
+
+def _splits_below(folders: Sequence[bytes], inside: NDArray[np.bool_], prefix: bytes) -> dict[bytes, str]:
+    """Folders by the split that lies below their class (cat/train, cat/test, dog/train), {} where that is not so."""
+    below = {}
+    for number in np.flatnonzero(inside).tolist():
+        _, slash, rest = folders[number][len(prefix) :].partition(b"/")
+        if not slash:
+            return {}
+        below[folders[number]] = readable(rest.partition(b"/")[0])
+    kinds = split_names(set(below.values()))
+    return below if len(set(kinds.values())) > 1 and set(below.values()) <= set(kinds) else {}
+
+
+def _described(
+    names: Names, texts: dict[bytes, int], read: Read, place: Chosen, options: SourceOptions, where: str
+) -> Described | None:
+    """What a label file says of the images, the nearest first; None where there is none."""
+    if options.labels == "folder":
+        return None
+    parts = place.prefix.split(b"/")[:-1]
+    chain = [b"".join(part + b"/" for part in parts[:k]) for k in range(len(parts), -1, -1)]
+    wanted = (options.label_file.encode("utf-8", "surrogateescape"),) if options.label_file else (*METADATA, DATASET)
+    for folder in chain:
+        for file in wanted:
+            content = read(folder + file) if folder + file in texts else None
+            if content is None:
+                continue
+            if file == DATASET and not options.label_file:
+                found = by_dataset_json(names, content, file.decode(), readable(folder))
+                found = _without(found, names) if options.labels == "none" else found
+            else:
+                above = folder != place.prefix
+                found = by_rows(names, content, readable(folder + file), readable(folder), options, above)
+            if found is not None:
+                return found
+    if options.label_file:
+        listed = ", ".join(sorted(map(readable, texts))[:8]) or "no label files"
+        raise DataError(f"{options.flag('label-file', options.label_file)}: {where} has no such file, only {listed}")
+    if options.labels == "none":
+        return None
+    for suffix in (b".cls", b".json"):
+        ours = (
+            suffix == b".cls" or options.label_column is not None or options.labels == "column" or _flat(names, place)
+        )
+        if ours and (found := by_sidecars(names, texts, read, options, suffix)) is not None:
+            return found
+    if options.labels == "column" or options.label_column is not None:
+        raise DataError(
+            f"{where} holds no metadata.csv or metadata.jsonl, nor *.cls or *.json with such labels; pass "
+            f"{options.flag('labels folder')} or none, or name a file with {options.flag('label-file')}"
+        )
+    return None
+
+
+def _without(found: Described | None, names: Names) -> Described | None:
+    return None if found is None else Described(np.arange(len(names)), unlabelled(len(names)), "no labels: asked for")
+
+
+def _flat(names: Names, place: Chosen) -> bool:
+    return all(b"/" not in name[len(place.prefix) :] for name in names)
+
+
+def _by_folder(
+    names: Names, folders: Sequence[bytes], which: NDArray[np.int64], options: SourceOptions, where: str
+) -> Described:
+    """Labels by the first folder of each name, where name i lies in `folders[which[i]]`.
+
+    Raises DataError where some images lie in folders and others do not.
+    """
+    everything, used = np.arange(len(names)), np.unique(which)
+    tops = [folder.partition(b"/")[0] for folder in folders]
+    present = {tops[number] for number in used}
+    flat = np.flatnonzero(np.array([not folder for folder in folders], dtype=bool)[which])
+    only = readable(next(iter(present))).lower() if len(present) == 1 else ""
+    if options.labels == "none":
+        return Described(everything, unlabelled(len(names)), "no labels: asked for")
+    if options.labels == "auto" and (len(flat) == len(names) or only in PLAIN):
+        return Described(everything, unlabelled(len(names)), "no labels: there are no class folders")
+    if len(flat):
+        raise DataError(
+            f"{where}: {len(flat)} images, such as {readable(names[flat[0]])}, lie in no class folder, "
+            f"{len(names) - len(flat)} others do, such as {readable(names[_first_inside(flat, len(names))])}. Move "
+            f"them into class folders, or pass {options.flag('labels none')} to ignore folders"
+        )
+    classes = natural([readable(top) for top in present])
+    number = {name: k for k, name in enumerate(classes)}
+    labels = np.array([number.get(readable(top), -1) for top in tops], dtype=np.int64)[which]
+    return Described(everything, (labels, tuple(classes)), "labels: the folder of each image")
+
+
+def _first_inside(flat: NDArray[np.int64], count: int) -> int:
+    return int(np.setdiff1d(np.arange(count), flat)[0])
+
+
+def _unused(texts: dict[bytes, int], described: Described) -> list[bytes]:
+    """Label files that did not serve."""
+    return [name for name in texts if not described.used or not readable(name).endswith(described.used)]
+
+
+def _alike(described: Described) -> list[str]:
+    """Class names that differ in case alone, which is seldom meant."""
+    by_fold: dict[str, list[str]] = {}
+    for name in described.labelled[1]:
+        by_fold.setdefault(name.casefold(), []).append(name)
+    pairs = [", ".join(names) for names in by_fold.values() if len(names) > 1]
+    return [f"classes whose names differ in case alone: {'; '.join(pairs[:3])}"] if pairs else []
+
+
+def _left_labels(found: Found, described: Described, options: SourceOptions) -> list[str]:
+    """How to use a label file that lies beside images without labels."""
+    if described.labelled[1] or options.labels == "none":
+        return []
+    tables = [readable(name) for name in found.texts if name.lower().endswith((b".csv", b".tsv", b"_truth.txt"))]
+    tables += [readable(name) for name in found.texts if name.rpartition(b"/")[2].lower().startswith(b"labels.")]
+    tables = sorted(set(tables))[:3]
+    if not tables or (described.used and tables[0].endswith(described.used)):
+        return []
+    return [
+        f"{', '.join(tables)} may hold labels and was not read. To use it: "
+        f"{options.flag('label-file', tables[0])} (columns file_name and label, or one label a line)"
+    ]
+
+
+def nothing(found: Found, where: str) -> str:
+    """Why a source holds no images: what is there instead, and what to do about it."""
+    text = f"{where} holds no images"
+    if found.rejected:
+        first = found.rejected[0]
+        text += f" that can be used; {len(found.rejected)} rejected, such as {first.name}: {first.reason}"
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in found.kinds.most_common(8))
+    if kinds:
+        text += f"; it holds {kinds}"
+    for kind, cure in list(found.cures.items())[:3]:
+        text += f". {kind}: {cure}"
+    if found.notes:
+        text += f". {found.notes[0]}"
+    return f"{text}; files looked for: *{', *'.join(EXTENSIONS)}, *.parquet, *.arrow, *.npz, *.npy, *.zip, *.tar"

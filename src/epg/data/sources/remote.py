@@ -6,8 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
-from epg.data.sources.base import MAX_FILE_BYTES, Listing, Source, SourceOptions, check_size
-from epg.data.sources.layout import arrange, is_image
+from epg.data.sources.archives import ARCHIVE_SUFFIXES
+from epg.data.sources.base import MAX_FILE_BYTES, Source, SourceOptions, check_size
+from epg.data.sources.layout import arrange
+from epg.data.sources.listing import Listing
+from epg.data.sources.shards import of_archives
+from epg.data.sources.tables import TABLE_SUFFIXES, TableSource, of_split
 from epg.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -52,34 +56,60 @@ def public_name(address: str) -> str:
 class RemoteFolderSource(Source):
     """All images below a folder of an object store, in the order of their names."""
 
+    streamed = True
+
     def __init__(self, files: "AbstractFileSystem", root: str, name: str, options: SourceOptions) -> None:
-        self.files = files
-        root = root.rstrip("/")
-        entries = attempt(lambda: files.find(root, detail=True), name)
+        self.files, self.root = files, root.rstrip("/")
+        entries = attempt(lambda: files.find(self.root, detail=True), name)
         listing = Listing()
         for path in entries:
-            member = path[len(root) :].strip("/").encode("utf-8", "surrogateescape")
-            if is_image(member):
-                listing.add(member, int(entries[path].get("size") or 0))
-        self.root = root
-
-        def read_extra(member: bytes) -> bytes | None:
-            path = f"{root}/{member.decode('utf-8', 'surrogateescape')}"
-            return self._read(path) if path in entries else None
-
-        images = arrange(listing.found(), read_extra, options, name)
-        super().__init__("remote folder", name, images.found, images.labels, images.class_names)
+            member = path[len(self.root) :].strip("/").encode("utf-8", "surrogateescape")
+            listing.add(member, int(entries[path].get("size") or 0), len(listing.names))
+        found = listing.found()
+        images = arrange(
+            found,
+            lambda member: self._read(member) if member in found.texts else None,
+            lambda number: self._read(listing.names[number]),
+            options,
+            name,
+        )
+        super().__init__("remote folder", name, images.images)
         self.prefix = images.prefix
 
     def read(self, index: int) -> bytes:
         check_size(int(self.sizes[index]))
-        member = (self.prefix + self.names[index]).decode("utf-8", "surrogateescape")
-        return self._read(f"{self.root}/{member}")
+        return self._read(self.prefix + self.names[index])
 
-    def _read(self, path: str) -> bytes:
+    def _read(self, member: bytes) -> bytes:
+        path = f"{self.root}/{member.decode('utf-8', 'surrogateescape')}"
         data: bytes = attempt(lambda: self.files.cat_file(path, start=0, end=MAX_FILE_BYTES + 1), path)
         check_size(len(data))
         return data
+
+
+def open_remote(address: str, options: SourceOptions) -> Source | None:
+    """An `s3://`, `gs://` or `hf://` address of a table, an archive, or a folder of tables, archives or images."""
+    if not is_remote(address):
+        return None
+    files, path = connect(address)
+    name = public_name(address)
+    if attempt(lambda: files.isdir(path), name):
+        listing = [str(file) for file in attempt(lambda: files.find(path, detail=False), name)]
+    else:
+        listing = [path]
+    tables = [file for file in listing if file.lower().endswith(TABLE_SUFFIXES)]
+    if tables:
+        chosen, rule = of_split(tables, options.split, name) if tables != [path] else (tables, "")
+        openers = [(file.rpartition("/")[2], RemoteFile(files, file)) for file in chosen]
+        return TableSource(openers, name, options, rule=rule, streamed=True)
+    archives = [file for file in listing if file.lower().endswith(ARCHIVE_SUFFIXES)]
+    if archives and len(archives) * 2 > len(listing):
+        source = of_archives([(file.rpartition("/")[2], RemoteFile(files, file)) for file in archives], name, options)
+        source.streamed = True
+        return source
+    if listing == [path]:
+        raise DataError(f"{name}: no such file or folder, or an unknown kind of file")
+    return RemoteFolderSource(files, path, name, options)
 
 
 class RemoteFile:

@@ -1,0 +1,245 @@
+"""Label files beside images: metadata.csv and .jsonl, dataset.json, label lists, .cls and .json of each image."""
+
+import csv
+import io
+import json
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epg.data.sources.base import Labelled, Rejected, SourceOptions, readable
+from epg.data.sources.labels import LABEL_WORDS, find_label_column, is_identity, labels_of, unlabelled
+from epg.data.sources.names import Names
+from epg.errors import DataError
+
+METADATA = (b"metadata.csv", b"metadata.jsonl")
+DATASET = b"dataset.json"
+FILE_WORDS = (
+    *("file_name", "filename", "file", "image", "path", "image_path", "file_path", "filepath", "img", "image_name"),
+    *("image_file", "name", "image_id", "img_path", "id"),
+)
+MAX_LISTED = 2**28  # bytes of a label file
+
+Read = Callable[[bytes], bytes | None]
+Row = dict[str, Any]
+
+
+@dataclass
+class Described:
+    """What a label file says: which of the images it names (N,), their labels, and what went wrong."""
+
+    chosen: NDArray[np.int64]
+    labelled: Labelled
+    rule: str
+    rejected: list[Rejected] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    used: str = ""
+    """How the names of the files end that said so."""
+
+
+def rows_of(content: bytes, file: str) -> tuple[list[Row], list[str]]:
+    """The rows of a label file and its columns. Raises DataError saying what is wrong with it."""
+    if len(content) > MAX_LISTED:
+        raise DataError(f"{file}: {len(content)} bytes are more than the limit of {MAX_LISTED} for a label file")
+    try:
+        text = content.decode("utf-8-sig")
+        if file.endswith(".json"):
+            rows = json.loads(text)
+        elif file.endswith(".jsonl"):
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            rows = _table(text)
+    except (UnicodeDecodeError, csv.Error, ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read: {error}. It must be UTF-8 text with a column file_name") from error
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{file}: every row needs a file_name, the path of an image relative to this file; none found")
+    return rows, list(dict.fromkeys(str(key) for row in rows for key in row))
+
+
+def _table(text: str) -> list[Row]:
+    head = text.split("\n", 1)[0]
+    delimiter = max(",;\t|", key=head.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    names = [name.strip() for name in next(rows, [])]
+    return [dict(zip(names, (value.strip() for value in row), strict=False)) for row in rows if any(row)]
+
+
+class Index:
+    """Finds images by what label files call them: path, file name or stem, in either Unicode form."""
+
+    def __init__(self, names: Names) -> None:
+        self.exact: dict[str, int] = {}
+        self.short: dict[str, int | None] = {}
+        for i, name in enumerate(names):
+            path = plain(name.decode("utf-8", "surrogateescape"))
+            self.exact[path] = i
+            base = path.rpartition("/")[2]
+            for key in {base, base.rpartition(".")[0], path.rpartition(".")[0]} - {path}:
+                self.short[key] = None if key in self.short else i  # None: several are called so
+
+    def find(self, value: object, folder: str = "") -> int | None:
+        wanted = plain(str(value))
+        for path in (folder + wanted, wanted):
+            if path in self.exact:
+                return self.exact[path]
+        return self.short.get(wanted)
+
+
+def plain(path: str) -> str:
+    return unicodedata.normalize("NFC", path.strip().replace("\\", "/").removeprefix("./"))
+
+
+def by_rows(names: Names, content: bytes, file: str, folder: str, options: SourceOptions, partial: bool) -> Described:
+    """The images that the rows of a label file name, with labels by its column.
+
+    `folder` is where the file lies (with a final slash); `partial`: it may name images of other splits, too. Raises
+    DataError where no column names images.
+    """
+    if file.endswith(".txt") and (listed := _one_each(content)):
+        return _in_order(names, listed, file)
+    rows, columns = rows_of(content, file)
+    column = _file_column(rows, columns, file)
+    index, taken = Index(names), set[int]()
+    chosen, kept, rejected = [], [], []
+    label, notes = find_label_column(
+        columns, lambda name: [_hashable(row.get(name)) for row in rows],
+        options, file,
+    )  # fmt: skip
+    for row in rows:
+        place = index.find(row.get(column), folder)
+        name = plain(str(row.get(column))).encode("utf-8", "surrogateescape")
+        if place is None and partial:
+            continue
+        if place is None or place in taken:
+            reason = "there is no such image" if place is None else "it is named twice"
+            rejected.append(Rejected(readable(name), f"{file} names it, but {reason}"))
+        elif label is not None and row.get(label) in (None, ""):
+            rejected.append(Rejected(readable(name), f"{file} has no {label} for it"))
+            taken.add(place)
+        else:
+            taken.add(place)
+            chosen.append(place)
+            kept.append(row)
+    if not chosen:
+        raise DataError(f"{file}: none of the {len(rows)} images that its column {column} names is there")
+    labelled = labels_of([row[label] for row in kept], f"{file}, column {label}") if label else unlabelled(len(kept))
+    if (left := len(names) - len(taken)) > 0:
+        notes.append(f"{left} images that no row of {file} names were left out")
+    if label is None and options.labels != "none" and (others := columns):
+        notes.append(f"labels could be in {file}: {options.flag('label-column')} one of {', '.join(others)}")
+    rule = f"labels: column {label} of {file}" if label else f"no labels: {file} has no column of them"
+    return Described(np.array(chosen, dtype=np.int64), labelled, rule, rejected, notes, file)
+
+
+def _file_column(rows: list[Row], columns: list[str], file: str) -> str:
+    lower = {name.strip().lower().replace(" ", "_"): name for name in columns}
+    found = next((lower[word] for word in FILE_WORDS if word in lower), None)
+    if found is None or not all(row.get(found) not in (None, "") for row in rows):
+        raise DataError(
+            f"{file}: every row needs a file_name, the path of an image relative to this file; its columns are "
+            f"{', '.join(columns)}"
+        )
+    return found
+
+
+def _hashable(value: object) -> object:
+    return str(value) if isinstance(value, (list, dict)) else value
+
+
+def _one_each(content: bytes) -> list[str]:
+    """The lines of a file of one word in each, [] for any other."""
+    lines = content.decode("utf-8-sig", "replace").split("\n")
+    words = [line.strip() for line in lines if line.strip()]
+    return words if words and not any(set(word) & set(" ,;\t") for word in words) else []
+
+
+def _in_order(names: Names, labels: list[str], file: str) -> Described:
+    """One label in each line, for the images in the order of their names, as ImageNet's ground truth has them."""
+    if len(labels) != len(names):
+        raise DataError(f"{file}: {len(labels)} lines for {len(names)} images; one label for each image is needed")
+    order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
+    rule = f"labels: lines of {file}, for the images in the order of their names"
+    return Described(order, labels_of(labels, file), rule, used=file)
+
+
+def by_dataset_json(names: Names, content: bytes, file: str, folder: str) -> Described | None:
+    """The labels of an EDM or StyleGAN archive: {"labels": [[path, label], ...]}, or null for none.
+
+    None where the file is another program's. Raises DataError for labels that are not one number.
+    """
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    if not isinstance(data, dict) or "labels" not in data:
+        return None
+    everything = np.arange(len(names))
+    if not data["labels"]:
+        rule = f"no labels: {file} has none, and folders only number files"
+        return Described(everything, unlabelled(len(names)), rule, used=file)
+    pairs = data["labels"].items() if isinstance(data["labels"], dict) else data["labels"]
+    try:
+        given = {plain(str(path)): label for path, label in pairs}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{file}: labels must be [path, label] pairs") from error
+    keys = [plain(name.decode("utf-8", "surrogateescape")).removeprefix(folder) for name in names]
+    kept = [i for i, key in enumerate(keys) if key in given]
+    if not kept:
+        raise DataError(f"{file}: names none of the {len(names)} images; pass --labels none or folder to ignore it")
+    labelled = labels_of([given[keys[i]] for i in kept], file)
+    notes = (
+        [f"{len(names) - len(kept)} images that {file} does not name were left out"] if len(kept) < len(names) else []
+    )
+    return Described(np.array(kept, dtype=np.int64), labelled, f"labels: {file}", notes=notes, used=file)
+
+
+def by_sidecars(
+    names: Names, texts: dict[bytes, int], read: Read, options: SourceOptions, suffix: bytes
+) -> Described | None:
+    """Labels in a file beside each image (0001.jpg, 0001.cls), as WebDataset has them.
+
+    None where most images have no such file, or (.json) where it holds nothing like a label.
+    """
+    found = [_beside(name, texts, suffix) for name in names]
+    kept = [i for i, name in enumerate(found) if name is not None]
+    if len(kept) * 2 < len(names):
+        return None
+    contents = [read(found[i] or b"") or b"" for i in kept]
+    what = f"the *{suffix.decode()} of each image"
+    if suffix == b".cls":
+        values: Sequence[object] = [content.decode("utf-8", "replace").strip() for content in contents]
+        label: str | None = what
+    else:
+        rows = [_object(content, what) for content in contents]
+        columns = list(dict.fromkeys(str(key) for row in rows[:100] for key in row))
+        if options.label_column is None and not {name.lower() for name in columns} & set(LABEL_WORDS):
+            return None
+        label, _ = find_label_column(columns, lambda name: [_hashable(r.get(name)) for r in rows], options, what)
+        values = [row.get(label) for row in rows] if label else []
+        what = f"{label} in {what}"
+    if label is None or (options.label_column is None and is_identity(values)):
+        return None
+    missing = sorted(set(range(len(names))) - set(kept))
+    rejected = [Rejected(readable(names[i]), f"it has no *{suffix.decode()} with a label") for i in missing]
+    chosen, ending = np.array(kept, dtype=np.int64), suffix.decode()
+    return Described(chosen, labels_of(values, what), f"labels: {what}", rejected, used=ending)
+
+
+def _beside(name: bytes, texts: dict[bytes, int], suffix: bytes) -> bytes | None:
+    folder, slash, base = name.rpartition(b"/")
+    for stem in (base.rpartition(b".")[0], base.partition(b".")[0]):
+        if folder + slash + stem + suffix in texts:
+            return folder + slash + stem + suffix
+    return None
+
+
+def _object(content: bytes, what: str) -> Row:
+    try:
+        row = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{what}: {error}") from error
+    return row if isinstance(row, dict) else {"label": row}

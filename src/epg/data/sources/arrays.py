@@ -1,0 +1,191 @@
+"""Images as arrays of numbers: .npy, and .npz as ADM, MedMNIST, Keras and `epg sample --npz` write them."""
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from epg.data.sources.base import Images, Labelled, Overview, Source, SourceOptions
+from epg.data.sources.labels import labels_of, unlabelled
+from epg.data.sources.names import Names
+from epg.data.splits import pick, refuse_split, split_names
+from epg.errors import DataError
+
+IMAGE_WORDS = ("arr_0", "images", "image", "x", "data", "imgs", "samples")
+LABEL_WORDS = {"arr_0": "arr_1", "x": "y"}
+OTHER_LABELS = ("labels", "label", "y", "targets", "classes", "arr_1")
+MAX_PACKED = 2**33  # bytes of a compressed array, which is unpacked into memory
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array in a file: mapped where it lies there as it is, unpacked where it is compressed."""
+
+    path: Path
+    name: str | None
+    """In an .npz; None is a .npy."""
+
+    def open(self) -> NDArray[Any]:
+        """The array. Raises DataError for pickled objects and damage."""
+        try:
+            if self.name is None:
+                return np.load(self.path, mmap_mode="r", allow_pickle=False)
+            with zipfile.ZipFile(self.path) as archive:
+                info = archive.getinfo(f"{self.name}.npy")
+                with archive.open(info) as stream:
+                    version = np.lib.format.read_magic(stream)
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shape, fortran, dtype = read(stream)
+                    inside = stream.tell()
+                if dtype.hasobject:
+                    raise ValueError("it holds Python objects (a pickle), which are never loaded")
+                if info.compress_type == zipfile.ZIP_STORED:
+                    offset = _data_offset(self.path, info) + inside
+                    order = "F" if fortran else "C"
+                    return np.memmap(self.path, dtype, "r", offset, shape, order)  # type: ignore[call-overload]
+                if info.file_size > MAX_PACKED:
+                    raise ValueError(f"compressed arrays of more than {MAX_PACKED} bytes: save them with np.savez")
+            with np.load(self.path, allow_pickle=False) as arrays:
+                return np.asarray(arrays[self.name])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+            what = self.path.name if self.name is None else f"{self.path.name}, {self.name}"
+            raise DataError(f"{what} cannot be read: {error}") from error
+
+
+def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    with path.open("rb") as stream:
+        stream.seek(info.header_offset + 26)
+        lengths = stream.read(4)
+    return info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+
+
+class ArraySource(Source):
+    """Images of a uint8 array (N, H, W), (N, H, W, C) or (N, C, H, W) of 1, 3 or 4 channels."""
+
+    def __init__(self, images: Stored, labels: Stored | None, name: str, options: SourceOptions, rule: str) -> None:
+        self.stored = images
+        self.array: NDArray[np.uint8] | None = images.open()
+        called = name if images.name is None else f"{name}, array {images.name}"
+        self.first = _channels_first(self.array.shape, self.array.dtype, called)
+        count = len(self.array)
+        labelled = unlabelled(count) if labels is None else _read(labels, count, called)
+        rule += "no labels" if labels is None else f"labels: array {labels.name or labels.path.name}"
+        notes = ["read as (N, channels, height, width)"] if self.first else []
+        names = Names.of([b"image %d" % k for k in range(count)])
+        sizes = np.full(count, self.array[:1].nbytes, dtype=np.int64)
+        super().__init__("arrays", name, Images(names, sizes, *labelled, Overview(rule, (), notes)))
+
+    def read(self, index: int) -> bytes:
+        if self.array is None:
+            self.array = self.stored.open()
+        return encoded(np.moveaxis(self.array[index], 0, -1) if self.first else self.array[index])
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "array": None}
+
+
+def encoded(pixels: NDArray[np.uint8]) -> bytes:
+    """An image file (PGM, PPM, or PNG with transparency) of pixels (H, W) or (H, W, C)."""
+    height, width = pixels.shape[:2]
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if channels in (1, 3):
+        return (
+            b"P%d\n%d %d\n255\n" % (6 if channels == 3 else 5, width, height) + np.ascontiguousarray(pixels).tobytes()
+        )
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG", compress_level=0)
+    return stream.getvalue()
+
+
+def _channels_first(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> bool:
+    """Whether images are (C, H, W). Raises DataError for what is no array of images."""
+    if dtype != np.uint8:
+        raise DataError(
+            f"{what} is {dtype}, whose range is not known: save it as uint8, such as (x * 255).round().astype('uint8') "
+            "for values from 0 to 1"
+        )
+    if not (len(shape) in (3, 4) and min(shape) > 0 and (len(shape) == 3 or {shape[1], shape[3]} & {1, 3, 4})):
+        raise DataError(f"{what} has the shape {shape}; (N, height, width, channels) of 1, 3 or 4 channels is expected")
+    return len(shape) == 4 and shape[3] not in (1, 3, 4)
+
+
+def _read(labels: Stored, count: int, what: str) -> Labelled:
+    values = labels.open()
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1 or len(values) != count or values.dtype.kind not in "iuUSb":
+        raise DataError(
+            f"{what}: {labels.name} is {values.dtype} {values.shape}; one whole number or name for each of the {count} "
+            "images is needed, or pass --labels none"
+        )
+    if values.dtype.kind == "i" and (values < 0).any():
+        if (values == -1).all():
+            return unlabelled(count)
+        raise DataError(f"{what}: {labels.name} has negative labels; fix or remove them")
+    return labels_of(values.tolist(), f"{what}: {labels.name}")
+
+
+def open_arrays(address: str, options: SourceOptions) -> Source | None:
+    """An .npy or .npz file."""
+    path = Path(address).expanduser()
+    if not (path.suffix.lower() in (".npy", ".npz") and path.is_file()):
+        return None
+    if path.suffix.lower() == ".npy":
+        refuse_split(options.split, address)
+        beside = next((path.with_name(f"{name}.npy") for name in ("labels", f"{path.stem}_labels")
+                       if path.with_name(f"{name}.npy").is_file() and name != path.stem), None)  # fmt: skip
+        labels = Stored(beside, None) if beside and options.labels in ("auto", "column") else None
+        return ArraySource(Stored(path.resolve(), None), labels, path.name, options, "")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{address} is no .npz archive: {error}") from error
+    image, label, rule = choose_arrays(names, path.name, options)
+    labels = None if label is None else Stored(path.resolve(), label)
+    return ArraySource(Stored(path.resolve(), image), labels, path.name, options, rule)
+
+
+def choose_arrays(names: list[str], where: str, options: SourceOptions) -> tuple[str, str | None, str]:
+    """Which arrays hold images and labels: by the flags, or by the names that are usual; and how they were chosen."""
+    rule, listed = "", ", ".join(names) or "nothing"
+    splits = split_names(names)
+    image = options.image_column
+    if image is None:
+        here = names
+        if splits:
+            here = pick(splits, options.split, where)
+            rule = f"split {options.split}: arrays {', '.join(here)}; "
+        else:
+            refuse_split(options.split, where)
+        lower = {_bare(name): name for name in reversed(here)}
+        image = next((lower[word] for word in IMAGE_WORDS if word in lower), None)
+    if image not in names:
+        raise DataError(
+            f"{where} holds {listed}; none is called {', '.join(IMAGE_WORDS)}: choose with "
+            f"{options.flag('image-column')}"
+        )
+    wanted = options.label_column
+    if wanted is not None and wanted not in names:
+        raise DataError(f"{options.flag('label-column', wanted)}: {where} has only {listed}")
+    if options.labels in ("none", "folder"):
+        return image, None, rule
+    same = [name for name in names if splits.get(name) == splits.get(image) and name != image]
+    lower = {_bare(name): name for name in reversed(same)}
+    words = (LABEL_WORDS.get(_bare(image), ""), *OTHER_LABELS)
+    return image, wanted or next((lower[word] for word in words if word in lower), None), rule
+
+
+def _bare(name: str) -> str:
+    """A name without its split: train_images, x_train."""
+    parts = [part for part in name.lower().split("_") if not split_names([part])]
+    return "_".join(parts)

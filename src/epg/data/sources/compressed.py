@@ -1,0 +1,103 @@
+"""Compressed tar archives as streams, and tar archives within others."""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Callable
+from typing import Any, BinaryIO, TypeVar
+
+from epg.errors import DataError
+
+MAX_RATIO = 100  # of a compressed tar: images, compressed already, are far below
+RATIO_START = 2**26
+T = TypeVar("T")
+
+
+def is_compressed(name: str) -> bool:
+    return name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"))
+
+
+def decompressed(stream: BinaryIO, name: str) -> BinaryIO:
+    """An archive's stream, decompressed where it must be. Reading raises DataError once it grows without end."""
+    if not is_compressed(name):
+        return stream
+    size, lower = stream.seek(0, os.SEEK_END), name.lower()
+    stream.seek(0)
+    inner: Any
+    if lower.endswith("bz2"):
+        inner = bz2.BZ2File(stream)
+    elif lower.endswith("xz"):
+        inner = lzma.LZMAFile(stream)  # noqa: SIM115
+    else:
+        inner = gzip.GzipFile(fileobj=stream, mode="rb")
+    return io.BufferedReader(_Bounded(inner, name, max(RATIO_START, MAX_RATIO * size)), 2**20)
+
+
+class _Bounded(io.RawIOBase):
+    """A decompressing stream that refuses to grow without end, and names its archive when it is damaged."""
+
+    def __init__(self, inner: Any, name: str, limit: int) -> None:
+        self.inner, self.name, self.limit = inner, name, limit
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(self.inner.tell())
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+        data = self._guard(lambda: self.inner.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence != os.SEEK_SET:
+            raise io.UnsupportedOperation("only absolute positions")
+        if offset < self.inner.tell():
+            return self._guard(lambda: self.inner.seek(offset))
+        while self.inner.tell() < offset:  # in pieces, so that the limit is checked on the way
+            if not self._guard(lambda: self.inner.read(min(2**20, offset - self.inner.tell()))):
+                break
+        return int(self.inner.tell())
+
+    def _guard(self, action: Callable[[], T]) -> T:
+        if self.inner.tell() > self.limit:
+            raise DataError(f"{self.name} unpacks to more than {MAX_RATIO} times its size: no archive of images does")
+        try:
+            return action()
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise DataError(f"{self.name} is damaged: {error}") from error
+
+
+class Piece(io.RawIOBase):
+    """A part of another stream, such as a tar archive within a tar archive."""
+
+    def __init__(self, stream: BinaryIO, start: int, size: int) -> None:
+        self.stream, self.start, self.size, self.place = stream, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        assert whence in (os.SEEK_SET, os.SEEK_END)
+        self.place = offset + (self.size if whence == os.SEEK_END else 0)
+        return self.place
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+        self.stream.seek(self.start + self.place)
+        data = self.stream.read(max(0, min(len(buffer), self.size - self.place)))
+        buffer[: len(data)] = data
+        self.place += len(data)
+        return len(data)

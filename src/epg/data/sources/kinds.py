@@ -1,0 +1,114 @@
+"""What the files of a data set are by their names: images, labels, other programs' leavings, our own output."""
+
+import contextlib
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from epg.data.decode import EXTENSIONS
+
+IMAGES = tuple(extension.encode() for extension in EXTENSIONS)
+LONGEST = 12  # bytes of a name's end that decide what it is
+TEXTS = (b".csv", b".tsv", b".jsonl", b".json", b".txt", b".cls")
+"""Small files that may hold labels."""
+TOOLS = frozenset(
+    {b"__macosx", b"@eadir", b"$recycle.bin", b"system volume information", b"lost+found", b"__pycache__"}
+)
+TOOL_FILES = frozenset({b"thumbs.db", b"desktop.ini", b".ds_store"})
+SHEET = "contact-sheet.png"
+
+# What is met in data sets of this field and not read, with what to do about it.
+CURES = {
+    "heic": "convert it to JPEG or PNG",
+    "heif": "convert it to JPEG or PNG",
+    "avif": "convert it to PNG or WebP",
+    "jxl": "convert it to PNG",
+    "jp2": "convert it to PNG",
+    "svg": "draw it as PNG",
+    "pdf": "draw its pages as PNG",
+    "tfrecord": "TFRecord; export it to image files, WebDataset tars or parquet",
+    "mdb": "LMDB; export it to image files or parquet",
+    "h5": "HDF5; save its images as a uint8 array (N, H, W, C) in .npz, or as image files",
+    "hdf5": "HDF5; save its images as a uint8 array (N, H, W, C) in .npz, or as image files",
+    "mat": "a MATLAB file; save its images as a uint8 array (N, H, W, C) in .npz, or as image files",
+    "rec": "RecordIO; export it to image files or parquet",
+    "ubyte": "IDX, as of MNIST; save its images as a uint8 array (N, H, W) and labels (N,) in .npz",
+    "cifar": "CIFAR's binary batches; save them as uint8 images (N, 32, 32, 3) and labels (N,) in .npz, or take "
+    "uoft-cs/cifar10 from the Hub",
+    "pickle": "a pickle, which can run any code and is never loaded; export it to image files, parquet or .npz",
+    "video": "take frames out of it as PNG",
+    "archive": "an archive within; unpack it, or name it as the source",
+    "7z": "unpack it, or pack it as zip or tar",
+    "rar": "unpack it, or pack it as zip or tar",
+}
+_ALIASES = {
+    **dict.fromkeys(("pkl", "pickle", "pt", "pth", "ckpt", "joblib"), "pickle"),
+    **dict.fromkeys(("mp4", "avi", "mov", "mkv", "webm"), "video"),
+    **dict.fromkeys(("zip", "tar", "tgz", "gz", "bz2", "xz"), "archive"),
+    **dict.fromkeys(("h5", "hdf5", "he5"), "h5"),
+    "j2k": "jp2",
+    "tfrecords": "tfrecord",
+    "lmdb": "mdb",
+}
+
+
+@lru_cache(2**12)
+def is_image_suffix(end: bytes) -> bool:
+    """Whether the last `LONGEST` bytes of a path are those of an image, in any case: few ends recur in millions."""
+    return end.lower().endswith(IMAGES)
+
+
+@lru_cache(2**12)
+def is_text_suffix(end: bytes) -> bool:
+    return end.lower().endswith(TEXTS)
+
+
+def is_hidden(part: bytes) -> bool:
+    """Whether a folder or file of this name belongs to a tool and not to the data."""
+    return (part.startswith(b".") and part not in (b".", b"..")) or part.lower() in TOOLS or part.lower() in TOOL_FILES
+
+
+def list_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the files and of the folders in a folder, sorted, those of tools left out; none if it is unreadable."""
+    files, folders = list[str](), list[str]()
+    with contextlib.suppress(OSError), os.scandir(folder) as found:
+        for entry in sorted(found, key=lambda entry: entry.name):
+            with contextlib.suppress(OSError):  # a loop of links
+                if not is_hidden(os.fsencode(entry.name)):
+                    (folders if entry.is_dir() else files).append(entry.name)
+    return files, folders
+
+
+_closer = re.compile(rb"(^|/)[.@$_lstd]", re.IGNORECASE)
+
+
+def is_ignored(name: bytes) -> bool:
+    """Whether any part of a path is hidden."""
+    return _closer.search(name) is not None and any(map(is_hidden, name.split(b"/")))
+
+
+def kind_of(name: bytes) -> str:
+    """What an unread file is called in a summary: its own name where that says more than its ending."""
+    base = name.rpartition(b"/")[2].decode("utf-8", "backslashreplace")
+    stem, _, suffix = base.rpartition(".")
+    if re.fullmatch(r"cache-[0-9a-f]+\.arrow", base):
+        return "cache-*.arrow"
+    if not stem or not suffix.isalnum() or len(suffix) > 9:
+        return base if len(base) < 40 else "no ending"
+    return base if suffix.lower() in ("csv", "tsv", "jsonl", "npz", "mdb") and len(base) < 40 else f"*.{suffix.lower()}"
+
+
+def cure_of(name: bytes) -> str | None:
+    """What to do with a file of a known kind that is not read here."""
+    base = name.rpartition(b"/")[2].decode("utf-8", "replace").lower()
+    if re.search(r"-idx\d-ubyte(\.gz)?$", base):
+        return CURES["ubyte"]
+    if re.fullmatch(r"(data|test|train)(_batch)?(_\d)?\.bin", base):
+        return CURES["cifar"]
+    if re.fullmatch(r"(data_batch_\d|test_batch|batches\.meta)", base):
+        return CURES["pickle"]
+    if re.search(r"\.tfrecords?(-\d+-of-\d+)?$", base):
+        return CURES["tfrecord"]
+    suffix = base.rpartition(".")[2]
+    return CURES.get(_ALIASES.get(suffix, suffix))

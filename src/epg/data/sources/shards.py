@@ -1,0 +1,87 @@
+"""A folder of archives: the shards of one set, or an archive for each class, as ImageNet's own download has them."""
+
+import os
+import re
+from functools import partial
+from pathlib import Path
+
+from epg.data.sources.archives import ARCHIVE_SUFFIXES, ZIP_SUFFIXES, ArchiveSource, Open, open_binary
+from epg.data.sources.base import Source, SourceOptions
+from epg.data.sources.kinds import is_image_suffix, list_folder
+from epg.data.splits import pick, refuse_split, split_names
+from epg.errors import DataError
+
+
+def open_shards(address: str, options: SourceOptions) -> Source | None:
+    """A folder that holds archives and no images."""
+    path = Path(address).expanduser()
+    return None if not path.is_dir() else _below(path, path, options)
+
+
+def _below(root: Path, folder: Path, options: SourceOptions) -> Source | None:
+    """The archives of a folder, or of its folders for splits, or of the only folder in it."""
+    names, folders = list_folder(folder)
+    files = [name for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)]
+    if files and not folders and not any(is_image_suffix(os.fsencode(name)[-12:]) for name in names):
+        openers: list[tuple[str, Open]] = [(name, partial(open_binary, (folder / name).resolve())) for name in files]
+        return of_archives(openers, root.resolve().name, options, whole=folder != root)
+    if files or not folders:
+        return None
+    splits = split_names(folders)
+    if splits and set(splits) == set(folders) and any(_below_has_archives(folder / name) for name in folders):
+        chosen = pick(splits, options.split, str(folder))
+        return _below(root, folder / chosen[0], options)
+    return _below(root, folder / folders[0], options) if len(folders) == 1 else None
+
+
+def _below_has_archives(folder: Path) -> bool:
+    return any(name.lower().endswith(ARCHIVE_SUFFIXES) for name in list_folder(folder)[0])
+
+
+def of_archives(files: list[tuple[str, Open]], name: str, options: SourceOptions, *, whole: bool = False) -> Source:
+    """One source of several archives. `whole`: a split was chosen already.
+
+    Shards are numbered, or named by their split; archives of other names are classes.
+    """
+    stems = {file: stem_of(file) for file, _ in files}
+    splits = split_names(set(stems.values()))
+    rule = ""
+    if splits and not whole:
+        if len(splits) < len(set(stems.values())):
+            other = next(stem for stem in stems.values() if stem not in splits)
+            raise DataError(
+                f"{name}: {other} does not name its split, but {', '.join(sorted(splits)[:3])} do: call it "
+                "train-... or move it away"
+            )
+        wanted = {kind: splits[kind] for kind in splits}
+        chosen = set(pick(wanted, options.split, name))
+        if len(chosen) < len(splits):
+            rule = (
+                f"split {options.split}: {sum(stems[file] in chosen for file, _ in files)} of {len(files)} archives; "
+            )
+        files = [(file, opener) for file, opener in files if stems[file] in chosen]
+    elif not whole:
+        refuse_split(options.split, name)
+    numbered = bool(splits) or len(files) == 1 or are_numbered([stems[file] for file, _ in files])
+    archives = [(file, opener, b"" if numbered else f"{stems[file]}/".encode()) for file, opener in files]
+    kind = "zip" if all(file.lower().endswith(ZIP_SUFFIXES) for file, _ in files) else "tar"
+    inner = SourceOptions(**{**options.__dict__, "split": "train"}) if splits or whole else options
+    return ArchiveSource(archives, kind, name, inner, rule or f"{len(files)} archives; ")
+
+
+def stem_of(file: str) -> str:
+    suffix = next(end for end in sorted(ARCHIVE_SUFFIXES, key=len, reverse=True) if file.lower().endswith(end))
+    return file[: -len(suffix)]
+
+
+def are_numbered(stems: list[str]) -> bool:
+    """Whether names differ in one number alone, which counts from 0 or 1 on: shards, and no classes."""
+    numbers = [re.findall(r"\d+", stem) for stem in stems]
+    shapes = {re.sub(r"\d+", "#", stem) for stem in stems}
+    if len(shapes) > 1 or not all(numbers):
+        return False
+    for column in zip(*numbers, strict=True):
+        if len(set(column)) == len(stems):
+            values = sorted(map(int, column))
+            return values[0] in (0, 1) and values[-1] - values[0] == len(values) - 1
+    return False

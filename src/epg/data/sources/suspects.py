@@ -1,0 +1,110 @@
+"""Folders that look like classes and are none: pictures beside their label maps, numbered pieces of one set."""
+
+import io
+import itertools
+import re
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from epg.data.decode import FORMATS
+from epg.data.sources.base import SourceOptions, readable
+from epg.data.sources.names import Names
+from epg.errors import DataError
+
+MAX_FOLDERS = 8  # pictures and label maps lie in few
+SHARE = 0.9
+LOOKED_AT = 4
+COLOURS = 64  # a label map has fewer
+MAP_WORDS = frozenset(
+    [
+        *(
+            "mask",
+            "masks",
+            "label",
+            "labels",
+            "annotation",
+            "annotations",
+            "annots",
+            "trimap",
+            "trimaps",
+            "seg",
+            "segs",
+        ),
+        *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "gt", "gtfine", "gtcoarse"),
+        *("groundtruth", "ground", "truth", "depth", "depths", "normal", "normals", "edge", "edges", "matte", "mattes"),
+        *("alpha", "alphas", "parsing", "labelmap", "labelmaps", "target", "targets"),
+    ]
+)
+
+
+def refuse_label_maps(names: Names, read: Callable[[int], bytes], options: SourceOptions, where: str) -> None:
+    """Raises DataError where one folder holds the pictures and another, of the same file stems, their label maps."""
+    tops: dict[bytes, dict[bytes, int]] = {}
+    for i, name in enumerate(names):
+        top, _, rest = name.partition(b"/")
+        stems = tops.setdefault(top, {})
+        if len(tops) > MAX_FOLDERS:
+            return
+        stems.setdefault(rest.rpartition(b"/")[2].rpartition(b".")[0], i)
+    maps = {}
+    for top, stems in tops.items():
+        for other, others in tops.items():
+            shared = len(stems) > 1 and len(stems.keys() & others.keys()) >= SHARE * len(stems)
+            named = bool(_words(top) & MAP_WORDS) and not _words(other) & MAP_WORDS
+            if top == other or not (shared or named):
+                continue
+            if (shared and named) or (_are_maps(stems, read) and not _are_maps(others, read)):
+                maps[top] = other
+    if maps:
+        top, other = min(maps.items())
+        raise DataError(
+            f"{where}: {readable(other)} and {readable(top)} look like pictures and their label maps, not like classes "
+            f"(same file names). To train on the pictures, name their folder: {where}/{readable(other)}; if they are "
+            f"classes, pass {options.flag('labels folder')}"
+        )
+
+
+def _words(name: bytes) -> set[str]:
+    text = readable(name)
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
+    return set(re.findall("[a-z]+", apart.lower())) | {text.lower()}
+
+
+def _are_maps(stems: dict[bytes, int], read: Callable[[int], bytes]) -> bool:
+    """Whether all of some images have few colours."""
+    picked = [list(stems.values())[k] for k in np.unique(np.linspace(0, len(stems) - 1, LOOKED_AT).astype(int))]
+    return all(_has_few_colours(read, index) for index in picked)
+
+
+def _has_few_colours(read: Callable[[int], bytes], index: int) -> bool:
+    try:
+        with Image.open(io.BytesIO(read(index)), formats=FORMATS) as image:
+            image.thumbnail((512, 512), Image.Resampling.NEAREST)
+            return image.convert("RGB").getcolors(COLOURS) is not None
+    except MemoryError:
+        raise
+    except Exception:  # decoders raise nearly every exception class there is; a broken image says nothing here
+        return False
+
+
+def refuse_chunks(names: Names, options: SourceOptions, where: str) -> None:
+    """Raises DataError where folders are numbers, and only cut a numbered set into pieces (00000/img00000000.png)."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for name in names:
+        top, _, rest = name.partition(b"/")
+        digits = re.findall(rb"\d+", rest.rpartition(b"/")[2])
+        if not top.isdigit() or len(top) < 2 or not digits:
+            return
+        folder, number = int(top), int(digits[-1])
+        first[folder] = min(first.get(folder, number), number)
+        last[folder] = max(last.get(folder, number), number)
+    order = sorted(first)
+    if len(order) > 1 and all(last[a] < first[b] for a, b in itertools.pairwise(order)):
+        raise DataError(
+            f"{where}: its numbered folders hold consecutive images, so they look like pieces of one set and not like "
+            f"classes. Pass {options.flag('labels none')} if they are pieces, {options.flag('labels folder')} if they "
+            "are classes"
+        )
