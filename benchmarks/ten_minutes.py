@@ -33,7 +33,6 @@ from torch import Tensor
 from epg.cli import configure
 from epg.config import RunConfig, Stage
 from epg.data.base import CachedDataset
-from epg.data.subset import SubsetDataset
 from epg.errors import InterruptedRunError
 from epg.evaluation.extraction import Collector, extract
 from epg.evaluation.extractors import FEATURES, Extractor, choices, open_extractor
@@ -146,12 +145,12 @@ class MeasuredError(Exception):
     """Ends the calibration."""
 
 
-def step_seconds(study: Study, config: RunConfig, encoder: Path | None) -> float:
-    """Seconds of a step of the loop as it is, measured after everything is compiled."""
-    part = CachedDataset(SubsetDataset(study.train, np.arange(min(2048, len(study.train)))))
-    begun, done = 0.0, 0
+def step_seconds(study: Study, config: RunConfig, encoder: Path | None) -> tuple[float, float]:
+    """Seconds of preparing a run, and of a step of the loop as it is, measured after everything is compiled."""
+    begun, done = study.elapsed, 0
     with tempfile.TemporaryDirectory() as folder:
-        trainer = prepare_run(config, Path(folder), encoder=encoder, dataset=part).trainer
+        trainer = prepare_run(config, Path(folder), encoder=encoder, dataset=study.train).trainer
+        preparing = study.elapsed - begun
 
         def step(batches: Any) -> Any:
             nonlocal begun, done
@@ -165,16 +164,16 @@ def step_seconds(study: Study, config: RunConfig, encoder: Path | None) -> float
         trainer.train_step = step  # type: ignore[method-assign]
         with contextlib.suppress(MeasuredError):
             trainer.run()
-    return (study.elapsed - begun) / TIMED
+    return preparing, (study.elapsed - begun) / TIMED
 
 
 def train_for(study: Study, stage: Stage, seconds: float, folder: Path, encoder: Path | None) -> dict[str, Any]:
     """Trains a stage into a run folder for this time, calibration included. Returns what it did."""
     begun = study.elapsed
     plain = study.config(stage, steps=10**6)
-    each = step_seconds(study, plain, encoder)
+    preparing, each = step_seconds(study, plain, encoder)
     deadline = begun + seconds
-    steps = max(20, int(MARGIN * (deadline - study.elapsed) / each))
+    steps = max(20, int(MARGIN * (deadline - study.elapsed - preparing) / each))
     config = sized(study.config(stage, steps=steps))
     trainer = prepare_run(config, folder, encoder=encoder, dataset=study.train).trainer
 

@@ -16,7 +16,7 @@ from epg.distributed import failing_together, processes, rank, world_size
 from epg.errors import OutputError, UserError
 from epg.files import replace_text
 from epg.loading import generator_of
-from epg.networks import EPG
+from epg.networks import EPG, Spectrum
 from epg.networks.build import build_encoder, build_epg, build_rcm
 from epg.objectives.base import Objective
 from epg.objectives.consistency import Consistency
@@ -140,15 +140,16 @@ def prepare_run(
         objective = build_objective(config, weights)
         announce(config, dataset, start)
         record(folder, config, weights, objective)
-    if start is None and isinstance(objective.network, EPG) and objective.network.spectrum is not None:
-        measure(objective.network.spectrum, dataset, config, objective.normalizer)
+    spectrum = objective.network.spectrum if start is None and isinstance(objective.network, EPG) else None
+    if spectrum is not None:
+        measure(spectrum, dataset, config, objective.normalizer)
     evaluation = None
     if config.evaluation.every:
         from epg.evaluation.periodic import open_evaluation  # slow to import
 
         step = 0 if start is None else start.checkpoint.step
         evaluation = open_evaluation(config, objective, dataset, folder, step, encoder or handed_over(folder))
-    preview, judge = preview_for(config, objective, dataset), judge_for(config, objective, dataset)
+    preview, judge = preview_for(config, objective, dataset), judge_for(config, objective, dataset, spectrum)
     trainer = Trainer(objective, dataset, config, folder, preview, start, evaluation, judge)
     return Run(config, folder, dataset, trainer)
 
@@ -237,7 +238,9 @@ def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset):
     return draw
 
 
-def judge_for(config: RunConfig, objective: Objective, dataset: ImageDataset) -> Judge | None:
+def judge_for(
+    config: RunConfig, objective: Objective, dataset: ImageDataset, spectrum: Spectrum | None
+) -> Judge | None:
     """Compares the denoiser of a diffusion model with the best linear one. Raises UserError without held-out images."""
     if not (config.evaluation.linear_every and isinstance(objective, Diffusion)):
         return None
@@ -245,7 +248,8 @@ def judge_for(config: RunConfig, objective: Objective, dataset: ImageDataset) ->
     from epg.evaluation.splits import held_out_of
 
     with failing_together():
-        judge = linear_judge(dataset, held_out_of(config.data), config, objective.normalizer)
+        known = None if spectrum is None else spectrum.overall()
+        judge = linear_judge(dataset, held_out_of(config.data), config, objective.normalizer, known)
     return lambda: judge(objective.denoiser)
 
 

@@ -72,15 +72,25 @@ class LinearJudge:
         return ours, linear
 
 
-def linear_judge(train: ImageDataset, held_out: ImageDataset, config: RunConfig, normalizer: Normalizer) -> LinearJudge:
-    """The judge of models of a configuration. Raises UserError where the held-out images have no labels it needs."""
+def linear_judge(
+    train: ImageDataset,
+    held_out: ImageDataset,
+    config: RunConfig,
+    normalizer: Normalizer,
+    spectrum: Spectrum | None = None,
+) -> LinearJudge:
+    """The judge of models of a configuration; `spectrum` is that of the training images where it is known already.
+
+    Raises UserError where the held-out images have no labels and the model needs them.
+    """
     if config.model.num_classes and held_out.num_classes == 0:
         raise UserError("the model is class-conditional, but the held-out images have no labels")
-    spectrum = Spectrum(1, train.channels, train.image_size)
-    flip = bool(config.objective.model_dump().get("flip", False))
-    parts = blocks(train, normalizer, config.data.max_damaged)
-    for name, value in gaussians_of(parts, spectrum.mean.shape, flip=flip).items():
-        getattr(spectrum, name).copy_(value)
+    if spectrum is None:
+        spectrum = Spectrum(1, train.channels, train.image_size)
+        flip = bool(config.objective.model_dump().get("flip", False))
+        parts = blocks(train, normalizer, config.data.max_damaged)
+        for name, value in gaussians_of(parts, spectrum.mean.shape, flip=flip).items():
+            getattr(spectrum, name).copy_(value)
     chosen = np.unique(np.linspace(0, len(held_out) - 1, min(COUNT, len(held_out))).round().astype(np.int64))
     images, labels = images_and_labels(held_out, chosen)
     return LinearJudge(images, labels, spectrum, normalizer, config.shift)

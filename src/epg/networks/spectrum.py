@@ -37,6 +37,13 @@ class Spectrum(nn.Module):
     def gaussians(self) -> int:
         return len(self.mean)
 
+    def overall(self) -> "Spectrum":
+        """The Gaussian of all images alone, as it is now."""
+        alone = Spectrum(1, *self.mean.shape[1:3])
+        for name, value in self.named_buffers():
+            getattr(alone, name).copy_(value[-1:])
+        return alone
+
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """E[image | x] under the Gaussian of each label: noisy x (N, C, H, W) at shifted levels (N,) -> (N, C, H, W).
 
