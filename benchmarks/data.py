@@ -3,6 +3,7 @@
     python benchmarks/data.py                 # everything
     python benchmarks/data.py decode loader   # some of it
     python benchmarks/data.py views --device cuda --batch-size 256
+    python benchmarks/data.py threads         # a decoding thread or process beside a busy loop
     python benchmarks/data.py resize --source PHOTOS   # how much ADM's rounding brightens
 
 Images are parts of scikit-learn's two photographs, or those of --source (anything that `epg prepare` takes).
@@ -12,7 +13,9 @@ import argparse
 import io
 import multiprocessing as mp
 import os
+import queue
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -198,6 +201,87 @@ def views(options, sets):
           f"{result:.0f} images/s")  # fmt: skip
 
 
+def idle(seconds):
+    """A loop that only waits, as one that waits for the device."""
+    time.sleep(seconds)
+    return 1
+
+
+def python(seconds):
+    """A loop that never gives up the interpreter by itself."""
+    count, total, end = 0, 0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for i in range(1000):
+            total += i
+        count += 1
+    return count
+
+
+def dispatch(seconds):
+    """A loop of small operations, as the host's side of a training step: the interpreter is given up now and then."""
+    a, count, end = torch.zeros(16, 16), 0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for _ in range(100):
+            a = torch.tanh(a @ a + 1)
+        count += 1
+    return count
+
+
+def products(seconds):
+    """A loop of large products, as training on a CPU: the interpreter is free most of the time."""
+    a, count, end = torch.zeros(512, 512), 0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        a = torch.tanh(a @ a)
+        count += 1
+    return count
+
+
+BUSY = {"idle": idle, "python": python, "dispatch": dispatch, "products": products}
+
+
+def _decode_until(folder, image_size, begin, end, result):
+    dataset = open_dataset(folder, image_size=image_size)
+    pixels, count = np.empty((64, image_size, image_size, 3), np.uint8).transpose(0, 3, 1, 2), 0
+    begin.wait()
+    while not end.is_set():
+        pixels[count % 64] = dataset[count % len(dataset)][0]
+        count += 1
+    result.put(count)
+
+
+def beside(folder, options, kind, loop):
+    """Images/s of one decoder, a "thread" or a "process", and turns/s of the loop it works beside."""
+    context = mp.get_context("spawn") if kind == "process" else threading
+    begin = context.Barrier(2)
+    end, result = context.Event(), mp.get_context("spawn").Queue() if kind == "process" else queue.Queue()
+    start = context.Process if kind == "process" else threading.Thread
+    worker = start(target=_decode_until, args=(folder, options.image_size, begin, end, result))
+    worker.start()
+    begin.wait()
+    begun = time.perf_counter()
+    turns = BUSY[loop](options.seconds)
+    end.set()
+    seconds = time.perf_counter() - begun
+    images = result.get()
+    worker.join()
+    return images / seconds, turns / seconds
+
+
+def threads(options, sets):
+    print("\none decoder beside a loop: images/s, and turns/s of the loop against those it makes alone")
+    print(f"{'format':8}{'loop':>10}{'thread':>10}{'process':>10}{'share':>8}{'loop beside thread':>20}{'process':>10}")
+    for name, folder, _ in sets:
+        for loop in BUSY:
+            alone = BUSY[loop](options.seconds) / options.seconds
+            pairs = [
+                [*beside(folder, options, "thread", loop), *beside(folder, options, "process", loop)]
+                for _ in range(options.repeats)
+            ]
+            thread, with_thread, process, with_process = (sorted(c)[len(c) // 2] for c in zip(*pairs, strict=True))
+            print(f"{name:8}{loop:>10}{thread:10.0f}{process:10.0f}{100 * thread / process:7.0f}%"
+                  f"{100 * with_thread / alone:19.0f}%{100 * with_process / alone:9.0f}%", flush=True)  # fmt: skip
+
+
 def resize(options, _):
     """Grey levels that ADM's scaling is brighter than the same filters without rounding, and images/s of both."""
     source = open_source(options.source, SourceOptions(labels="none"))
@@ -229,10 +313,11 @@ def main():
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    measure = {"decode": decode, "loader": loader, "views": views, "resize": resize, "threads": threads}
     with tempfile.TemporaryDirectory() as folder:
         sets = list(stores(Path(folder), options)) if set(options.what) - {"views", "resize"} else []
         for name in options.what:
-            {"decode": decode, "loader": loader, "views": views, "resize": resize}[name](options, sets)
+            measure[name](options, sets)
 
 
 if __name__ == "__main__":

@@ -170,5 +170,5 @@ def test_batches_reach_a_gpu_pinned_and_without_being_overwritten(digits):
 
 def test_processes_that_are_not_forked_work_too(digits, monkeypatch):
     spawn = multiprocessing.get_context("spawn")
-    monkeypatch.setattr("epg.data.workers.mp.get_context", lambda *_: spawn)
+    monkeypatch.setattr("epg.data.crew.mp.get_context", lambda *_: spawn)
     assert_same(stream(digits, workers=1, steps=2), stream(digits, steps=2))

@@ -174,7 +174,7 @@ def _open(source: bytes | str | Path) -> Iterator[tuple[Any, bytes]]:
             twice = kind_of(image).deep and image.mode in ("RGB", "RGBA", "CMYK")  # read as high and as low bytes
             if pixels > MAX_PIXELS:
                 raise DataError(f"{image.width}x{image.height} pixels are more than the limit of {MAX_PIXELS}")
-            if pixels * (1 + twice) > FREE_PIXELS and size < pixels * MIN_BYTES_PER_PIXEL:
+            if pixels * (3 if twice else 1) > FREE_PIXELS and size < pixels * MIN_BYTES_PER_PIXEL:
                 raise DataError(
                     f"{image.width}x{image.height} pixels in a file of only {size} bytes: a decompression bomb"
                 )

@@ -98,24 +98,32 @@ def eight_bits(
             f"{kind} TIFF with its colours in separate planes, which Pillow garbles; store them together, for example "
             "with tiffcp -p contig"
         )
-    low, high = value_range or (0, white or 0)
     transparent = image.info.get("transparency")
     flat: Image.Image | None = None
     lowest, highest = np.inf, -np.inf
     for top, values, alpha in _strips(image, again, kind):
-        if not np.isfinite(values).all():
+        if kind.real and not np.isfinite(values).all():
             raise DataError("its pixels hold NaN or infinity")
         lowest, highest = min(lowest, float(values.min())), max(highest, float(values.max()))
-        scaled = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
         if alpha is None and transparent is not None:
-            alpha = 65535 * (values != np.asarray(transparent)).any(axis=2, keepdims=True)
-        parts = [scaled] if alpha is None else [scaled, alpha / 257]
-        pixels = np.floor(np.concatenate(parts, axis=2) + 0.5).astype(np.uint8)
+            alpha = np.uint16(65535) * (values != np.asarray(transparent)).any(axis=2, keepdims=True)
+        parts = [_scaled(values, value_range or (0, white or 0))]
+        parts += [] if alpha is None else [_scaled(alpha, (0, 65535))]
+        pixels = parts[0] if alpha is None else np.concatenate(parts, axis=2)
         mode = "CMYK" if image.mode == "CMYK" else MODES[pixels.shape[2]]
         flat = flat or Image.new(mode, image.size)
         flat.paste(Image.fromarray(pixels[..., 0] if mode == "L" else pixels, mode), (0, top))
     assert flat is not None
     return flat, Depth(kind, lowest, highest)
+
+
+def _scaled(values: NDArray[Any], value_range: Range) -> NDArray[np.uint8]:
+    """Rounded to 0 to 255, and clipped to it."""
+    low, high = value_range
+    if (low, high) == (0, 65535) and values.dtype != np.float32:  # the usual case, several times faster
+        return ((np.clip(values, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
+    scaled = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
+    return np.floor(scaled + 0.5).astype(np.uint8)
 
 
 def _strips(

@@ -4,17 +4,21 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from epg.data.base import CachedDataset, ImageDataset, refuse_damaged
+from epg.data.crew import Begin, Call, Crew, Lost
 from epg.data.reading import Damaged, Reader, Reading
 from epg.data.ring import Ring
-from epg.data.workers import CHUNK, Pending, Workers
-from epg.errors import UserError
+from epg.errors import DataError, UserError
+
+CHUNK = 32  # images per task: several workers share a batch, and the first one is there soon
 
 
 @dataclass(frozen=True)
@@ -120,20 +124,40 @@ class BatchLoader:
 
     def _read_ahead(self) -> Iterator[Batch]:
         """The same from workers."""
-        ring = Ring(self.slots, self.shape, self.workers)
-        workers = Workers(self.reader, ring, self.workers, self.timeout_s)
-        positions, pending = self._positions(), deque[tuple[int, Pending]]()
+        ring = Ring(self.slots, self.shape)
+        crew = Crew(partial(_fill, self.reader, ring), self.workers, self.timeout_s)
+        positions, pending = self._positions(), deque[tuple[int, int, list[Call]]]()
         try:
             while True:
                 while ring.free:
-                    first, position = next(positions)
-                    pending.append((first, workers.start(position)))
-                first, task = pending.popleft()
-                reading = workers.finish(task)
+                    slot, (first, position) = ring.free.popleft(), next(positions)
+                    parts = range(0, self.shape[0], CHUNK)
+                    calls = [crew.send((slot, place, position + place)) for place in parts]
+                    pending.append((slot, first, calls))
+                slot, first, calls = pending.popleft()
+                while not all(call.done for call in calls):
+                    crew.listen()
+                readings: list[Reading] = [call.result() for call in calls]
+                indices = np.concatenate([reading.indices for reading in readings])
+                reading = Reading(indices, [damaged for reading in readings for damaged in reading.damaged])
                 hoarded = len(ring.free) + len(pending) < self.ahead
-                yield self._batch(ring.copy(task.slot) if hoarded else ring.lend(task.slot), reading, first)
+                yield self._batch(ring.copy(slot) if hoarded else ring.lend(slot), reading, first)
+        except Lost as lost:
+            raise self._lost(lost) from None
         finally:
-            workers.close()
+            crew.close()
+
+    def _lost(self, lost: Lost) -> DataError:
+        at = "before its first image" if lost.image is None else f"at {self.dataset.describe(lost.image)}"
+        if lost.hangs:
+            return DataError(
+                f"loader process {lost.worker} hangs {at}: {lost}. If storage is that slow, raise --data.timeout or "
+                "lower --data.workers"
+            )
+        return DataError(
+            f"loader process {lost.worker} died ({lost}) {at}. If memory ran out, lower --data.workers; if it happens "
+            "again at this image, remove it"
+        )
 
     def _batch(self, images: Tensor, reading: Reading, first: int) -> Batch:
         for damaged in reading.damaged:
@@ -150,3 +174,10 @@ class BatchLoader:
         refuse_damaged(damaged.message, number, self.max_damaged)
         text = damaged.message.rstrip(".")
         warnings.warn(f"{text}. Another takes its place ({number} of {self.max_damaged} allowed)", stacklevel=2)
+
+
+def _fill(reader: Reader, ring: Ring, task: tuple[int, int, int], begin: Begin) -> Any:
+    """What a worker does: part of a slot, from a place on, with the samples at a position."""
+    torch.set_num_threads(1)
+    slot, place, position = task
+    return reader.read(position, ring.pixels(slot)[place : place + CHUNK], begin)
