@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,18 +7,21 @@ import pytest
 import torch
 from PIL import Image
 
+from epg.cli import main
 from epg.config import SamplingConfig
 from epg.errors import ArtefactError, UserError
 from epg.generator import to_half_precision
 from epg.info import list_recipes, nfe, print_info
-from epg.loading import load
+from epg.labels import class_numbers
+from epg.loading import generator_of, load
 from epg.loading import read as read_weights
 from epg.networks.build import build_rcm
 from epg.objectives.pretraining import Pretraining
 from epg.pictures import grid, save_grid
+from epg.pipeline import EPGPipeline
 from epg.recipe import recipe_names, run_config
 from epg.training import checkpoint
-from tests.generators import NAMES, SAMPLERS, levels_apart, save_run, state_of, tiny_generator
+from tests.generators import NAMES, SAMPLERS, levels_apart, lively_epg, save_run, state_of, tiny_generator
 from tests.helpers import tiny_config, tiny_denoiser
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
@@ -402,3 +406,101 @@ def test_a_denoiser_is_deterministic():
     x = torch.randn(2, 1, 8, 8)
     denoiser = tiny_denoiser()
     assert torch.equal(denoiser(x, 1.0), denoiser(x, 1.0))
+
+
+# Labels in Python -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0, 2],
+        (0, 2),
+        ["cat", "goldfish"],
+        ["cat", 2],
+        ["0", "2"],
+        np.array([0, 2]),
+        np.array([0, 2], np.uint8),
+        np.array(["cat", "Goldfish"]),
+        [np.int64(0), torch.tensor(2)],
+        torch.tensor([0, 2], dtype=torch.int32),
+    ],
+)
+def test_labels_may_be_given_in_any_form(labels):
+    model = tiny_generator()
+    expected = model.sample(torch.tensor([0, 2]), seed=3)
+    assert torch.equal(model.sample(labels, seed=3), expected)
+    assert torch.equal(model.normalizer.decode(model.draw(labels, range(2), seed=3)), expected)
+    assert model.make_labels(4, classes=labels, balanced=True).tolist() == [0, 2, 0, 2]
+
+
+@pytest.mark.parametrize("label", [2, "goldfish", "2", np.int64(2), torch.tensor(2)])
+def test_a_single_label(label):
+    model = tiny_generator()
+    assert torch.equal(model.sample(label), model.sample(torch.tensor([2])))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([3, 7], "labels 3: out of range, the model has classes 0 to 2"),
+        (-1, "labels -1: out of range"),
+        (["cow"], "labels cow: no such class; there are 'cat', 'dog', 'goldfish'"),
+        (["gold fish"], "did you mean goldfish"),
+        ([0.5], "labels: 0.5 is neither a class number nor a name"),
+        ([True], "labels: True is neither"),
+        ([[0, 1]], r"labels: \[0, 1\] is neither"),
+        (np.array([0.0]), "labels: 0.0 is neither"),
+        ([None], "labels: None is neither"),
+    ],
+)
+def test_wrong_labels(labels, message):
+    with pytest.raises(UserError, match=message):
+        tiny_generator().sample(labels)
+
+
+def test_an_unconditional_model_without_a_count():
+    with pytest.raises(ValueError, match="needs `count`"):
+        tiny_generator(model={"num_classes": 0}).sample()
+    with pytest.raises(UserError, match="unconditional and takes none"):
+        tiny_generator(model={"num_classes": 0}).sample(["cat"])
+
+
+NUMBERS = tuple(str(i) for i in range(1, 13))  # number 0 is called 1
+
+
+@pytest.mark.parametrize("wanted", ["1", "2", "11"])
+def test_a_number_that_is_also_another_class_s_name(wanted):
+    n = int(wanted)
+    with pytest.raises(UserError) as error:
+        class_numbers([wanted], NUMBERS, 12)
+    assert f"class number {n}, which is called '{n + 1}', or number {n - 1}, which is called '{n}'?" in str(error.value)
+    assert class_numbers([f"number={n}", f"name={n}", n], NUMBERS, 12) == [n, n - 1, n]
+
+
+def test_numbers_that_are_not_ambiguous():
+    assert class_numbers(["0", "12"], NUMBERS, 12) == [0, 11]  # no class is called 0, and none has number 12
+    assert class_numbers(["3", "name=3", "number=3"], [str(i) for i in range(10)], 10) == [3, 3, 3]
+    assert class_numbers(["207"]) == [207]
+
+
+def test_the_command_line_and_the_pipeline_answer_alike(tmp_path, capsys):
+    config = tiny_config(model={"num_classes": 12})
+    model = generator_of(config, lively_epg(config), NUMBERS)
+    pipe = EPGPipeline.from_generator(model)
+    pipe.save_pretrained(tmp_path / "pipe")
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(
+        ValueError, match="class_labels 2: class number 2, which is called '3', or number 1"
+    ) as in_python:
+        pipe(["2"])
+    assert pipe.get_label_ids(["name=2", "number=2"]) == [1, 2]
+    out = tmp_path / "out"
+    assert main(["sample", str(tmp_path / "pipe"), "--classes", "0", "1", "2", "--out", str(out)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--classes 1: class number 1, which is called '2', or number 0, which is called '1'?" in said
+    assert "Pass number=2 or name=2" in str(in_python.value)
+    given = ["--classes", "name=1", "number=5", "--count", "4", "--steps", "2", "--out", str(out)]
+    assert main(["sample", str(tmp_path / "pipe"), *given]) == 0
+    record = json.loads((out / "samples.json").read_text())
+    assert (record["classes"], record["class_names"]) == ([0, 5], ["1", "6"])

@@ -16,6 +16,7 @@ from epg.data.normalize import Normalizer
 from epg.denoiser import Denoise, Denoiser, bind, clamped
 from epg.errors import UserError
 from epg.guidance import Autoguidance, EvaluationCounter, IntervalGuidance
+from epg.labels import Labels, class_numbers
 from epg.randomness import doubles, normal
 from epg.samplers import Watch
 
@@ -110,7 +111,19 @@ class Generator:
             raise UserError("--guidance: an unconditional model has no classifier-free guidance; leave it at 1")
         return IntervalGuidance(self.denoiser, labels, sampling.guidance, interval)
 
-    def place_labels(self, labels: Tensor | None, count: int) -> Tensor | None:
+    def class_numbers(self, classes: Labels, where: str = "--classes") -> list[int]:
+        """Numbers of classes by number or name, see `epg.labels`. Raises UserError for what the model does not have."""
+        if self.num_classes == 0 and not (isinstance(classes, Sequence) and len(classes) == 0):
+            raise UserError(f"{where}: this model is unconditional and takes none")
+        return class_numbers(classes, self.class_names, self.num_classes, where)
+
+    def as_labels(self, labels: Labels) -> Tensor:
+        """Class numbers or names as a tensor (N,); one that is given as such is not looked into."""
+        if isinstance(labels, Tensor) and labels.ndim:
+            return labels
+        return torch.tensor(self.class_numbers(labels, "labels"), dtype=torch.int64)
+
+    def place_labels(self, labels: Labels | None, count: int) -> Tensor | None:
         """Labels (count,) on the model's device, checked before: there, a wrong one would end the process.
 
         Raises UserError for labels out of range or of another shape or type, and for any of an unconditional model.
@@ -119,6 +132,7 @@ class Generator:
             return None
         if self.num_classes == 0:
             raise UserError("labels: this model is unconditional and takes none")
+        labels = self.as_labels(labels)
         if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
             raise UserError(f"labels: {count} integers are expected, not {tuple(labels.shape)} {labels.dtype}")
         if not bool(((labels >= 0) & (labels < self.num_classes)).all()):
@@ -127,7 +141,7 @@ class Generator:
 
     def draw(
         self,
-        labels: Tensor | None,
+        labels: Labels | None,
         indices: Sequence[int],
         seed: int = 0,
         sampling: "SamplingConfig | None" = None,
@@ -139,7 +153,8 @@ class Generator:
         On a GPU it returns before they are computed: nothing in it waits for the device.
 
         Args:
-            labels: (N,) integers, best on the CPU; None for an unconditional model, or the null class of another.
+            labels: (N,) class numbers or names, a tensor best on the CPU; None for an unconditional model, or the null
+                class of another.
             sampling: sampler, steps and guidance; None takes the generator's own.
             guide: a weaker generator for autoguidance, in place of classifier-free guidance.
             watch: called after every step of a sampler that has several.
@@ -181,7 +196,7 @@ class Generator:
 
     def sample(
         self,
-        labels: Tensor | None = None,
+        labels: Labels | None = None,
         count: int | None = None,
         *,
         seed: int = 0,
@@ -194,11 +209,13 @@ class Generator:
         """uint8 images (count, C, H, W) on the CPU.
 
         Args:
-            labels: (count,) int64, or None for an unconditional model (then `count` says how many).
+            labels: class numbers or names, one for each image: a tensor or array (count,), a list, or a single one;
+                None for an unconditional model (then `count` says how many).
             first: index of the first image: images `first` to `first + count - 1` of this seed are made.
             sampling: sampler, steps and guidance; None takes the generator's own.
             guide: a weaker generator for autoguidance, in place of classifier-free guidance.
         """
+        labels = None if labels is None else self.as_labels(labels)
         count = len(labels) if labels is not None else count
         if count is None:
             raise ValueError("an unconditional model needs `count`")
@@ -232,20 +249,16 @@ class Generator:
                 idle.draw(labels, [0], 0, sampling, idle_guide)
         return own.images, weak.images
 
-    def make_labels(self, count: int, *, classes: Sequence[int] = (), balanced: bool, seed: int = 0) -> Tensor | None:
+    def make_labels(self, count: int, *, classes: Labels = (), balanced: bool, seed: int = 0) -> Tensor | None:
         """Labels (count,) of `classes` (or of all): in turn when balanced, else drawn at random.
 
         Random ones follow `class_counts` where they are known and are uniform otherwise. Label i does not depend on
         `count`. None for an unconditional model. Raises UserError for a class that the model does not have.
         """
+        numbers = self.class_numbers(classes)
         if self.num_classes == 0:
-            if classes:
-                raise UserError("--classes: this model is unconditional")
             return None
-        wrong = [c for c in classes if not 0 <= c < self.num_classes]
-        if wrong:
-            raise UserError(f"--classes {wrong[0]}: out of range, the model has classes 0 to {self.num_classes - 1}")
-        choices = torch.tensor(list(classes) or range(self.num_classes))
+        choices = torch.tensor(numbers or range(self.num_classes))
         if balanced:
             return choices[torch.arange(count) % len(choices)]
         weights = torch.tensor(self.class_counts, dtype=torch.float64)[choices] if self.class_counts else None

@@ -20,7 +20,7 @@ from epg.evaluation.sources import DatasetSource, GeneratorSource, ImageSource
 from epg.loading import load, read
 from epg.pipeline import folder as pipeline
 from epg.randomness import permutation
-from epg.sampling import Request, changed, class_numbers
+from epg.sampling import Request, changed
 from epg.sampling.settings import check_guide, label_kind
 from epg.training import checkpoint, export
 from epg.training.artefact import digest_of
@@ -132,7 +132,7 @@ def _generator(path: str, request: Request) -> Subject:
     sampling = changed(model, request.changes, guided=weak is not None)
     if weak is not None:
         check_guide(model, weak)
-    classes = class_numbers(request.classes, model.class_names)
+    classes = model.class_numbers(request.classes)
     labels = model.make_labels(request.count, classes=classes, balanced=request.labels == "balanced", seed=request.seed)
     data, details = _provenance(path, request)
     details |= {

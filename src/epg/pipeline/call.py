@@ -16,7 +16,8 @@ from torch import Tensor
 
 from epg.data.normalize import Normalizer
 from epg.denoiser import Denoiser
-from epg.errors import ArtefactError
+from epg.errors import ArtefactError, UserError
+from epg.labels import Labels, class_numbers
 from epg.pipeline.request import Randomness, RequestedGenerator, Seeds, as_output, seeds_of
 from epg.samplers import problems, settled
 from epg.seal import SEAL, check_settings, entry_of, seal_file
@@ -115,16 +116,12 @@ class EPGPipeline(DiffusionPipeline):
 
     def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
         """Class numbers of one or several names. Raises ValueError for a name that the model does not know."""
-        names = [label] if isinstance(label, str) else list(label)
-        unknown = [name for name in names if name not in self.labels]
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is no class of this model; `pipe.labels` lists them")
-        return [self.labels[name] for name in names]
+        return self._numbers(label)
 
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
+        class_labels: Labels | None = None,
         guidance_scale: float | None = None,
         generator: Randomness = None,
         num_inference_steps: int | None = None,
@@ -224,15 +221,15 @@ class EPGPipeline(DiffusionPipeline):
             return None
         if not classes:
             raise ValueError("class_labels: this model is unconditional; pass batch_size instead")
-        if isinstance(class_labels, Tensor):
-            class_labels = class_labels.tolist()
-        if isinstance(class_labels, str | int):
-            class_labels = [class_labels]
-        labels = [self.get_label_ids(c)[0] if isinstance(c, str) else c for c in class_labels]
-        for label in labels:
-            if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
-                raise ValueError(f"class_labels: {label!r} is no whole number from 0 to {classes - 1}")
-        return torch.tensor(labels, dtype=torch.int64)
+        return torch.tensor(self._numbers(class_labels), dtype=torch.int64)
+
+    def _numbers(self, labels: Labels) -> list[int]:
+        named = self.config.id2label or {}
+        names = [named.get(str(number), "") for number in range(self.transformer.num_classes)] if named else []
+        try:
+            return class_numbers(labels, names, self.transformer.num_classes, "class_labels")
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
     def _generator(self, sampling: dict[str, Any], latents: Tensor | None, seeds: Seeds) -> RequestedGenerator:
         noise = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5} | (self.config.noise or {})

@@ -19,7 +19,6 @@ from epg.errors import DivergedError, UserError
 from epg.generator import Generator
 from epg.pictures import grid
 from epg.sampling.animation import save_animation, trajectory
-from epg.sampling.classes import class_numbers
 from epg.sampling.files import images_in_npz, png, read_pngs, replace_file, write_npz, writing
 from epg.sampling.folder import RECORD, SampleFolder
 from epg.sampling.progress import Meter
@@ -41,7 +40,7 @@ class Job:
         self.sampling = changed(model, request.changes, guided=guide is not None)
         if guide is not None:
             check_guide(model, guide)
-        self.classes = class_numbers(request.classes, model.class_names)
+        self.classes = model.class_numbers(request.classes)
         balanced = request.labels == "balanced"
         self.labels = model.make_labels(request.count, classes=self.classes, balanced=balanced, seed=request.seed)
         self.record = self.describe(model, guide)
@@ -67,6 +66,7 @@ class Job:
             "guide": None if guide is None else digest_of(guide.denoiser.state_dict()),
             "seed": request.seed,
             "classes": self.classes,
+            "class_names": [model.class_names[c] for c in self.classes if model.class_names],
             "labels": None if self.labels is None else request.labels,
             "sampling": self.sampling.model_dump(mode="json"),
             "dtype": request.dtype,
