@@ -445,7 +445,7 @@ def test_a_single_label(label):
     [
         ([3, 7], "labels 3: out of range, the model has classes 0 to 2"),
         (-1, "labels -1: out of range"),
-        (["cow"], "labels cow: no such class .*; there are 'cat', 'dog', 'goldfish'"),
+        (["cow"], "labels cow: no such class .*; there are cat, dog, goldfish"),
         (["gold fish"], "did you mean goldfish"),
         ([0.5], "labels: 0.5 is neither a class number nor a name"),
         ([True], "labels: True is neither"),

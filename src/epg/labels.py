@@ -76,9 +76,9 @@ def _of_text(wanted: str, names: Sequence[str], count: int | None, where: str) -
         raise UserError(f"{where} {wanted}: {len(found)} classes have this name ({meant}). Pass the number.")
     synonyms = {_plain(part): part.strip() for name in names for part in (name, *name.split(","))}
     close = difflib.get_close_matches(plain, synonyms, n=3)
-    some = ", ".join(repr(name) for name in names[:3]) + (" ..." if len(names) > 3 else "")
-    hint = f"; did you mean {', '.join(synonyms[name] for name in close)}?" if close else f"; there are {some}"
-    raise UserError(f"{where} {wanted}: no such class (a name of the data set, or a number){hint if names else ''}")
+    hint = f"; did you mean {', '.join(synonyms[name] for name in close)}?" if close else ""
+    some = f"; there are {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" if names and not close else ""
+    raise UserError(f"{where} {wanted}: no such class{hint} (a name of the data set, or a number){some}")
 
 
 def _is_number(text: str) -> bool:

@@ -186,7 +186,7 @@ def test_labels_by_name():
     pipe = tiny_pipeline()
     assert pipe.get_label_ids(["goldfish", "cat"]) == [2, 0]
     assert pipe.get_label_ids("goldfish") == [2]
-    with pytest.raises(ValueError, match="class_labels gold: no such class .*; did you mean goldfish"):
+    with pytest.raises(ValueError, match="class_labels gold: no such class; did you mean goldfish"):
         pipe.get_label_ids("gold")
 
 
