@@ -39,8 +39,17 @@ def settings_in(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[
 
 
 def hash_of(value: Any) -> str:
-    """Sha256 (hex) of a JSON value, whatever its layout."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    """Sha256 (hex) of a JSON value, whatever its layout: 1 and 1.0 are one number."""
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """The value with whole numbers as integers."""
+    if isinstance(value, Mapping):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def files_in(content: Mapping[str, Any], file: Path) -> dict[str, dict[str, Any]]:
