@@ -90,10 +90,16 @@ class EPGPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
-        """Another pipeline around the same model, in the model's precision, with these settings in place of its own."""
-        kwargs.setdefault("transformer", pipeline.transformer)
-        kwargs.setdefault("torch_dtype", kwargs["transformer"].dtype)
-        return super().from_pipe(pipeline, **kwargs)
+        """Another pipeline around the same model, in the precision that it has, with these settings in place of its own.
+
+        Args:
+            kwargs: arguments of the class; `dtype` or `torch_dtype` to convert the model, which both then share.
+        """
+        dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+        names = inspect.signature(cls.__init__).parameters.keys() & pipeline.config.keys() - {"transformer"}
+        settings = {name: pipeline.config[name] for name in names}
+        pipe = cls(**{"transformer": pipeline.transformer, **settings, **kwargs})
+        return pipe if dtypes == [None, None] else pipe.to(dtypes[0] or dtypes[1])
 
     @property
     def guidance_scale(self) -> float:
