@@ -90,7 +90,7 @@ class EPGPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
-        """Another pipeline around the same model, in the precision that it has, with these settings in place of its own.
+        """Another pipeline around the same model, in its precision, with these settings in place of its own.
 
         Args:
             kwargs: arguments of the class; `dtype` or `torch_dtype` to convert the model, which both then share.
