@@ -1,5 +1,6 @@
 """One door to every data set: `open_dataset`, for training and for judging."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.base import CachedDataset, ImageDataset, NoSplitError, Order
-from epg.data.decode import decode_image
+from epg.data.decode import RULES, decode_with_origin
+from epg.data.seen import Seen
 from epg.data.sources.base import LabelChoice, Source, SourceOptions
 from epg.data.sources.open import open_source
 from epg.data.splits import check_split, split_names
@@ -17,6 +19,9 @@ from epg.data.streaming import BlockOrder
 from epg.errors import DataError, UserError
 
 __all__ = ["CachedDataset", "ImageDataset", "NoSplitError", "SourceDataset", "open_dataset"]
+
+
+LOOKED_AT = 32  # images, to say what decoding does to a set that is too large to be decoded at once
 
 
 class SourceDataset(ImageDataset):
@@ -30,6 +35,8 @@ class SourceDataset(ImageDataset):
         self.source = source
         kind, parts = source.identity()
         self._fingerprint = self._digest(kind, parts)
+        self.seen = Seen()
+        """What decoding did to the images that were read first, each once."""
 
     def order(self, seed: int) -> Order:
         """Any order, for which the source may have to make a copy; of one far away, blocks of neighbours."""
@@ -45,7 +52,10 @@ class SourceDataset(ImageDataset):
             raise DataError(f"{self.describe(index)}: cannot be read: {error.strerror or error}") from error
         except DataError as error:
             raise DataError(f"{self.describe(index)}: {error}") from error
-        image = decode_image(data, self.image_size, self.channels, name=self.describe(index))
+        name = self.describe(index)
+        image, origin = decode_with_origin(data, self.image_size, self.channels, name)
+        if self.seen.images < len(self):
+            self.seen.add(name, origin, self.image_size)
         return image, int(self.labels[index])
 
     def describe(self, index: int) -> str:
@@ -58,7 +68,15 @@ class SourceDataset(ImageDataset):
         rejected = self.source.rejected
         left = [f"left out: {item.name}: {item.reason}" for item in rejected[:3]]
         more = [f"left out: {len(rejected) - 3} more"] if len(rejected) > 3 else []
-        return [*super().report(), *self.source.overview.lines(), *left, *more]
+        return [*super().report(), *self.source.overview.lines(), *left, *more, *self.treatment()]
+
+    def treatment(self) -> list[str]:
+        """What decoding does to the images: of those that were read, or else of some."""
+        if not self.seen.images and not self.source.streamed:
+            for index in np.unique(np.linspace(0, len(self) - 1, LOOKED_AT).astype(int)).tolist():
+                with contextlib.suppress(DataError):  # which ends the run, or not, when training meets it
+                    self[index]
+        return self.seen.lines(self.image_size, RULES)
 
 
 def open_dataset(

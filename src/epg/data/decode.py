@@ -100,16 +100,23 @@ def decode_image(
     `open_flat`, then `center_crop`. `name` replaces the path in messages. The values of a pixel lie together in
     memory, and may be read-only. Raises DataError when the image cannot be decoded completely.
     """
-    assert channels in (1, 3), channels
     name = name or ("image" if isinstance(source, bytes) else str(source))
+    return decode_with_origin(source, image_size, channels, name, rules)[0]
+
+
+def decode_with_origin(
+    source: bytes | str | Path, image_size: int, channels: int, name: str, rules: PixelRules = RULES
+) -> tuple[NDArray[np.uint8], Origin]:
+    """`decode_image`, and what the image was before."""
+    assert channels in (1, 3), channels
     try:
-        flat, _ = open_flat(source, channels, rules)
+        flat, origin = open_flat(source, channels, rules)
         array = np.asarray(center_crop(flat, image_size, rules.resize), dtype=np.uint8)
     except MemoryError:
         raise
     except Exception as error:  # decoders meet arbitrary bytes and raise nearly every exception class there is
         raise DataError(f"{name}: cannot decode this image: {error}. Replace it or remove it.") from error
-    return array.reshape(image_size, image_size, channels).transpose(2, 0, 1)
+    return array.reshape(image_size, image_size, channels).transpose(2, 0, 1), origin
 
 
 def open_flat(source: bytes | str | Path, channels: int, rules: PixelRules = RULES) -> tuple[Image.Image, Origin]:

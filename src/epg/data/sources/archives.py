@@ -5,38 +5,34 @@ Of a million members only names, places and sizes are kept, and handed to other 
 
 import os
 import struct
-import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.sources.base import (
-    MAX_FILE_BYTES,
     Source,
     SourceOptions,
     check_members,
     check_size,
     refuse_pointer,
 )
-from epg.data.sources.compressed import Piece, decompressed, is_compressed
-from epg.data.sources.kinds import is_image_suffix
+from epg.data.sources.compressed import decompressed, is_compressed
 from epg.data.sources.layout import arrange
 from epg.data.sources.listing import Listing
+from epg.data.sources.members import TAR, tar_members, zip_members
 from epg.data.sources.names import pick
 from epg.errors import DataError, UserError
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 ARCHIVE_SUFFIXES = ZIP_SUFFIXES + TAR_SUFFIXES
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-MAX_SIZE = 2**60
 LOCAL = struct.Struct("<4s22xHH")  # of a member of a zip: signature, lengths of name and extra field
 
 Open = Callable[[], BinaryIO]  # opens the archive; picklable
@@ -44,8 +40,6 @@ ENTRY = np.dtype(
     [("offset", "<i8"), ("size", "<u4"), ("packed", "<u4"), ("crc", "<u4"), ("method", "<u2"), ("file", "<u2")]
 )
 """Where a member is: in which archive, where there, and, of a zip, packed how; 24 bytes."""
-TAR = 2**16 - 1  # in the place of a zip's method
-LARGEST = 2**32 - 1
 
 
 class ArchiveSource(Source):
@@ -164,49 +158,6 @@ class Entries:
         return np.concatenate(self.parts)
 
 
-Place = tuple[int, int, int, int, int]  # offset, size, packed, crc, method
-Member = tuple[bytes, Place, str | None]  # name, place, why it cannot be read
-
-
-def zip_members(stream: BinaryIO, name: str) -> Iterator[Member]:
-    """The files in a zip archive. Raises DataError for a damaged one, and where members overlap (a zip bomb)."""
-    size = stream.seek(0, os.SEEK_END)
-    try:
-        with zipfile.ZipFile(stream) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error, EOFError) as error:
-        raise DataError(f"{name}: a damaged zip archive or none at all ({error}); copy or download it again") from error
-    total = 0
-    for member in members:
-        total += member.compress_size
-        if member.header_offset < 0 or member.header_offset + member.compress_size > size or total > size:
-            raise DataError(f"{name}: its members overlap or lie outside of it; this is damage or a zip bomb")
-    for k, member in enumerate(members):
-        members[k] = None  # type: ignore[call-overload]  # memory of millions
-        if member.is_dir():
-            continue
-        path, largest = _zip_name(member), max(member.file_size, member.compress_size)
-        reason = "its name points outside the archive" if is_unsafe(path) else None
-        if member.flag_bits & 1:
-            reason = "it is encrypted"
-        elif member.compress_type not in METHODS:
-            reason = f"compression method {member.compress_type} is not supported; pack it again with deflate"
-        elif largest > MAX_FILE_BYTES and is_image_suffix(path[-12:]):
-            reason = f"its {largest} bytes are more than the limit of {MAX_FILE_BYTES} for one image"
-        sizes = min(member.file_size, LARGEST), min(member.compress_size, LARGEST)
-        yield tidy(path), (member.header_offset, *sizes, member.CRC, member.compress_type), reason
-
-
-def _zip_name(member: zipfile.ZipInfo) -> bytes:
-    """The name of a member: macOS writes UTF-8 without saying so, and some Windows programs backslashes."""
-    raw = member.orig_filename.encode("utf-8" if member.flag_bits & 0x800 else "cp437", "surrogateescape")
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        raw = member.orig_filename.encode("utf-8", "surrogateescape")
-    return raw if b"/" in raw or is_unsafe(raw) else raw.replace(b"\\", b"/")
-
-
 def _unpacked(stream: BinaryIO, entry: np.void) -> bytes:
     """The member of a zip whose header comes next. Raises DataError where it is damaged or larger than declared."""
     _, size, packed, crc, method, _ = (int(value) for value in entry.item())
@@ -226,63 +177,6 @@ def _unpacked(stream: BinaryIO, entry: np.void) -> bytes:
     if len(data) != size or zlib.crc32(data) != crc:
         raise DataError("it differs from the size and checksum that the archive has for it")
     return data
-
-
-def tar_members(stream: BinaryIO, name: str, base: int = 0, before: bytes = b"") -> Iterator[Member]:
-    """The files in a tar archive, and those of tar archives within it, named like folders.
-
-    Raises DataError for a damaged one: `tarfile` itself takes a damaged header for the end of the archive.
-    """
-    inner = decompressed(stream, name)
-    try:
-        with tarfile.open(fileobj=inner, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                vars(archive)["members"] = []  # it would keep them all
-                if member.isdir():
-                    continue
-                path = before + tidy(member.name.encode("utf-8", "surrogateescape"))
-                if not 0 <= member.size < MAX_SIZE:
-                    raise DataError(f"{name}: an impossible size at byte {member.offset}; it is damaged")
-                if path.lower().endswith(b".tar") and member.isreg() and not before:
-                    piece: Any = Piece(inner, member.offset_data, member.size)
-                    yield from tar_members(piece, "x.tar", member.offset_data, path[:-4] + b"/")
-                    continue
-                place = base + member.offset_data, min(member.size, LARGEST), 0, 0, TAR
-                yield path, place, _tar_problem(member, path)
-            _check_end(inner, archive.offset, name)
-    except DataError:
-        raise
-    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError, MemoryError, RecursionError) as error:
-        raise DataError(f"{name}: damaged, cut off or no tar archive ({error}); copy or download it again") from error
-
-
-def _check_end(stream: BinaryIO, offset: int, name: str) -> None:
-    stream.seek(offset)
-    if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
-        raise DataError(f"{name}: no tar header at byte {offset}: it is damaged, cut off or no tar archive")
-
-
-def _tar_problem(member: tarfile.TarInfo, path: bytes) -> str | None:
-    if is_unsafe(member.name.encode("utf-8", "surrogateescape")):
-        return "its name points outside the archive"
-    if member.issparse():
-        return "it is a sparse file; not read"
-    if not member.isreg():
-        kinds = {tarfile.LNKTYPE: "a hard link", tarfile.SYMTYPE: "a symbolic link", tarfile.FIFOTYPE: "a pipe"}
-        return f"it is {kinds.get(member.type, 'a device')}; not read"
-    if member.size > MAX_FILE_BYTES and is_image_suffix(path[-12:]):
-        return f"its {member.size} bytes are more than the limit of {MAX_FILE_BYTES} for one image"
-    return None
-
-
-def tidy(name: bytes) -> bytes:
-    return name.removeprefix(b"./").replace(b"//", b"/")
-
-
-def is_unsafe(name: bytes) -> bool:
-    """Whether a member name points outside its archive (it is never used as a path, but it is a bad sign)."""
-    parts = name.replace(b"\\", b"/").split(b"/")
-    return name.startswith((b"/", b"\\")) or b".." in parts or b"\0" in name or parts[0].endswith(b":")
 
 
 def open_archive(address: str, options: SourceOptions) -> Source | None:

@@ -11,7 +11,8 @@ from epg.data.sources.hub import open_hub
 from epg.data.sources.kinds import cure_of
 from epg.data.sources.remote import open_remote
 from epg.data.sources.shards import open_shards
-from epg.data.sources.tables import TABLE_SUFFIXES, open_tables
+from epg.data.sources.table_files import open_tables
+from epg.data.sources.tables import TABLE_SUFFIXES
 from epg.errors import DataError
 
 # Every kind of source: a function from address and options to the source, or None for another kind's; tried in turn.

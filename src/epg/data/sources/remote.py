@@ -11,7 +11,8 @@ from epg.data.sources.base import MAX_FILE_BYTES, Source, SourceOptions, check_s
 from epg.data.sources.layout import arrange
 from epg.data.sources.listing import Listing
 from epg.data.sources.shards import of_archives
-from epg.data.sources.tables import TABLE_SUFFIXES, TableSource, of_split
+from epg.data.sources.table_files import of_split
+from epg.data.sources.tables import TABLE_SUFFIXES, TableSource
 from epg.errors import DataError, UserError
 
 if TYPE_CHECKING:
