@@ -6,8 +6,9 @@ import torch
 from epg.config import OptimizerConfig
 from epg.networks import EPG
 from epg.objectives.consistency import Consistency
+from epg.training.muon import Muon, orthogonal
 from epg.training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
-from tests.helpers import tiny_config, tiny_epg
+from tests.helpers import relative, tiny_config, tiny_epg
 
 # Groups ---------------------------------------------------------------------------------------------------------------
 
@@ -119,3 +120,40 @@ def test_missing_state_is_an_error():
     del tensors["encoder.cls_token.exp_avg"]
     with pytest.raises(KeyError, match=r"encoder\.cls_token\.exp_avg"):
         restore_optimizer(network, optimizer, tensors)
+
+
+# Muon -----------------------------------------------------------------------------------------------------------------
+
+
+def test_muon_equals_torchs_matrix_by_matrix():
+    g = torch.Generator().manual_seed(0)
+    shapes = [(8, 8), (24, 8), (8, 24), (8, 8), (24, 8)]
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
+    optimizers = Muon(ours, lr=0.02), torch.optim.Muon(theirs, lr=0.02)
+    for _ in range(4):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=g)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(ours, theirs, strict=True):
+        assert relative(one, other) < 1e-2  # products in bfloat16
+        buffers = [o.state[p]["momentum_buffer"] for o, p in zip(optimizers, (one, other), strict=True)]
+        assert torch.equal(*buffers)
+
+
+def test_muon_makes_singular_values_near_one():
+    matrices = torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonal(matrices, (3.4445, -4.7750, 2.0315), 5, 1e-7).float())
+    assert float(values.min()) > 0.5
+    assert float(values.max()) < 1.5
+
+
+def test_muon_takes_the_matrices_of_blocks_at_its_own_rate():
+    network = tiny_epg()
+    optimizer = make_optimizer(network, OptimizerConfig(lr=1e-3, kind="muon", muon_lr=0.05))
+    optimizer.set_rate(5e-4)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    fast = {name.rsplit(".", 2)[-2] for name, p in network.named_parameters() if rates[id(p)] == pytest.approx(0.025)}
+    assert fast == {"qkv", "proj", "fc1", "fc2", "skip_linear"}
+    assert all(rates[id(p)] == pytest.approx(5e-4) for n, p in network.named_parameters() if n.endswith("bias"))

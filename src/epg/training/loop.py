@@ -292,7 +292,9 @@ class Trainer:
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
         """Inside the `with` the network has its averaged weights, to be judged; whatever it computes shows that this
-        process does not hang, however long it takes in all."""
+        process does not hang, however long it takes in all.
+
+        It is not compiled: a few batches of other sizes, without gradients, would each compile the blocks anew."""
         network = self.objective.network
         hooks = [
             module.register_forward_hook(lambda *_: self.watchdog.beat(self.step))
@@ -300,7 +302,7 @@ class Trainer:
         ]
         self.objective.eval()
         try:
-            with self.ema.applied():
+            with self.ema.applied(), torch.compiler.set_stance("force_eager"):
                 yield
         finally:
             self.objective.train()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from epg.config import OptimizerConfig
 from epg.distributed import full, shard_like
 from epg.networks.layers import MLP, Attention, DecoderBlock
+from epg.training.muon import Muon
 
 NO_DECAY = ("position_embedding", "cls_token")
 RATE = "rate"  # key of a parameter group: its learning rate relative to the configuration's `lr`
@@ -52,7 +53,7 @@ class Optimizer:
         for part in self.parts:
             for group in part.param_groups:
                 for parameter in group["params"]:
-                    if isinstance(part, torch.optim.Muon):
+                    if isinstance(part, Muon):
                         yield parameter, {"momentum_buffer": torch.zeros_like(parameter)}
                     else:
                         zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
@@ -84,7 +85,7 @@ def make_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizer:
     if not matrices:
         return Optimizer(adamw)
     group = {"params": list(matrices), "weight_decay": config.weight_decay, RATE: config.muon_lr / config.lr}
-    return Optimizer(adamw, torch.optim.Muon([group], lr=config.muon_lr))
+    return Optimizer(adamw, Muon([group], lr=config.muon_lr))
 
 
 def block_matrices(network: nn.Module) -> dict[nn.Parameter, None]:
