@@ -40,6 +40,12 @@ class DataConfig(Section):
     """Column (array) that holds the labels; found by itself when there is one that looks like them."""
     label_file: str | None = None
     """File within the source that names images and labels, such as labels.csv; metadata.csv is found by itself."""
+    background: str = "white"
+    """Colour behind transparent pixels; `none` ignores transparency (a fourth band of other data)."""
+    range: tuple[float, float] | None = None
+    """Which values of more than 8 bits are black and white, such as 0 4095; none takes all that the format has."""
+    resize: Literal["adm", "exact"] = "adm"
+    """`adm` rounds after every halving, as ADM, which brightens a little; `exact` rounds once."""
     balanced: bool = False
     """Visit every class equally often, repeating images of small ones."""
     per_class: int | None = None

@@ -11,6 +11,7 @@ import torch
 from epg import files
 from epg.config import ConsistencyConfig, DataConfig, RunConfig
 from epg.data.dataset import CachedDataset, ImageDataset, open_dataset
+from epg.data.rules import PixelRules
 from epg.data.subset import subset
 from epg.distributed import failing_together, processes, rank, world_size
 from epg.errors import OutputError, UserError
@@ -50,6 +51,7 @@ def open_training_data(data: DataConfig, split: str = "train") -> ImageDataset:
         image_column=data.image_column,
         label_column=data.label_column,
         label_file=data.label_file,
+        rules=PixelRules(background=data.background, range=data.range, resize=data.resize),
     )
     if split == "train":
         dataset = subset(dataset, per_class=data.per_class, fraction=data.fraction)

@@ -8,9 +8,13 @@ from PIL import Image, ImageCms
 from tests.data.made import DISPLAY_P3, png, profile, tiff
 
 from epg.cli import main
-from epg.data.decode import RULES, PixelRules, decode_image, look_at, open_flat
-from epg.errors import DataError
+from epg.config import DataConfig
+from epg.data.dataset import open_dataset
+from epg.data.decode import decode_image, look_at, open_flat
+from epg.data.rules import RULES, PixelRules
+from epg.errors import DataError, UserError
 from epg.evaluation.folder import FolderSource
+from epg.runs import open_training_data
 
 SIZE = 24
 RNG = np.random.default_rng(0)
@@ -317,3 +321,30 @@ def test_exact_scaling_keeps_the_mean_that_adms_brightens(tmp_path, capsys):
     source = folder(tmp_path / "in", files)
     means = [prepared(capsys, source, str(tmp_path / how), "--resize", how) for how in ("adm", "exact")]
     assert means[0].split("mean")[1] != means[1].split("mean")[1]
+
+
+def test_training_straight_from_a_folder_asks_and_scales_alike(tmp_path, capsys):
+    source = folder(tmp_path / "ct", [png(values(12), 16, 0) for _ in range(4)])
+    config = {"source": source, "image_size": SIZE, "channels": 1}
+    as_it_is = open_training_data(DataConfig(**config))
+    assert any("12 bits" in line and "--data.range 0 4095" in line for line in as_it_is.report())
+    scaled = open_training_data(DataConfig(**config, range=(0, 4095)))
+    assert not any("--data.range" in line for line in scaled.report())
+    assert scaled.fingerprint() != as_it_is.fingerprint(), "other pixels"
+    prepared(capsys, source, str(tmp_path / "set"), "--channels", "1", "--range", "0", "4095")
+    kept = open_training_data(DataConfig(**{**config, "source": str(tmp_path / "set")}))
+    assert (kept.images == scaled.images).all()
+    assert any("4 of 4 images: of more than 8 bits" in line for line in kept.report())
+    with pytest.raises(UserError, match="is prepared; this was decided when it was"):
+        open_training_data(DataConfig(**{**config, "source": str(tmp_path / "set")}, range=(0, 4095)))
+    with pytest.raises(UserError, match=r"--data.range 5 5: the value of black must be below"):
+        open_training_data(DataConfig(**config, range=(5, 5)))
+
+
+def test_a_large_set_is_looked_at_before_training(tmp_path):
+    bands = [values(8, 4) for _ in range(3)]
+    source = folder(tmp_path / "naip", [tiff(image, 2, extra=2) for image in bands])
+    dataset = open_dataset(source, image_size=SIZE)  # not decoded into memory
+    assert any("--data.background none" in line for line in dataset.report())
+    ignored = open_dataset(source, image_size=SIZE, rules=IGNORE_ALPHA)
+    assert (ignored[0][0] == bands[0][..., :3].transpose(2, 0, 1)).all()

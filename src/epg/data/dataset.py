@@ -1,6 +1,7 @@
 """One door to every data set: `open_dataset`, for training and for judging."""
 
 import contextlib
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.base import CachedDataset, ImageDataset, NoSplitError, Order
-from epg.data.decode import RULES, decode_with_origin
+from epg.data.decode import decode_with_origin
+from epg.data.rules import RULES, PixelRules, changed_rules, check_rules
 from epg.data.seen import Seen
 from epg.data.sources.base import LabelChoice, Source, SourceOptions
 from epg.data.sources.open import open_source
@@ -30,11 +32,11 @@ class SourceDataset(ImageDataset):
     Nothing is compared with a hash: only a prepared set knows its pixels. The fingerprint is taken here, once.
     """
 
-    def __init__(self, source: Source, *, image_size: int, channels: int) -> None:
+    def __init__(self, source: Source, *, image_size: int, channels: int, rules: PixelRules = RULES) -> None:
         super().__init__(source.labels, source.class_names, image_size, channels)
-        self.source = source
+        self.source, self.rules = source, rules
         kind, parts = source.identity()
-        self._fingerprint = self._digest(kind, parts)
+        self._fingerprint = self._digest(kind, [*parts, *changed_rules(rules)])
         self.seen = Seen()
         """What decoding did to the images that were read first, each once."""
 
@@ -53,9 +55,9 @@ class SourceDataset(ImageDataset):
         except DataError as error:
             raise DataError(f"{self.describe(index)}: {error}") from error
         name = self.describe(index)
-        image, origin = decode_with_origin(data, self.image_size, self.channels, name)
+        image, origin = decode_with_origin(data, self.image_size, self.channels, name, self.rules)
         if self.seen.images < len(self):
-            self.seen.add(name, origin, self.image_size)
+            self.seen.add(name, origin, image_size=self.image_size)
         return image, int(self.labels[index])
 
     def describe(self, index: int) -> str:
@@ -72,11 +74,15 @@ class SourceDataset(ImageDataset):
 
     def treatment(self) -> list[str]:
         """What decoding does to the images: of those that were read, or else of some."""
-        if not self.seen.images and not self.source.streamed:
+        looked = self.seen
+        if not looked.images and not self.source.streamed:
+            probe = copy(self)  # with files of its own: processes to come would inherit those of this one
+            probe.source, probe.seen = copy(self.source), Seen()
+            looked = probe.seen
             for index in np.unique(np.linspace(0, len(self) - 1, LOOKED_AT).astype(int)).tolist():
                 with contextlib.suppress(DataError):  # which ends the run, or not, when training meets it
-                    self[index]
-        return self.seen.lines(self.image_size, RULES)
+                    probe[index]
+        return looked.lines(self.image_size, self.rules, "--data.")
 
 
 def open_dataset(
@@ -89,6 +95,7 @@ def open_dataset(
     image_column: str | None = None,
     label_column: str | None = None,
     label_file: str | None = None,
+    rules: PixelRules = RULES,
 ) -> ImageDataset:
     """Open a prepared set, or any source of images (see `open_source`) as it is.
 
@@ -100,16 +107,17 @@ def open_dataset(
         raise UserError(f"--data.image-size {image_size}: must be at least 1")
     if channels not in (1, 3):
         raise UserError(f"--data.channels {channels}: choose 1 (grey) or 3 (colour)")
+    check_rules(rules, "--data.")
     options = SourceOptions(split, labels, image_column, label_column, label_file, prefix="--data.")
     store = find_store(Path(source).expanduser(), split)
     if store is not None:
         given = {"image-column": image_column, "label-column": label_column, "label-file": label_file}
         if flags := [options.flag(name) for name, value in given.items() if value is not None]:
             raise UserError(f"{' and '.join(flags)}: {source} is prepared; labels were chosen when it was")
-        dataset: ImageDataset = StoredDataset(store, image_size=image_size, channels=channels, split=split)
+        dataset: ImageDataset = StoredDataset(store, image_size=image_size, channels=channels, split=split, rules=rules)
     else:
         opened = open_source(str(source), options)
-        dataset = SourceDataset(opened, image_size=image_size, channels=channels)
+        dataset = SourceDataset(opened, image_size=image_size, channels=channels, rules=rules)
     if "train" not in check_split(split) and dataset.class_names:
         names = _training_classes(Path(source).expanduser(), str(source), options)
         if names:

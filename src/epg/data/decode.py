@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from epg.data.colour import Profile, other_claim, read_head, to_srgb
-from epg.data.deep import Depth, Range, eight_bits, kind_of, raw_mode, strips
-from epg.data.resize import MAX_PIXELS, Resize, center_crop
+from epg.data.deep import Depth, eight_bits, kind_of, raw_mode, strips
+from epg.data.resize import MAX_PIXELS, center_crop
+from epg.data.rules import RULES, PixelRules
 from epg.errors import DataError
 
 # Extensions looked for in folders, and the only decoders that Pillow may use on them: leaving out the others keeps
@@ -51,21 +52,6 @@ TRANSPOSES = {
 }
 STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # colours not multiplied by transparency
 GREY_MODES = ("1", "L", "LA", "La", "I", "F")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PixelRules:
-    """What is done where a file leaves open how it looks in 8 bits."""
-
-    background: str = "white"
-    """Colour (name or #rrggbb) behind transparent pixels; "none" ignores what the file says is transparency."""
-    range: Range | None = None
-    """Which values of more than 8 bits are black and white; None: 0 and the largest that the format has."""
-    resize: Resize = "adm"
-    """"adm" rounds after every halving, as ADM; "exact" once."""
-
-
-RULES = PixelRules()
 
 
 @dataclass(frozen=True)

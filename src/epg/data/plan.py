@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from epg.data.encode import PixelOptions
+from epg.data.rules import check_rules
 from epg.data.shards import PARTS, write_durably
 from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.remote import is_remote, public_name
@@ -21,8 +22,6 @@ MAX_SHARD_ITEMS = 16_384
 
 def check_options(pixels: PixelOptions, workers: int, shard: tuple[int, int]) -> None:
     """Raises UserError for settings out of range."""
-    from PIL import ImageColor
-
     if not 1 <= pixels.image_size <= 4096:
         raise UserError(f"--image-size {pixels.image_size}: must be between 1 and 4096")
     if pixels.channels not in (1, 3):
@@ -31,17 +30,7 @@ def check_options(pixels: PixelOptions, workers: int, shard: tuple[int, int]) ->
         raise UserError(f"--workers {workers}: must be at least 0")
     if not 1 <= shard[0] <= shard[1]:
         raise UserError(f"--shard {shard[0]}/{shard[1]}: must be I/N with I from 1 to N")
-    try:
-        if pixels.background != "none":
-            ImageColor.getrgb(pixels.background)
-    except ValueError:
-        raise UserError(
-            f"--background {pixels.background}: no colour; give a name such as white, #rrggbb, or none to ignore "
-            "transparency"
-        ) from None
-    if pixels.range is not None and not pixels.range[0] < pixels.range[1]:
-        low, high = pixels.range
-        raise UserError(f"--range {low:g} {high:g}: the value of black must be below that of white")
+    check_rules(pixels)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from epg.data.decode import Origin, PixelRules
+from epg.data.decode import Origin
+from epg.data.rules import PixelRules
 
 HALF = 2**15  # of the values of 16 bits
 QUARTER = 2**14
@@ -36,7 +37,7 @@ class Seen:
     """The largest value that the deepest format has; None where it is unknown."""
     first: dict[str, str] = field(default_factory=dict)
 
-    def add(self, name: str, origin: Origin, image_size: int) -> None:
+    def add(self, name: str, origin: Origin, *, image_size: int) -> None:
         """Count one image."""
         self.images += 1
         found = {
@@ -74,8 +75,11 @@ class Seen:
         """The inverse of `dataclasses.asdict`."""
         return cls(**{item.name: stored[item.name] for item in fields(cls)})
 
-    def lines(self, image_size: int, rules: PixelRules) -> list[str]:
-        """Sentences for people, the ones that ask for a decision last; empty where there is nothing to say."""
+    def lines(self, image_size: int, rules: PixelRules, prefix: str = "--") -> list[str]:
+        """Sentences for people, the ones that ask for a decision last; empty where there is nothing to say.
+
+        `prefix` stands before the names of flags.
+        """
         texts = {
             "enlarged": f"smaller than {image_size} and enlarged",
             "rotated": "turned upright (EXIF)",
@@ -90,24 +94,24 @@ class Seen:
             for key, text in texts.items()
             if getattr(self, key)
         ]
-        return [*said, *self.questions(rules)]
+        return [*said, *self._questions(rules, prefix)]
 
-    def questions(self, rules: PixelRules) -> list[str]:
+    def _questions(self, rules: PixelRules, prefix: str) -> list[str]:
         """What may have been misunderstood, with the flag that decides otherwise."""
         asked = []
         if self.composited > self.images / 2:
             asked.append(
                 "Most images are partly transparent. If their fourth band is something else (near infrared, say), "
-                "use --background none, which ignores it."
+                f"use {prefix}background none, which ignores it."
             )
         if self.deep and self.low is not None and self.high is not None:
-            asked += self._range_question(self.low, self.high, rules)
+            asked += self._range_question(self.low, self.high, rules, prefix)
         return asked
 
-    def _range_question(self, low: float, high: float, rules: PixelRules) -> list[str]:
+    def _range_question(self, low: float, high: float, rules: PixelRules, prefix: str) -> list[str]:
         if rules.range is not None:
             outside = low < rules.range[0] or high > rules.range[1]
-            text = f"Their values go from {low:g} to {high:g}; what is outside of --range was clipped."
+            text = f"Their values go from {low:g} to {high:g}; what is outside of {prefix}range was clipped."
             return [text] if outside else []
         if self.white != 2**16 - 1 or (high >= HALF and high - low >= QUARTER):
             return []
@@ -117,7 +121,7 @@ class Seen:
         dark = "nearly black" if high < 2**12 else "too dark" if high < HALF else "without contrast"
         return [
             f"Their values go from {low:g} to {high:g} of 65535: they hold {meant}, and come out {dark}. Scale them "
-            f"with --range {narrow}."
+            f"with {prefix}range {narrow}."
         ]
 
 

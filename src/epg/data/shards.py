@@ -113,7 +113,7 @@ class _Part:
 
     def add(self, item: int, record: Record) -> None:
         self.names.append(name := self.source.describe(item))
-        self.seen.add(name, record.origin, self.options.image_size)
+        self.seen.add(name, record.origin, image_size=self.options.image_size)
         label, sha256 = int(self.source.labels[item]), np.frombuffer(record.sha256, np.uint8)
         self.rows.append(
             (0, 0, record.look, len(record.data), label, record.origin.width, record.origin.height, sha256)

@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.base import ImageDataset
-from epg.data.encode import decode_stored
+from epg.data.encode import PixelOptions, decode_stored
+from epg.data.rules import RULES, PixelRules, changed_rules
+from epg.data.seen import Seen
 from epg.data.splits import NoSplitError, check_split, split_names
 from epg.data.store import Store
 from epg.errors import DataError, UserError
@@ -21,7 +23,9 @@ class StoredDataset(ImageDataset):
     Raises NoSplitError for another split than the prepared one, UserError where it was prepared smaller.
     """
 
-    def __init__(self, folder: Path, *, image_size: int, channels: int, split: str = "train") -> None:
+    def __init__(
+        self, folder: Path, *, image_size: int, channels: int, split: str = "train", rules: PixelRules = RULES
+    ) -> None:
         self.store = Store(folder)
         manifest = self.store.manifest
         prepared = manifest["options"]["split"]
@@ -37,14 +41,18 @@ class StoredDataset(ImageDataset):
             raise UserError(f"--data.channels {channels}: {folder} was prepared in grey; use 1 or prepare again")
         labels = np.ascontiguousarray(self.store.index["label"]).astype(np.int64)
         names = tuple(str(entry["name"]) for entry in manifest["classes"])
+        for name in ("background", "range"):
+            if getattr(rules, name) != getattr(RULES, name):
+                raise UserError(f"--data.{name}: {folder} is prepared; this was decided when it was")
         super().__init__(labels, names, image_size, channels)
+        self.rules = rules
         self.seen: NDArray[np.uint8] | None = None  # one bit per image; made where it is used, in each worker
         self.reads = 0
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
         data = self.store.read(index, check=self._is_due(index))
         try:
-            image = decode_stored(data, self.image_size, self.channels)
+            image = decode_stored(data, self.image_size, self.channels, self.rules)
         except DataError as error:
             raise DataError(f"{self.describe(index)}: {error}") from error
         assert self.seen is not None
@@ -62,7 +70,10 @@ class StoredDataset(ImageDataset):
         return self.store.describe(index)
 
     def report(self) -> list[str]:
-        return [*super().report(), *self.store.manifest["overview"]]
+        manifest = self.store.manifest
+        pixels = PixelOptions(**manifest["pixels"])
+        seen = Seen.parse(manifest["seen"]).lines(pixels.image_size, pixels)
+        return [*super().report(), *manifest["overview"], *seen]
 
     def fingerprint(self) -> str:
-        return self._digest("store", [self.store.manifest["content_sha256"]])
+        return self._digest("store", [self.store.manifest["content_sha256"], *changed_rules(self.rules)])

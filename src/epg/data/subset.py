@@ -26,6 +26,9 @@ class SubsetDataset(ImageDataset):
     def describe(self, index: int) -> str:
         return self.dataset.describe(int(self.indices[index]))
 
+    def report(self) -> list[str]:
+        return [*super().report(), *self.dataset.report()[1:]]  # of the whole without its classes
+
     def fingerprint(self) -> str:
         return self._digest("subset", [self.dataset.fingerprint(), self.indices.tobytes()])
 
