@@ -1,8 +1,39 @@
 """What a user can put right: every message names the file or flag and the cure.
 
-The command line prints these without a traceback and exits with `exit_code`; anything else is a bug and keeps its
-traceback.
+The command line prints these without a traceback and exits with `exit_code`; so it does with an OSError, which names a
+file by itself. Anything else is a bug and keeps its traceback.
 """
+
+import errno
+import os
+
+CURES = {
+    errno.ENOSPC: "make room, or choose another place",
+    errno.EDQUOT: "make room, or choose another place",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+    errno.EEXIST: "choose another name",
+    errno.EISDIR: "choose another name",
+    errno.EMFILE: "allow more with `ulimit -n 4096`, or use fewer worker processes",
+    errno.ENFILE: "close other programs",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its links lead round in a circle",
+    errno.ENOTDIR: "a part of this path is a file",
+    errno.ENOMEM: "close other programs, or ask for less at once",
+}
+
+
+def cause(error: OSError) -> str:
+    """What went wrong with a file and, where that is known, the cure: "No space left on device: make room, ..."."""
+    text = os.strerror(error.errno) if error.errno in CURES else error.strerror or str(error)
+    return f"{text}: {CURES[error.errno]}" if error.errno in CURES else text
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """A name as it may stand in a message: on one line, and not of any length."""
+    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return plain if len(plain) <= length else f"{plain[: length // 2]}...{plain[-length // 2 + 3 :]}"
 
 
 class UserError(Exception):

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from epg.errors import OutputError
+from epg.errors import OutputError, cause
 from epg.locks import held
 
 Kind = Literal["mkdir", "open", "write", "fsync", "rename", "unlink", "rmdir"]
@@ -230,9 +230,7 @@ def explained(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(
-            f"--out {out}: cannot be written ({error.strerror or error}). Choose another place."
-        ) from error
+        raise OutputError(f"--out {out}: cannot be written ({cause(error)})") from error
 
 
 def refuse_foreign(folder: Path, foreign: Callable[[Path], str]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from epg.config import RunConfig, Stage
 from epg.errors import ArtefactError, UserError
 from epg.networks.build import build_epg, build_rcm
+from epg.plain_file import open_plain
 from epg.recipe import recipe_names, run_config, stages_of
 from epg.training.artefact import TENSOR_CAP, match, not_finite, pickle_hint, read_tensors
 
@@ -230,7 +231,7 @@ def read_pth(path: Path) -> dict[str, Tensor]:
 def check_archive(path: Path) -> None:
     """Refuses what `torch.save` does not write: old pickles, and archives that grow when they are read."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_plain(path) as raw, zipfile.ZipFile(raw) as archive:
             members = archive.infolist()
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
         raise ArtefactError(

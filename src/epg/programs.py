@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from epg.errors import OutputError, UserError
+from epg.errors import OutputError, UserError, cause
 from epg.generator import Generator
 from epg.randomness import integers
 from epg.training.artefact import size_of
@@ -51,7 +51,7 @@ def export_program(model: Generator, file: Path) -> float:
     try:
         torch.export.save(program, file)
     except OSError as error:
-        raise OutputError(f"--out {file.name}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"--out {file.name}: cannot be written ({cause(error)})") from error
     loaded = torch.export.load(file).module()
     return compared(network, lambda *tensors: loaded(*tensors), file)
 
@@ -80,7 +80,7 @@ def export_onnx(model: Generator, file: Path) -> float:
             external_data=size_of({"all": network.state_dict()}) > ONE_FILE,
         )
     except OSError as error:
-        raise OutputError(f"--out {file.name}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"--out {file.name}: cannot be written ({cause(error)})") from error
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def run(*tensors: Tensor) -> Tensor:

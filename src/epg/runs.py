@@ -14,7 +14,7 @@ from epg.data.dataset import CachedDataset, ImageDataset, open_dataset
 from epg.data.rules import PixelRules
 from epg.data.subset import subset
 from epg.distributed import failing_together, processes, rank, world_size
-from epg.errors import OutputError, UserError
+from epg.errors import OutputError, UserError, cause
 from epg.files import replace_text
 from epg.loading import generator_of
 from epg.networks import EPG, Spectrum
@@ -197,7 +197,7 @@ def record(folder: Path, config: RunConfig, weights: EncoderWeights | None, obje
             content = json.dumps({"source": str(weights.source), **keys}, indent=1)
             replace_text(folder / "handover.json", content)
     except OSError as error:
-        raise OutputError(f"--out {folder}: cannot be written ({error.strerror}). Choose another folder.") from error
+        raise OutputError(f"--out {folder}: cannot be written ({cause(error)})") from error
     if weights is not None:
         decoder = sum(p.numel() for n, p in objective.network.named_parameters() if not n.startswith("encoder."))
         print(report(weights, decoder), file=sys.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from epg.errors import ArtefactError
+from epg.plain_file import open_plain
 
 SEAL = "_seal"
 LARGEST_GROUP = 64  # settings in a group that are hashed one by one: the names of a thousand classes are one setting
@@ -91,7 +92,7 @@ def cure(file: Path) -> str:
 
 def entry_of(file: Path) -> dict[str, Any]:
     """What a seal says of a file. Raises OSError."""
-    with file.open("rb") as stream:
+    with open_plain(file) as stream:
         return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "size": file.stat().st_size}
 
 

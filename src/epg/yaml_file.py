@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from epg.errors import UserError
+from epg.plain_file import open_plain
 
 SIZE_CAP = 100_000  # bytes
 DEPTH_CAP = 16
@@ -37,7 +38,7 @@ def key_lines(path: Path) -> dict[Keys, int]:
 
 def _tree(path: Path) -> tuple[yaml.SafeLoader, yaml.Node | None]:
     """The file as nodes, nothing of it made into an object, and what makes plain objects of them."""
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         data = stream.read(SIZE_CAP + 1)
     if len(data) > SIZE_CAP:
         raise UserError(f"{path}: larger than {SIZE_CAP:,} bytes; that is no recipe")

@@ -6,12 +6,14 @@ from typing import Literal
 
 import tyro
 
+from epg.cli.paths import Place
+
 
 @dataclass(frozen=True)
 class Convert:
     """Turn runs into diffusers pipelines, read and write the authors' weights, export programs, publish on the Hub."""
 
-    source: tyro.conf.Positional[str]
+    source: tyro.conf.Positional[Place]
     """Run folder, checkpoint, export or pipeline folder; .pth file of the authors' release; or on the Hub user/repo,
     user/repo:FILE."""
     out: Path
@@ -20,7 +22,7 @@ class Convert:
     """weights: our format, for `epg sample` and `epg finetune --encoder`; pipeline: a folder for diffusers that needs
     nothing else; release: the authors' names; program: torch.export of a one-step generator; onnx: the same for ONNX.
     If not given, weights from the release and for encoders, a pipeline otherwise."""
-    recipe: str | None = None
+    recipe: Place | None = None
     """Recipe (name or .yaml) whose architecture a file of the release must have; recognised if not given."""
     stage: Literal["pretraining", "diffusion", "consistency"] | None = None
     """What a file of the release was trained as; its generators are diffusion models if not given."""

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
+
+from epg.cli.paths import Place
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,9 @@ class Prepare:
     Running the same command again continues an interrupted preparation; a finished one is left alone.
     """
 
-    source: tyro.conf.Positional[str]
+    CONTINUES: ClassVar[bool] = True
+
+    source: tyro.conf.Positional[Place]
     """A folder, a zip or tar archive or a folder of them, parquet or Arrow files, .npz or .npy, a Hub name, or an s3://,
     gs:// or hf:// address."""
     out: tyro.conf.Positional[Path]
@@ -82,7 +86,7 @@ class Prepare:
 class Inspect:
     """What is in a set: counts, sizes, balance, duplicates, mean and std, and a contact sheet."""
 
-    dataset: tyro.conf.Positional[str]
+    dataset: tyro.conf.Positional[Place]
     """A prepared set, or anything that `epg prepare` takes."""
     sheet: Path = Path("contact-sheet.png")
     """PNG file for a selection of images."""

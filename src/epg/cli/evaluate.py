@@ -7,6 +7,7 @@ from typing import Literal
 import tyro
 
 from epg.cli.drawing import Drawing
+from epg.cli.paths import Place
 
 Metric = Literal["fid", "sfid", "is", "fd", "pr", "dc", "kid", "mmd", "accuracy"]
 
@@ -20,10 +21,10 @@ class Evaluate(Drawing):
     --reference VIRTUAL_imagenet256_labeled.npz --count 50000. Processes of torchrun share the work.
     """
 
-    samples: tyro.conf.Positional[str]
+    samples: tyro.conf.Positional[Place]
     """Run folder, checkpoint, export, pipeline or Hub name (sampled here, nothing touches the disk); an .npz of ADM's
     layout; a folder of images; or a data set."""
-    reference: str | None = None
+    reference: Place | None = None
     """A data set, a folder made by `epg reference`, or an .npz of ADM's; a run's own training images if not given."""
     metrics: tuple[Metric, ...] = ()
     """fid, sfid, is (Inception score), fd (Frechet distance of other features), pr (precision and recall), dc (density
@@ -70,7 +71,7 @@ class Evaluate(Drawing):
 class MakeReference:
     """Statistics and features of a data set, for `epg evaluate --reference`: computed once, with a manifest of how."""
 
-    dataset: tyro.conf.Positional[str]
+    dataset: tyro.conf.Positional[Place]
     """A prepared set (best), a folder of images, parquet files, or digits."""
     out: Path
     """Folder for the reference."""

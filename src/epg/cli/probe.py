@@ -6,6 +6,8 @@ from typing import Literal
 
 import tyro
 
+from epg.cli.paths import Place
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -17,9 +19,9 @@ class Probe:
 
     encoder: tyro.conf.Positional[Path]
     """Run folder of any stage, checkpoint, export, or weight file."""
-    data: str | None = None
+    data: Place | None = None
     """Labelled images; the encoder's own if not given."""
-    recipe: str | None = None
+    recipe: Place | None = None
     """Architecture of a weight file, a .yaml file, where no recipe of ours has it."""
     ema: float | None = None
     """Of a generator: which EMA decay to load, 0 for the weights as trained; the first if not given."""
@@ -61,11 +63,11 @@ class Neighbours:
     The score is 0 for a generator that cannot tell training from held-out images, and 1 for one that only copies.
     """
 
-    samples: tyro.conf.Positional[str]
+    samples: tyro.conf.Positional[Place]
     """Run folder, checkpoint or export (sampled here), an .npz of ADM's layout, or a folder of images."""
-    train: str | None = None
+    train: Place | None = None
     """Images it was trained on; a run's own if not given."""
-    held_out: str | None = None
+    held_out: Place | None = None
     """Images of the same kind it has never seen; the test split, and what --data.fraction left out, if not given."""
     features: tuple[str, ...] = ()
     """Compared besides pixels: inception, encoder=RUN."""
@@ -112,7 +114,7 @@ class Denoising:
 
     model: tyro.conf.Positional[Path]
     """Run folder, checkpoint or export."""
-    held_out: str | None = None
+    held_out: Place | None = None
     """Images of the same kind it has never seen; the test split, and what --data.fraction left out, if not given."""
     ema: float | None = None
     """Which EMA decay to load, 0 for the weights as trained; the first if not given."""

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
+
+from epg.cli.paths import Place
 
 
 @dataclass(frozen=True)
@@ -11,7 +14,9 @@ class Quickstart:
     On scikit-learn's digits, or on a folder of yours. Ends with a page to open in a browser.
     """
 
-    data: str = "digits"
+    CONTINUES: ClassVar[bool] = True
+
+    data: Place = "digits"
     """`digits`, a folder of images (class folders or flat), or a parquet file."""
     minutes: float = 10.0
     """Time for everything; longer is better."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 
@@ -15,6 +15,8 @@ class Sample(Drawing):
 
     The same command continues an interrupted run; `torchrun --nproc-per-node N -m epg.cli sample ...` shares the work.
     """
+
+    CONTINUES: ClassVar[bool] = True
 
     checkpoint: tyro.conf.Positional[Path]
     """Run folder, checkpoint or export."""

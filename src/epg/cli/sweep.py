@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import tyro
 
 from epg.cli.evaluate import Metric
+from epg.cli.paths import Place
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,8 @@ class Sweep:
     Points share labels and noise. Each is a receipt in the sweep's folder: running it again continues, and other
     values are added to those that are there. `epg sweep RUN --guidance 1 1.5 2 2.5`.
     """
+
+    CONTINUES: ClassVar[bool] = True
 
     run: tyro.conf.Positional[Path]
     """Run folder, checkpoint or export."""
@@ -43,7 +47,7 @@ class Sweep:
     """inception, efficientnet, classifier, encoder=RUN, as for `epg evaluate`."""
     inception: Path | None = None
     """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""
-    reference: str | None = None
+    reference: Place | None = None
     """As for `epg evaluate`; the run's own training images if not given."""
     count: int | None = None
     """Samples at each point; 1000 if not given."""

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import tyro
 
+from epg.cli.paths import Place
+
 
 @dataclass(frozen=True)
 class Verify:
@@ -43,7 +45,7 @@ class Ema:
 class Info:
     """Size and cost of a recipe: parameters, GFLOPs, tokens, NFE. Without a recipe, list them."""
 
-    recipe: tyro.conf.Positional[str | None] = None
+    recipe: tyro.conf.Positional[Place | None] = None
 
     def __call__(self) -> None:
         from epg.info import list_recipes, print_info

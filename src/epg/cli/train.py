@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 import tyro
 
+from epg.cli.paths import Place
 from epg.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ class Pretrain:
     continues an interrupted run.
     """
 
-    recipe: tyro.conf.Positional[str]
+    CONTINUES: ClassVar[bool] = True
+
+    recipe: tyro.conf.Positional[Place]
     """Name of a recipe (`epg info` lists them), or the path of a .yaml file."""
     out: Path | None = None
     """Run folder; runs/RECIPE/pretraining, or that of --resume, if not given."""
@@ -49,7 +52,9 @@ class Finetune:
     Any field of the recipe is a flag too. Running the same command again continues an interrupted run.
     """
 
-    recipe: tyro.conf.Positional[str]
+    CONTINUES: ClassVar[bool] = True
+
+    recipe: tyro.conf.Positional[Place]
     """Name of a recipe, or the path of a .yaml file."""
     stage: Literal["diffusion", "consistency"] = "diffusion"
     """What to train."""

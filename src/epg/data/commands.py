@@ -26,7 +26,7 @@ from epg.data.seen import Seen
 from epg.data.sources.base import SourceOptions
 from epg.data.sources.kinds import SHEET
 from epg.data.store import REPORT_FILE, is_store
-from epg.errors import DataError, OutputError, UserError
+from epg.errors import DataError, OutputError, UserError, cause
 
 SHOWN = 8
 QUIET_LINE_S = 30.0  # between lines of progress where the output is no terminal
@@ -127,7 +127,7 @@ def run_inspect(
         if report is not None:
             report.write_text(json.dumps(_as_json(found), indent=1))
     except OSError as error:
-        raise OutputError(f"{error.filename or sheet}: cannot be written ({error.strerror})") from error
+        raise OutputError(f"{error.filename or sheet}: cannot be written ({cause(error)})") from error
     console.print(f"Contact sheet: {sheet}", soft_wrap=True)
     return found
 

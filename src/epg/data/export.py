@@ -5,7 +5,7 @@ from pathlib import Path
 from epg.data.prepare import Progress
 from epg.data.shards import arrow_schema
 from epg.data.store import Store
-from epg.errors import OutputError, UserError
+from epg.errors import OutputError, UserError, cause
 from epg.files import clear_rests, replacing
 
 ROWS_PER_GROUP = 100  # what the Hub's viewer reads at once
@@ -48,5 +48,5 @@ def write_parquet(store_folder: Path, out: Path, progress: Progress | None = Non
             if progress is not None:
                 progress(len(indices), len(store))
     except OSError as error:
-        raise OutputError(f"--parquet {out}: cannot be written ({error.strerror or error}). Choose another") from error
+        raise OutputError(f"--parquet {out}: cannot be written ({cause(error)})") from error
     return files

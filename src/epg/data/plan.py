@@ -14,6 +14,7 @@ from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.remote import is_remote, public_name
 from epg.data.store import SHARDS
 from epg.errors import DataError, UserError
+from epg.plain_file import read_plain
 
 PLAN = "plan.json"
 SHARD_BYTES = 2**29  # of uncompressed pixels
@@ -87,9 +88,9 @@ def claim(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
 def read_plan(path: Path) -> dict[str, Any]:
     """A recorded plan. Raises DataError for a damaged one."""
     try:
-        plan = json.loads(path.read_bytes())
+        plan = json.loads(read_plain(path))
         assert {"source", "pixels", "options", "listing", "items_per_shard"} <= plan.keys()
-    except (ValueError, AttributeError, AssertionError) as error:
+    except (OSError, ValueError, AttributeError, AssertionError) as error:
         raise DataError(f"{path} is damaged; delete the folder and prepare again") from error
     return dict(plan)
 

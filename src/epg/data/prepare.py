@@ -17,7 +17,7 @@ from epg.data.shards import PARTS, ShardJob, build_shard, part_files
 from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.open import open_source
 from epg.data.store import MANIFEST, SHARDS, is_store, read_manifest
-from epg.errors import OutputError, UserError
+from epg.errors import OutputError, UserError, cause
 from epg.files import clear_rests
 from epg.locks import held
 
@@ -81,8 +81,8 @@ def prepare(
             return Prepared(folder, manifest, already=False)
     except OSError as error:
         raise OutputError(
-            f"{folder}: cannot be written: {error.strerror or error}. What is done is kept: make room (about "
-            f"{_still_needed(folder)}), then run the same command again"
+            f"{folder}: cannot be written: {cause(error)}. What is done is kept; the rest needs "
+            f"{_still_needed(folder)}. Then run the same command again"
         ) from error
 
 
@@ -154,8 +154,8 @@ def _still_needed(folder: Path) -> str:
         done = [path.stat().st_size for path in (folder / SHARDS).glob("*.arrow")]
         shards = shard_count(plan)
     except (OSError, UserError):
-        return "unknown space"
-    return f"{(shards - len(done)) * sum(done) / len(done) / 1e9:.2f} GB" if done else "unknown space"
+        return "an unknown space"
+    return f"about {(shards - len(done)) * sum(done) / len(done) / 1e9:.2f} GB" if done else "an unknown space"
 
 
 @contextmanager

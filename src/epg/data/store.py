@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.errors import DataError
+from epg.plain_file import open_plain, read_plain
 
 FORMAT_VERSION = 2
 MANIFEST, INDEX_FILE, NAMES_FILE, REPORT_FILE, SHARDS = (
@@ -56,7 +57,7 @@ def is_store(folder: Path) -> bool:
 
 def file_sha256(path: Path) -> str:
     """Sha256 (hex) of a file."""
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -75,7 +76,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ValueError("too large")
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(read_plain(path))
         version, sealed = manifest["format_version"], seal(manifest) == manifest
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}); restore it from a copy or prepare again") from error

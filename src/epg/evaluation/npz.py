@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from epg.errors import DataError
+from epg.plain_file import open_plain
 
 MAX_SIDE, MAX_IMAGES, MAX_WIDTH = 4096, 10_000_000, 8192
 ARCHIVE_ERRORS = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
@@ -39,7 +40,7 @@ class Npz:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with zipfile.ZipFile(path) as archive:
+            with open_plain(path) as raw, zipfile.ZipFile(raw) as archive:
                 self.sizes = {info.filename: info.file_size for info in archive.infolist()}
         except ARCHIVE_ERRORS as error:
             raise DataError(f"{path}: not an .npz archive ({error})") from error

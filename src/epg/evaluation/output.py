@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from epg.distributed import world_size
-from epg.errors import OutputError
+from epg.errors import OutputError, cause
 from epg.files import replace_text, replacing
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"--out {path}: cannot be written ({error.strerror}). Choose another folder.") from error
+        raise OutputError(f"--out {path}: cannot be written ({cause(error)})") from error
 
 
 def write_json(content: Any, file: Path) -> None:

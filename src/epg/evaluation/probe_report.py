@@ -45,6 +45,8 @@ def run_probe(
     """
     if min(train_count, test_count) < 2:
         raise UserError(f"--train-count {train_count}, --test-count {test_count}: must be at least 2")
+    if recipe is not None and not path.is_file():
+        raise UserError(f"--recipe: for a weight file, which does not say; {path} has its own")
     encoder = open_encoder(path, recipe=recipe, ema=ema, device=pick_device(device))
     source = data or encoder.config.data.source
     train, test = labelled_splits(encoder, source, seed)

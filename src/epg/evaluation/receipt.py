@@ -14,8 +14,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from epg.distributed import world_size
-from epg.errors import ArtefactError, OutputError
+from epg.errors import ArtefactError, OutputError, cause
 from epg.files import replace_text
+from epg.plain_file import read_plain
 
 FORMAT = 1
 
@@ -74,7 +75,7 @@ class Receipt(_Model):
         try:
             replace_text(file, self.model_dump_json(indent=1) + "\n")
         except OSError as error:
-            raise OutputError(f"--out {file}: cannot be written ({error.strerror}). Choose another file.") from error
+            raise OutputError(f"--out {file}: cannot be written ({cause(error)})") from error
 
     def table(self) -> RenderableType:
         """For the terminal."""
@@ -93,7 +94,7 @@ class Receipt(_Model):
 def read(file: Path) -> Receipt:
     """Raises ArtefactError for anything that is not a receipt."""
     try:
-        return Receipt.model_validate(json.loads(file.read_bytes()))
+        return Receipt.model_validate(json.loads(read_plain(file)))
     except OSError as error:
         raise ArtefactError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError, ValidationError) as error:

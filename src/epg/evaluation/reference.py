@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from epg.errors import DataError
 from epg.evaluation.extraction import Outputs, extract
 from epg.evaluation.extractors.base import FEATURES, SPATIAL, Extractor
 from epg.evaluation.metrics import Manifold, Moments, MomentsAccumulator
@@ -62,6 +63,9 @@ def make_reference(
 
     None on all processes but the first.
     """
+    if source.count < 2:
+        name = source.describe().get("name", "the reference")
+        raise DataError(f"--reference: of {name} {source.count} images are left to compare with; at least 2 are needed")
     chosen = np.zeros(source.count, dtype=bool)
     chosen[permutation(source.count, seed, "reference")[:kept]] = True
     sinks = {extractor.name: _Sink(chosen) for extractor in extractors}

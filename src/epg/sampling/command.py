@@ -1,5 +1,6 @@
 """What `epg sample` does."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from epg.errors import InterruptedRunError, UserError
 from epg.loading import load
 from epg.sampling.job import Job
 from epg.sampling.settings import Request
+from epg.signals import name_of
 from epg.training.lock import locked
 
 
@@ -24,8 +26,10 @@ def write_samples(checkpoint: Path, out: Path, request: Request) -> None:
     try:
         with processes():
             sample_together(checkpoint, out, request)
-    except KeyboardInterrupt:
-        raise InterruptedRunError(f"interrupted; finished images are in {out}, the same command continues") from None
+    except KeyboardInterrupt as stop:
+        name = name_of(stop.args[0] if stop.args else signal.SIGINT)
+        text = f"stopped by {name}; finished images are in {out}, the same command continues"
+        raise InterruptedRunError(text) from None
 
 
 def sample_together(checkpoint: Path, out: Path, request: Request) -> None:

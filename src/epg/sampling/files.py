@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from epg.errors import ArtefactError, OutputError
+from epg.errors import ArtefactError, OutputError, cause
 from epg.files import replacing
+from epg.plain_file import open_plain
 
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 PNG_LEVEL = 3  # half the time of the default, 3 % larger
@@ -35,8 +36,7 @@ def writing(file: Path) -> Iterator[Path]:
             yield temporary
     except OSError as error:
         raise OutputError(
-            f"{file}: cannot be written ({error.strerror or error}). Free some space or mend the cause; the same "
-            "command then continues where it stopped."
+            f"{file}: cannot be written ({cause(error)}). The same command then continues where it stopped."
         ) from error
 
 
@@ -51,7 +51,7 @@ def png(image: NDArray[np.uint8]) -> bytes:
 def is_complete_png(file: Path) -> bool:
     """Whether a file ends as a PNG does: a power failure may leave one cut off or empty."""
     try:
-        with file.open("rb") as stream:
+        with open_plain(file) as stream:
             stream.seek(-len(PNG_END), os.SEEK_END)
             return stream.read() == PNG_END
     except OSError:
@@ -61,7 +61,7 @@ def is_complete_png(file: Path) -> bool:
 def read_png(file: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """The image (H, W, C). Raises ArtefactError where it is damaged or of another shape."""
     try:
-        with Image.open(file, formats=["PNG"]) as picture:
+        with open_plain(file) as stream, Image.open(stream, formats=["PNG"]) as picture:
             if (picture.height, picture.width, len(picture.getbands())) != shape:
                 raise ValueError(f"of shape {(picture.height, picture.width, len(picture.getbands()))}, not {shape}")
             return np.asarray(picture, np.uint8).reshape(shape)
@@ -95,7 +95,7 @@ def write_npz(
 def images_in_npz(file: Path) -> int:
     """How many images an archive of ours holds; -1 where there is none, or one that was cut off."""
     try:
-        with zipfile.ZipFile(file) as archive, archive.open("arr_0.npy") as stream:
+        with open_plain(file) as raw, zipfile.ZipFile(raw) as archive, archive.open("arr_0.npy") as stream:
             np.lib.format.read_magic(stream)
             return int(np.lib.format.read_array_header_1_0(stream)[0][0])
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from epg.errors import ArtefactError, OutputError, UserError
+from epg.errors import ArtefactError, OutputError, UserError, cause
 from epg.files import clear_rests
 from epg.sampling.files import is_complete_png, replace_file
 from epg.training.artefact import encode_json, read_json
@@ -41,9 +41,7 @@ class SampleFolder:
             recorded = file.is_file()
             foreign = [] if recorded else [entry.name for entry in self.path.iterdir() if OURS.fullmatch(entry.name)]
         except OSError as error:
-            raise OutputError(
-                f"--out {self.path}: cannot be written ({error.strerror}). Choose another folder."
-            ) from error
+            raise OutputError(f"--out {self.path}: cannot be written ({cause(error)})") from error
         if foreign:
             raise UserError(
                 f"--out {self.path}: holds pictures already ({min(foreign)}) but no {RECORD} that says what they are. "

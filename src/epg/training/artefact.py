@@ -18,6 +18,7 @@ from torch import Tensor
 
 from epg import files
 from epg.errors import ArtefactError
+from epg.plain_file import open_plain
 
 HEADER_CAP = JSON_CAP = 16 * 2**20  # bytes
 TENSOR_CAP = 20_000
@@ -106,7 +107,7 @@ def fingerprint(file: Path) -> Fingerprint:
         found = file.lstat()
         if not stat.S_ISREG(found.st_mode):
             raise ArtefactError(f"{file}: not a plain file")
-        with file.open("rb") as stream:
+        with open_plain(file) as stream:
             return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "size": found.st_size}
     except FileNotFoundError:
         raise ArtefactError(f"{file}: missing") from None
@@ -128,7 +129,7 @@ def digest_of(tensors: Mapping[str, Tensor], *parts: str) -> str:
 def read_json(file: Path) -> tuple[dict[str, Any], bytes]:
     """The mapping in a JSON file, and its bytes. Raises ArtefactError."""
     try:
-        with file.open("rb") as stream:
+        with open_plain(file) as stream:
             data = stream.read(JSON_CAP + 1)
         if len(data) > JSON_CAP:
             raise ArtefactError(f"{file}: damaged; larger than {JSON_CAP} bytes")
@@ -160,7 +161,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 def check_header(file: Path) -> None:
     """Refuses a safetensors file before much of it is read: size of the header, number and types of tensors."""
     try:
-        with file.open("rb") as stream:
+        with open_plain(file) as stream:
             length = int.from_bytes(stream.read(8), "little")
             if length > min(HEADER_CAP, file.stat().st_size):
                 raise ArtefactError(f"{file}: damaged; its header claims {length} bytes, the limit is {HEADER_CAP}")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from epg.distributed import failing_together, rank
-from epg.errors import OutputError
+from epg.errors import OutputError, cause
 from epg.locks import held
 
 FILE = "run.lock"
@@ -25,7 +25,5 @@ def locked(folder: Path) -> Iterator[None]:
                     folder.mkdir(parents=True, exist_ok=True)
                     stack.enter_context(held(folder / FILE, f"--out {folder}"))
                 except OSError as error:
-                    raise OutputError(
-                        f"--out {folder}: cannot be written ({error.strerror}). Choose another folder."
-                    ) from error
+                    raise OutputError(f"--out {folder}: cannot be written ({cause(error)})") from error
         yield

@@ -38,7 +38,7 @@ class JSONLTracker:
 
     def __init__(self, folder: Path, resumed_at: int) -> None:
         self.file = folder / "log.jsonl"
-        if self.file.exists():
+        if self.file.is_file():
             lines = self.file.read_text().splitlines()
             kept = [line for line in lines if _step_of(line) <= resumed_at]
             if len(kept) < len(lines) or not self.file.read_text().endswith("\n"):

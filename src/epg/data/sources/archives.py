@@ -29,6 +29,7 @@ from epg.data.sources.listing import Listing
 from epg.data.sources.members import TAR, tar_members, zip_members
 from epg.data.sources.names import pick
 from epg.errors import DataError, UserError
+from epg.plain_file import open_plain
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -190,7 +191,7 @@ def open_archive(address: str, options: SourceOptions) -> Source | None:
 
 def open_binary(path: Path) -> BinaryIO:
     """A local file for reading. Raises DataError for what Git left in its place."""
-    stream = path.open("rb")
+    stream = open_plain(path)
     try:
         refuse_pointer(stream.read(100))
     except DataError as error:

@@ -15,6 +15,7 @@ from epg.data.sources.labels import labels_of, unlabelled
 from epg.data.sources.names import Names
 from epg.data.splits import pick, refuse_split, split_names
 from epg.errors import DataError
+from epg.plain_file import open_plain
 
 IMAGE_WORDS = ("arr_0", "images", "image", "x", "data", "imgs", "samples")
 LABEL_WORDS = {"arr_0": "arr_1", "x": "y"}
@@ -62,7 +63,7 @@ class Stored:
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    with path.open("rb") as stream:
+    with open_plain(path) as stream:
         stream.seek(info.header_offset + 26)
         lengths = stream.read(4)
     return info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")

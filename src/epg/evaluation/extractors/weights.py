@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from epg.distributed import failing_together
-from epg.errors import ArtefactError
+from epg.errors import ArtefactError, cause
 from epg.training.artefact import fingerprint, read_tensors
 
 
@@ -71,7 +71,7 @@ def download(published: Published, file: Path) -> None:
         ) from error
     except OSError as error:
         raise ArtefactError(
-            f"{file}: cannot be written ({error.strerror}). Set EPG_CACHE to a folder with space. {cure}"
+            f"{file}: cannot be written ({cause(error)}). EPG_CACHE names another folder. {cure}"
         ) from error
 
 

@@ -1,0 +1,114 @@
+"""The verbs, and from a command line to one of them. Heavy modules are imported by the verb that needs them."""
+
+import difflib
+import re
+from importlib.metadata import version
+from itertools import pairwise
+from typing import Any
+
+import tyro
+
+from epg import signals
+from epg.cli.compare import Compare
+from epg.cli.convert import Convert
+from epg.cli.data import Inspect, Prepare
+from epg.cli.evaluate import Evaluate, MakeReference
+from epg.cli.paths import usable
+from epg.cli.probe import Denoising, Neighbours, Probe
+from epg.cli.quickstart import Quickstart
+from epg.cli.sample import Sample
+from epg.cli.sweep import Sweep
+from epg.cli.tools import Ema, Info, Verify
+from epg.cli.train import Finetune, Pretrain, configure
+from epg.errors import InterruptedRunError, UserError, shortened
+
+__all__ = ["VERBS", "configure", "parse", "run"]
+
+# Each verb is a dataclass of its options, and calling it does what it says.
+VERBS: dict[str, type] = {
+    "quickstart": Quickstart,
+    "prepare": Prepare,
+    "inspect": Inspect,
+    "pretrain": Pretrain,
+    "finetune": Finetune,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "reference": MakeReference,
+    "compare": Compare,
+    "sweep": Sweep,
+    "neighbours": Neighbours,
+    "denoising": Denoising,
+    "probe": Probe,
+    "convert": Convert,
+    "verify": Verify,
+    "ema": Ema,
+    "info": Info,
+}
+TAKES_OVERRIDES = (Pretrain, Finetune)
+
+
+def run(arguments: list[str]) -> None:
+    """Does what a command line says."""
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+    elif arguments[0] == "--version":
+        print(version("epg"))
+    else:
+        verb, overrides = parse(arguments)
+        try:
+            verb(overrides) if isinstance(verb, TAKES_OVERRIDES) else verb()
+        except (Exception, KeyboardInterrupt) as error:
+            if not signals.received or not getattr(verb, "CONTINUES", False) or isinstance(error, InterruptedRunError):
+                raise
+            name = signals.name_of(signals.received)
+            raise InterruptedRunError(f"stopped by {name}; the same command continues") from error
+
+
+def parse(arguments: list[str]) -> tuple[Any, list[str]]:
+    """The verb with its options, ready to be called, and the flags left for the recipe."""
+    name, rest = arguments[0], arguments[1:]
+    for before, argument in pairwise(arguments):
+        if "\0" in argument:
+            raise UserError(f"{before} {shortened(argument)}: holds a NUL character")
+        if not argument or re.fullmatch(r"--[\w.-]+=", argument):
+            raise UserError(
+                f"{argument.strip('=') or before}: is followed by nothing (a variable of the shell that is not set?)"
+            )
+    if name not in VERBS:
+        close = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        raise UserError(f"{name!r} is no command{hint} Commands: {', '.join(VERBS)}")
+    if VERBS[name] in TAKES_OVERRIDES:
+        verb, overrides = parse_with_overrides(name, rest)
+        return usable(verb), overrides
+    return usable(tyro.cli(VERBS[name], args=rest, prog=f"epg {name}")), []
+
+
+def parse_with_overrides(verb: str, rest: list[str]) -> tuple[Any, list[str]]:
+    """The verb's own options, and the rest for the recipe's fields. `--help` after a recipe lists those."""
+    asked = [argument for argument in rest if argument not in ("-h", "--help")]
+    wants_help = len(asked) < len(rest)
+    if wants_help and not asked:
+        asked = rest
+    options: Any
+    options, overrides = tyro.cli(VERBS[verb], args=asked, prog=f"epg {verb}", return_unknown_args=True)
+    if wants_help:
+        from epg.recipe import stages_of
+
+        print(f"Flags of the recipe (those of the command: epg {verb} --help)\n", flush=True)
+        stages = [stage for stage in stages_of(options.recipe) if (stage == "pretraining") == (verb == "pretrain")]
+        wanted: Any = getattr(options, "stage", "pretraining")
+        configure(options.recipe, wanted if wanted in stages or not stages else stages[0], ["--help"])
+    return options, overrides
+
+
+def usage() -> str:
+    """The list of commands."""
+    lines = [f"  {name:<12}{(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    return (
+        "epg: train image generators directly on pixels, without a VAE.\n\n"
+        "usage: epg COMMAND ...        epg COMMAND --help\n\n" + "\n".join(lines) + "\n\n"
+        "Start with: epg quickstart"
+    )

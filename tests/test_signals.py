@@ -1,0 +1,124 @@
+"""Ctrl-C and SIGTERM at any moment of any verb: one line, and exit code 75 where the same command continues."""
+
+import faulthandler
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from epg.cli import main
+from tests.generators import save_run
+from tests.helpers import tiny_config
+
+# Commands that take longer than anybody waits, and the exit code after Ctrl-C.
+LONG = {
+    "sample": ("{run} --count 20000 --out {out}", 75),
+    "evaluate": ("{run} --count 900000 --features encoder={run} --out {out}", 130),
+    "sweep": ("{run} --count 900000 --guidance 1 2 --features encoder={run} --out {out}", 75),
+    "neighbours": ("{run} --count 900000 --out {out}", 130),
+    "denoising": ("{run} --levels 90000 --out {out}", 130),
+    "probe": ("{run} --levels 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1 2 3 4 5 --out {out}", 130),
+    "reference": ("{set} --image-size 600 --features encoder={run} --out {out}", 130),
+    "prepare": ("{set} {out} --image-size 600 --workers 1", 75),
+    "inspect": ("{set} --image-size 600 --workers 1 --sheet {out}.png", 130),
+    "quickstart": ("--data {set} --minutes 9 --out {out}", 75),
+    "finetune": ("digits --from-scratch --training.steps 900000 --training.device cpu --out {out}", 75),
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("long")
+    for i in range(40):
+        (root / "set" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((1200, 1200), 50).save(root / "set" / "ab"[i % 2] / f"{i}.png", compress_level=0)
+    return {"run": save_run(root / "run", tiny_config(model={"num_classes": 10})), "set": root / "set"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("verb", LONG)
+def test_one_line_whatever_a_verb_is_about(
+    verb: str, number: signal.Signals, places: dict[str, Path], tmp_path: Path
+) -> None:
+    """In a forked process, which has imported most of what it needs: a signal in an import is for the next test."""
+    words, code = LONG[verb]
+    printed = tmp_path / "printed"
+
+    def work() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(printed, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream.fileno())
+        faulthandler.dump_traceback_later(12)
+        os._exit(main([verb, *words.format(**places, out=tmp_path / "out").split()]))
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    time.sleep(0.7)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(30)
+    said = printed.read_text().splitlines()
+    assert process.exitcode == (code if code == 75 else 128 + number), said
+    assert said[-1].startswith("error: ")
+    assert {"Ctrl-C", "SIGINT"} & set(re.findall(r"[\w-]+", said[-1])) or "SIGTERM" in said[-1], said[-1]
+    assert not [line for line in said if "Traceback" in line or "Exception" in line], said
+
+
+def caught(pid: int) -> bool:
+    """Whether a process has taken over SIGTERM, which Python leaves alone: from then on it is ours."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    mask = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(mask >> (signal.SIGTERM - 1) & 1)
+
+
+def importing_torch(pid: int) -> bool:
+    try:
+        return "libtorch_cpu" in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("moment", [caught, importing_torch])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_line_during_the_start(moment, number: signal.Signals, places: dict[str, Path], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "epg.cli", "evaluate", str(places["run"]), "--out", str(tmp_path / "out")]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as run:
+        while run.poll() is None and not moment(run.pid):
+            time.sleep(0.002)
+        run.send_signal(number)
+        said = run.stderr.read() if run.stderr else ""
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert (run.returncode, said) == (128 + number, f"error: stopped by {name}\n")
+
+
+def test_a_second_ctrl_c_ends_at_once(places: dict[str, Path], tmp_path: Path) -> None:
+    """Also a process that does not come to its end, as one that waits for a thread."""
+    code = (
+        "import sys, threading, time; from epg.cli import entry\n"
+        "threading.Thread(target=lambda: time.sleep(60)).start()\n"
+        f"sys.argv[1:] = ['sample', {str(places['run'])!r}, '--count', '20000', '--out', {str(tmp_path / 'out')!r}]\n"
+        "sys.exit(entry())"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as run:
+        while run.poll() is None and not list(tmp_path.glob("out/00*.png")):
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        assert run.stderr is not None
+        said = next(line for line in run.stderr if "error: " in line)  # the first was answered
+        begun = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        run.wait(timeout=30)
+    assert time.monotonic() - begun < 5
+    assert run.returncode == -signal.SIGINT
+    assert "the same command continues" in said
