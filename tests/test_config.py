@@ -1,7 +1,10 @@
+import re
+
 import pytest
 import yaml
 
 from epg.config import STAGES, AffineViewsConfig, MocoViewsConfig, RunConfig, parse
+from epg.cost import epg_cost
 from epg.errors import UserError
 from epg.recipe import merge, read_recipe, recipe_names, run_config, stages_of
 from epg.validation import check, problems
@@ -314,3 +317,25 @@ def test_micro_batches_divide_the_batch():
     found = list(problems(tiny_config(training={"batch_size": 64, "micro_batch": 12})))
     assert found == ["--training.micro-batch 12: must divide --training.batch-size 64"]
     assert list(problems(tiny_config(training={"batch_size": 64, "micro_batch": 4}))) == []
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_descriptions_count_right(recipe):
+    """`4.8M parameters`, `EPG-L/32 (545M)`: what the networks have, to the digits that are given."""
+    description = read_recipe(recipe)["description"]
+    config = run_config(recipe, "diffusion" if "diffusion" in stages_of(recipe) else None)
+    classes = 10 if config.model.num_classes is None else config.model.num_classes
+    model = config.model.model_copy(update={"num_classes": classes})
+    millions = epg_cost(model, config.data).parameters / 1e6
+    for stated in re.findall(r"(\d+(?:\.\d+)?)M", description):
+        decimals = len(stated.partition(".")[2])
+        assert stated == f"{millions:.{decimals}f}", f"{recipe}: {millions:.2f}M"
+    if recipe != "imagenet64":
+        assert "M" in description
+
+
+def test_settings_that_differ_between_the_imagenet_recipes():
+    for recipe in IMAGENET:
+        config = run_config(recipe, "diffusion")
+        assert config.sampling.guidance == (2.5 if config.data.image_size == 256 else 3.2)
+        assert config.training.steps == (2_000_000 if recipe.endswith("-g") else 1_000_000)

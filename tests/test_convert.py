@@ -12,13 +12,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from epg.cli import main
+from epg.data.normalize import Normalizer
 from epg.errors import OutputError
 from epg.loading import load
-from epg.networks.build import build_rcm
+from epg.networks.build import build_epg, build_rcm
 from epg.objectives.pretraining import Pretraining
-from epg.official import read_state_dict
+from epg.official import read_state_dict, to_release
 from epg.pipeline import EPGPipeline
 from epg.programs import OneStep, compared
+from epg.recipe import run_config
 from epg.training import checkpoint, export
 from tests.generators import levels_apart, lively_epg, save_run, tiny_generator
 from tests.helpers import GOLDEN, golden_recipe, relative, run_state, tiny_config
@@ -319,3 +321,22 @@ def test_converting_again_replaces_and_a_failure_does_not(run, tmp_path, monkeyp
     monkeypatch.setattr("epg.convert.write_card", full)
     assert main(["convert", str(run), "--out", str(tmp_path / "p"), *options]) == 74
     assert torch.equal(load(tmp_path / "p").sample(labels), second)
+
+
+@pytest.mark.parametrize(
+    ("flags", "recorded"),
+    [([], "symmetric"), (["--normalization", "imagenet"], "imagenet"), (["--normalization", "symmetric"], "symmetric")],
+)
+def test_normalisation_of_a_released_one_step_model(tmp_path, flags, recorded):
+    """The released consistency configuration sets no std; the recipes, and the released diffusion models, do."""
+    config = run_config("small", "consistency")
+    model = config.model.model_copy(update={"num_classes": 3})
+    network = build_epg(model, config.data)
+    torch.save(to_release(network.state_dict(), "consistency"), tmp_path / "nnet_ema.pth")
+    source = ["convert", str(tmp_path / "nnet_ema.pth"), "--recipe", "small"]
+    assert main([*source, "--stage", "consistency", "--out", str(tmp_path / "one"), *flags]) == 0
+    assert load(tmp_path / "one").normalizer == (
+        Normalizer.symmetric(3) if recorded == "symmetric" else Normalizer.imagenet()
+    )
+    assert main([*source, "--out", str(tmp_path / "many")]) == 0
+    assert load(tmp_path / "many").normalizer == Normalizer.imagenet()

@@ -18,8 +18,11 @@ from epg.loading import Trained, read
 from epg.model_card import Origin, receipts_beside, write_card
 from epg.official import from_release, read_state_dict, recognise, to_release
 from epg.pipeline import folder as pipeline
+from epg.recipe import recipe_names
 from epg.training import export
+from epg.validation import check
 
+Normalization = Literal["imagenet", "symmetric"]
 Target = Literal["weights", "pipeline", "release", "program", "onnx"]
 FILES = {"release": (".pth", ".safetensors"), "program": (".pt2",), "onnx": (".onnx",)}
 RELEASED = ("nnet_ema.pth", "nnet.pth")  # in a folder of the release: the first is what samples
@@ -58,6 +61,7 @@ def convert(
     to: Target | None = None,
     recipe: str | None = None,
     stage: Stage | None = None,
+    normalization: Normalization | None = None,
     ema: float | None = None,
     card: Card | None = None,
     push: str | None = None,
@@ -69,14 +73,14 @@ def convert(
         source: run folder, checkpoint, export or pipeline folder; a file of the release; `user/repo` for one of these
             on the Hub, or `user/repo:file` (or folder) for a file of the release there.
         to: None is `weights` for a file of the release, and `pipeline` for what can sample.
-        recipe, stage: of a file of the release, which does not record them.
+        recipe, stage, normalization: of a file of the release, which does not record them.
 
     Raises:
         ArtefactError: the source is missing, damaged or of another architecture.
         OutputError: `out` cannot be written, or the Hub does not take it.
         UserError: the source cannot become that.
     """
-    found = read_source(source, recipe, stage, ema)
+    found = read_source(source, recipe, stage, normalization, ema)
     encoder = isinstance(found, Trained) and found.config.stage == "pretraining"
     released = isinstance(found, Trained) and found.path.is_file()
     target = to or ("weights" if released or encoder else "pipeline")
@@ -96,13 +100,15 @@ def convert(
 # Sources --------------------------------------------------------------------------------------------------------------
 
 
-def read_source(source: str, recipe: str | None, stage: Stage | None, ema: float | None) -> Trained | pipeline.Saved:
+def read_source(
+    source: str, recipe: str | None, stage: Stage | None, normalization: Normalization | None, ema: float | None
+) -> Trained | pipeline.Saved:
     """What is to be converted. Raises ArtefactError."""
     file = release_file(source)
     if file is not None:
-        return read_release(file, recipe, stage)
-    if recipe is not None or stage is not None:
-        raise UserError(f"--recipe, --stage: for a file of the release; {source} records its own")
+        return read_release(file, recipe, stage, normalization)
+    if recipe is not None or stage is not None or normalization is not None:
+        raise UserError(f"--recipe, --stage, --normalization: for a file of the release; {source} records its own")
     place = hub.local(source)
     return pipeline.read(place) if pipeline.is_pipeline(place) else read(place, ema)
 
@@ -122,14 +128,26 @@ def release_file(source: str) -> Path | None:
     return hub.download(repository, chosen)
 
 
-def read_release(file: Path, recipe: str | None, stage: Stage | None) -> Trained:
-    """Weights of the release with the configuration that they fit. Raises ArtefactError."""
+def read_release(
+    file: Path, recipe: str | None, stage: Stage | None, normalization: Normalization | None = None
+) -> Trained:
+    """Weights of the release with the configuration that they fit. Raises ArtefactError.
+
+    The release's consistency models saw [-1, 1] (their configuration sets no std), unlike its others and our recipes.
+    """
     weights = read_state_dict(file)
     config = recognise(weights, file, stage, recipe)
+    own_recipe = recipe is not None and recipe not in recipe_names()
+    if normalization is None and config.stage == "consistency" and not own_recipe:
+        normalization = "symmetric"
+    if normalization is not None:
+        data = config.data.model_copy(update={"normalization": normalization})
+        config = check(config.model_copy(update={"data": data}))
     tensors = from_release(weights, config, file)
     averaged = "ema" in file.stem.lower() and config.stage != "pretraining"
     kind = f"ema-{config.training.ema[0] if config.training.ema else RELEASED_EMA}" if averaged else "model"
-    print(f"{file}: {len(tensors)} tensors, {config.stage} of {config.recipe}, all accounted for", file=sys.stderr)
+    told = f"{config.stage} of {config.recipe}, all accounted for; normalisation {config.data.normalization}"
+    print(f"{file}: {len(tensors)} tensors, {told}", file=sys.stderr)
     return Trained(file, config, 0, kind, (), (), lambda: tensors)
 
 

@@ -26,6 +26,9 @@ class Convert:
     """Recipe (name or .yaml) whose architecture a file of the release must have; recognised if not given."""
     stage: Literal["pretraining", "diffusion", "consistency"] | None = None
     """What a file of the release was trained as; its generators are diffusion models if not given."""
+    normalization: Literal["imagenet", "symmetric"] | None = None
+    """Of pixels, for a file of the release, which does not record it; if not given, symmetric ([-1, 1]) for one-step
+    models, whose released configuration sets no std, and the recipe's otherwise."""
     ema: float | None = None
     """Which EMA decay to take, 0 for the weights as trained; the first if not given."""
     license: str | None = None
@@ -50,6 +53,7 @@ class Convert:
             to=self.to,
             recipe=self.recipe,
             stage=self.stage,
+            normalization=self.normalization,
             ema=self.ema,
             card=Card(self.license, self.dataset, self.samples, pick_device(self.device)),
             push=self.push,
