@@ -129,7 +129,7 @@ def by_rows(names: Names, content: bytes, file: str, folder: str, options: Sourc
     labelled = labels_of([row[label] for row in kept], f"{file}, column {label}") if label else unlabelled(len(kept))
     if (left := len(names) - len(taken)) > 0:
         notes.append(f"{left} images that no row of {file} names were left out")
-    if label is None and options.labels != "none" and (others := columns):
+    if label is None and options.labels != "none" and (others := [name for name in columns if name != column]):
         notes.append(f"labels could be in {file}: {options.flag('label-column')} one of {', '.join(others)}")
     rule = f"labels: column {label} of {file}" if label else f"no labels: {file} has no column of them"
     return Described(np.array(chosen, dtype=np.int64), labelled, rule, rejected, notes, file)

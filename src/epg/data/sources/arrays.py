@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from epg.data.sources.archives import open_binary
 from epg.data.sources.base import Images, Labelled, Overview, Source, SourceOptions
 from epg.data.sources.labels import labels_of, unlabelled
 from epg.data.sources.names import Names
@@ -48,7 +49,7 @@ class Stored:
                     shape, fortran, dtype = read(stream)
                     inside = stream.tell()
                 if dtype.hasobject:
-                    raise ValueError("it holds Python objects (a pickle), which are never loaded")
+                    raise ValueError("it holds Python objects")
                 if info.compress_type == zipfile.ZIP_STORED:
                     offset = _data_offset(self.path, info) + inside
                     order = "F" if fortran else "C"
@@ -59,7 +60,8 @@ class Stored:
                 return np.asarray(arrays[self.name])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
             what = self.path.name if self.name is None else f"{self.path.name}, {self.name}"
-            raise DataError(f"{what} cannot be read: {error}") from error
+            pickled = "; pickles, which can run any code, are never loaded" if "object" in str(error).lower() else ""
+            raise DataError(f"{what} cannot be read: {error}{pickled}") from error
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
@@ -140,6 +142,7 @@ def open_arrays(address: str, options: SourceOptions) -> Source | None:
     path = Path(address).expanduser()
     if not (path.suffix.lower() in (".npy", ".npz") and path.is_file()):
         return None
+    open_binary(path).close()
     if path.suffix.lower() == ".npy":
         refuse_split(options.split, address)
         beside = next((path.with_name(f"{name}.npy") for name in ("labels", f"{path.stem}_labels")

@@ -39,7 +39,9 @@ def choose_member(names: Names, texts: dict[bytes, int], options: SourceOptions,
             listed = ", ".join(sorted(kind.decode("utf-8", "replace") for kind, _ in kinds.most_common(8)))
             raise DataError(f"{options.flag('image-column', wanted)}: the images of {where} end in {listed}")
         return np.array(chosen, dtype=np.int64)
-    several = [kind for kind, count in kinds.items() if count >= SHARE * len(keys) and is_image_suffix(kind[-12:])]
+    several = [
+        kind for kind, count in kinds.items() if count >= SHARE * len(keys) and is_image_suffix(b"." + kind[-12:])
+    ]
     if len(keys) > 1 and len(several) > 1:
         listed = ", ".join(sorted(kind.decode("utf-8", "replace") for kind in several))
         raise DataError(
