@@ -1,5 +1,6 @@
 """Tiny generators whose images are not grey, and runs that hold them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,18 @@ def levels_apart(a: Tensor, b: Tensor) -> int:
     return int((a.int() - b.int()).abs().max())
 
 
-def state_of(config: RunConfig) -> dict[str, Any]:
-    return run_state(config, list(NAMES) if config.model.num_classes else [])
+def state_of(config: RunConfig, names: Sequence[str] = NAMES) -> dict[str, Any]:
+    return run_state(config, list(names) if config.model.num_classes else [])
 
 
-def save_run(folder: Path, config: RunConfig, seed: int = 0) -> Path:
+def save_run(folder: Path, config: RunConfig, seed: int = 0, names: Sequence[str] = NAMES) -> Path:
     """What a run of a tiny diffusion model leaves behind; the EMA of decay 0.5 is of another network."""
     objective = Diffusion(lively_epg(config, seed), config)
     tensors = {"model": objective.state_dict()}
     for decay in config.training.ema:
         source = objective.network if decay == 0.9 else lively_epg(config, seed + 1)
         tensors[f"ema-{decay}"] = EMA(source, [decay]).state_dict(f"ema-{decay}")
-    checkpoint.save(folder / "checkpoints", 10, tensors, state_of(config), keep=2)
+    checkpoint.save(folder / "checkpoints", 10, tensors, state_of(config, names), keep=2)
     return folder
 
 

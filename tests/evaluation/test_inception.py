@@ -15,35 +15,16 @@ from epg.evaluation.extractors import FEATURES, LOGITS, SPATIAL, weights
 from epg.evaluation.extractors.inception import SPATIAL_LAYER, WEIGHTS, inception
 from epg.evaluation.folder import FolderSource
 from epg.evaluation.metrics import frechet_between
+from tests.evaluation.helpers import random_inception
 from tests.evaluation.test_sources import write_folder
 from tests.helpers import relative
 
 fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
 
 
-class Unfilled(fidelity.FeatureExtractorInceptionV3):  # type: ignore[misc,name-defined]
-    """The network before any weights."""
-
-    def load_state_dict(self, weights: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the published layout, scaled so that every layer stays alive."""
-    file = tmp_path_factory.mktemp("weights") / "random-inception.pth"
-    torch.save({}, file)
-    state = Unfilled("inception", ["2048"], feature_extractor_weights_path=str(file)).state_dict()
-    g = torch.Generator().manual_seed(0)
-    for name, tensor in state.items():
-        if name.endswith(("running_var", "bn.weight")):
-            tensor.copy_(torch.rand(tensor.shape, generator=g) + 0.5)
-        elif tensor.ndim == 4:
-            tensor.copy_(torch.randn(tensor.shape, generator=g) * (2 / tensor[0].numel()) ** 0.5)
-        elif tensor.is_floating_point():
-            tensor.copy_(0.1 * torch.randn(tensor.shape, generator=g))
-    torch.save(state, file)
-    return file
+    return random_inception(tmp_path_factory.mktemp("weights") / "random-inception.pth")
 
 
 @pytest.fixture(scope="module")

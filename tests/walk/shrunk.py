@@ -1,0 +1,70 @@
+"""How the walk makes printed commands small, and which ones it does not run."""
+
+import shlex
+
+NETWORK = (
+    "--model.encoder.depth 1 --model.encoder.width 24 --model.encoder.heads 2 --model.decoder.width 24 "
+    "--model.decoder.heads 2 --model.projector-hidden 16 --model.projector-out 8 --optimizer.warmup-steps 1 "
+    "--training.batch-size 8 --training.steps 4 --training.checkpoint-every 2 --data.workers 0"
+)
+FLAGS = [  # beginning of a command, and what is added to it: of a flag that is there already, this value counts
+    ("epg quickstart", "--minutes 0.02"),
+    ("epg prepare", "--workers 0"),
+    ("epg inspect", "--workers 0"),
+    ("epg pretrain", NETWORK),
+    ("epg finetune", NETWORK),
+    ("epg finetune digits --from-scratch --evaluation", "--evaluation.every 2 --evaluation.count 9"),
+    ("epg sample", "--count 4"),
+    ("epg evaluate", "--count 9"),
+    ("epg reference my-prepared-set", "--inception inception.pth"),
+    ("epg evaluate samples.npz", "--inception inception.pth"),
+    ("epg sweep", "--count 9"),
+    ("epg neighbours", "--count 9"),
+    ("epg neighbours RUN --features inception", "--inception inception.pth"),
+    ("epg denoising", "--levels 2 --count 9"),
+    ("epg probe", "--levels 0.1 1"),
+    ("epg convert nnet_ema.pth", "--recipe tiny.yaml"),
+]
+"""Words of the page that stand for something smaller."""
+WORDS = {"step-00001000": "step-00000002"}
+DROPPED = {"--compile": "minutes of a C++ compiler"}
+
+INSTALLS = "installs from the network; .ci/run does it"
+HUB = "asks the Hub; tests/hub runs it against a server of its own"
+SEVERAL = "several processes; tests/test_launch.py and tests/test_distributed.py start some"
+MACHINES = "several machines or a cluster; tests/test_launch.py runs the scripts with stand-ins"
+BENCHMARK = "a large network; tests/test_benchmarks.py and test_sampling_benchmark.py run it small"
+NOT_RUN = [  # page, beginning of the command, why not
+    ("README.md", "python3 -m venv .venv", INSTALLS),
+    ("evaluation.md", "epg evaluate runs/imagenet256", "50,000 samples, and files that are downloads"),
+    ("launch.md", "torchrun --standalone", SEVERAL),
+    ("launch.md", "torchrun --nnodes", MACHINES),
+    ("launch.md", "accelerate launch", SEVERAL),
+    ("launch.md", "sbatch", MACHINES),
+    ("launch.md", "EPG_COMMAND=finetune sbatch", MACHINES),
+    ("launch.md", "kubectl", MACHINES),
+    ("pipeline.md", "epg convert jiachenlei/EPG", HUB),
+    ("pipeline.md", "hf auth login", HUB),
+    ("pipeline.md", "epg convert runs/digits/diffusion --out digits-pipe --license apache-2.0 --dataset", HUB),
+    ("pipeline.md", "epg convert runs/digits/pretraining --out digits-rcm", HUB),
+    ("sampling.md", "torchrun", SEVERAL),
+    ("sampling.md", "python benchmarks/", BENCHMARK),
+    ("training.md", "python benchmarks/", BENCHMARK),
+    ("training.md", "torchrun", SEVERAL),
+]
+
+
+def small(command: str) -> list[str]:
+    """The arguments of `epg` with everything small laid over them."""
+    words = [WORDS.get(word, word) for word in shlex.split(command) if word not in DROPPED]
+    for long, short in WORDS.items():
+        words = [word.replace(long, short) for word in words]
+    for beginning, flags in FLAGS:
+        if command.startswith(beginning):
+            words += shlex.split(flags)
+    return words[1:]
+
+
+def reason(page: str, command: str) -> str | None:
+    """Why a command is not run; None where it is."""
+    return next((why for where, beginning, why in NOT_RUN if page == where and command.startswith(beginning)), None)
