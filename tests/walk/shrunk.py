@@ -8,7 +8,7 @@ NETWORK = (
     "--training.batch-size 8 --training.steps 4 --training.checkpoint-every 2 --data.workers 0"
 )
 FLAGS = [  # beginning of a command, and what is added to it: of a flag that is there already, this value counts
-    ("epg quickstart", "--minutes 0.02"),
+    ("epg quickstart", "--minutes 0.02 --image-size 8"),
     ("epg prepare", "--workers 0"),
     ("epg inspect", "--workers 0"),
     ("epg pretrain", NETWORK),

@@ -41,6 +41,7 @@ def analysis() -> Names:
     for run in ("runs/a", "runs/b", "other"):
         trained(run, "diffusion")
         epg(f"evaluate {run} --count 9 --steps 2")
+    random_inception(Path("inception.pth"))
     split_folders(Path("DATA"))
     class_folders(Path("OTHER"), each=2, first=80)
     archive("samples.npz")

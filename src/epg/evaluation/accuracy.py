@@ -6,13 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from epg.evaluation.metrics.finite import refuse_nonfinite
 from epg.evaluation.receipt import ClassAccuracy, Number
 
 
 def accuracy(
     logits: NDArray[np.float32], labels: Tensor, class_names: tuple[str, ...]
 ) -> tuple[Number, list[ClassAccuracy]]:
-    """Share of samples (N, classes), (N,) that a classifier recognises; in all and for every class that was sampled."""
+    """Share of samples (N, classes), (N,) that a classifier recognises; in all and for every class that was sampled.
+
+    Raises ValueError for logits that are not finite.
+    """
+    refuse_nonfinite(logits)
     predicted, wanted = logits.argmax(1), labels.numpy()
     right = predicted == wanted
     classes = []

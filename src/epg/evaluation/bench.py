@@ -27,6 +27,8 @@ from epg.evaluation.subjects import Subject, only_split, open_whole, some_of
 from epg.training.artefact import digest_of
 from epg.training.parallel import pick_device
 
+FEWEST_TO_SPLIT = 10  # images, of which a fifth is set aside
+
 
 @dataclass(frozen=True)
 class Options:
@@ -44,6 +46,11 @@ class Options:
     device: str = "auto"
     cache: bool = True
     """Whether statistics of data sets are kept in the cache."""
+
+    def __post_init__(self) -> None:
+        for flag, value, least in (("--batch-size", self.batch_size, 1), ("--kept", self.kept, 2)):
+            if value < least:
+                raise UserError(f"{flag} {value}: must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ def _real(place: str | DataConfig, subject: Subject, options: Options) -> Real |
             held_out = open_training_data(place, split="test")
         except NoSplitError:
             held_out = None
-        return Real(Path(place.source).name, train, held_out, {"split": "train"})
+        return _of_one_kind(Path(place.source).name, train, held_out, "train")
     if place.endswith(".npz") or reference_files.is_saved(Path(place)):
         return None
     split = options.split or only_split(place) or "train"
@@ -150,12 +157,26 @@ def _real(place: str | DataConfig, subject: Subject, options: Options) -> Real |
         held_out = open_whole(place, image_size=size, channels=channels, split=other)
     except UserError:  # a single file, or a folder without splits
         held_out = None
-    return Real(Path(place).name, train, held_out, {"split": split})
+    return _of_one_kind(Path(place).name, train, held_out, split)
+
+
+def _of_one_kind(name: str, train: ImageDataset, held_out: ImageDataset | None, split: str) -> Real:
+    """Without held-out images where they lack the labels that the others have: they could test no classifier."""
+    if held_out is not None and train.num_classes and not held_out.num_classes:
+        held_out = None
+    return Real(name, train, held_out, {"split": split})
 
 
 def _with_held_out(real: Real | None, chosen: Sequence[Choice]) -> Real | None:
     """For in-domain features a fifth of the images is set aside where there is no other split; FID takes them all."""
     if real is None or real.held_out is not None or not any(choice.name in IN_DOMAIN for choice in chosen):
+        return real
+    if len(real.train) < FEWEST_TO_SPLIT:
+        if any(choice.name == "classifier" for choice in chosen):
+            raise UserError(
+                f"--features classifier: {real.name} has {len(real.train)} images, too few to train on and to test; at "
+                f"least {FEWEST_TO_SPLIT} are needed"
+            )
         return real
     train, held_out = with_held_out(real.train)
     return Real(real.name, train, held_out, {"split": f"four fifths of {real.details['split']}"})

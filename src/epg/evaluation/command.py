@@ -38,11 +38,11 @@ def run_evaluate(
         receipt = open_bench(subject, samples, reference, words, request.ema, options).judge(subject)
     if receipt is None:
         return None
+    file = out or (Path(samples) / OUT if Path(samples).is_dir() else Path(OUT))
+    receipt.write(file)  # before anything is shown: a terminal that cannot show it costs no result
     Console().print(receipt.table())
     for warning in receipt.warnings:
         print(f"note: {warning}", file=sys.stderr)
-    file = out or (Path(samples) / OUT if Path(samples).is_dir() else Path(OUT))
-    receipt.write(file)
     print(f"receipt in {file}")
     return receipt
 

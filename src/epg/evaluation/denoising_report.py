@@ -46,6 +46,8 @@ def run_denoising(
     grid = levels_between(model, levels)
     config = read(path, ema).config
     sets = training_and_held_out(config.data, held_out)
+    for images in sets if model.class_names else ():
+        images.follow(tuple(model.class_names), "the model")
     sources = [some_of(s, name, count) for s, name in zip(sets, ("train", "held out"), strict=True)]
     total = sum(source.count for source in sources)
     with reporting("denoising") as report:

@@ -8,7 +8,7 @@ from epg.distributed import failing_together, rank
 from epg.errors import UserError
 from epg.evaluation import receipt
 from epg.evaluation.accuracy import accuracy
-from epg.evaluation.extraction import Collector, extract
+from epg.evaluation.extraction import Collector, check_shapes, extract
 from epg.evaluation.extractors.base import LOGITS, Extractor
 from epg.evaluation.measures import ACCURACY, MEASURES, Evidence, Measure, choose
 from epg.evaluation.receipt import ClassAccuracy, Number, Receipt
@@ -41,6 +41,7 @@ def evaluate(
 
     Raises:
         UserError: metrics that do not fit extractors, samples or reference.
+        DataError: labels that are no classes of the reference.
     """
     started = time.monotonic()
     chosen = choose(words, extractors)
@@ -108,10 +109,7 @@ def _check(
     for extractor in extractors:
         if ACCURACY in chosen[extractor.name]:
             labels_among(samples, *_judges(extractor))
-        if extractor.shape not in (None, samples.shape):
-            raise UserError(
-                f"--features {extractor.name}: takes images of shape {extractor.shape}, the samples are {samples.shape}"
-            )
+    check_shapes(samples, extractors)
     if rank() != 0:
         return
     assert reference is not None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from epg.distributed import failing_together, rank, world_size
-from epg.errors import ArtefactError
+from epg.errors import ArtefactError, UserError
 from epg.evaluation.extractors.base import Extractor
 from epg.evaluation.sources import ImageSource, Progress
 
@@ -44,7 +44,11 @@ def extract(
 
     Returns:
         On the first process, a sha256 over the pixels of all images in order; None on the others.
+
+    Raises UserError for images of another size than an extractor takes, ArtefactError for features that are not finite.
     """
+    with failing_together():
+        check_shapes(source, extractors)
     unit = BLOCK * -(-batch_size // BLOCK)
     pixels = hashlib.sha256()
     for first in range(0, source.count, unit * world_size()):
@@ -63,6 +67,22 @@ def extract(
         if on_progress:
             on_progress(min(first + unit * world_size(), source.count), source.count)
     return pixels.hexdigest() if rank() == 0 else None
+
+
+def check_shapes(source: ImageSource, extractors: Sequence[Extractor]) -> None:
+    """Raises UserError for images of another size or colour than an extractor takes."""
+    for extractor in extractors:
+        if extractor.shape not in (None, source.shape):
+            raise UserError(
+                f"--features {extractor.name}: takes {_said(extractor.shape)} images, but those of "
+                f"{source.describe().get('name', 'this source')} are {_said(source.shape)}. Choose other features, or "
+                "images of that size"
+            )
+
+
+def _said(shape: tuple[int, int, int]) -> str:
+    channels, height, width = shape
+    return f"{width}x{height} {'grey' if channels == 1 else 'colour'}"
 
 
 def gather(mine: Any) -> list[Any]:

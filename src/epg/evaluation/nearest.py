@@ -5,6 +5,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from epg.evaluation.metrics.finite import refuse_nonfinite
+
 QUERY_BLOCK, POINT_BLOCK = 1024, 8192  # 32 MiB of distances at a time
 SPARE = 4  # candidates beyond the k asked for: the fast distances are rounded, and rounding changes the order
 
@@ -16,10 +18,13 @@ def nearest(
 
     Candidates come from `|p|^2 - 2 q p` in float32, which loses the small distances to rounding; those of the
     candidates are then computed from the differences in float64, so that an exact copy is at distance 0. Equal
-    distances come in the order of the points. Raises ValueError unless 1 <= k <= M.
+    distances come in the order of the points. Raises ValueError unless 1 <= k <= M, and where a value is not
+    finite.
     """
     if not 1 <= k <= len(points):
         raise ValueError(f"k = {k}: must be between 1 and the {len(points)} points")
+    refuse_nonfinite(queries)
+    refuse_nonfinite(points)
     centre = points.mean(0, dtype=np.float64)  # rounding is relative to the distance from the origin
     centred = torch.from_numpy((points - centre).astype(np.float32))
     half_norms = centred.square().sum(1) / 2

@@ -84,11 +84,14 @@ def labelled_splits(encoder: NoisyEncoder, source: str, seed: int) -> tuple[Imag
     if train.num_classes < 2:
         raise UserError(f"--data {source}: a probe needs labels of at least two classes")
     try:
-        return train, open_training_data(config, split="test")
+        test = open_training_data(config, split="test")
     except NoSplitError:
-        order = permutation(len(train), seed, "probe split")
-        cut = max(2, len(train) // 5)
-        return SubsetDataset(train, order[cut:]), SubsetDataset(train, order[:cut])
+        test = None
+    if test is not None and test.num_classes:
+        return train, test
+    order = permutation(len(train), seed, "probe split")
+    cut = max(2, len(train) // 5)
+    return SubsetDataset(train, order[cut:]), SubsetDataset(train, order[:cut])
 
 
 def table(results: Sequence[Accuracy]) -> Table:

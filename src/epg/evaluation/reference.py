@@ -61,10 +61,11 @@ def make_reference(
 ) -> Reference | None:
     """Statistics over all images, and the features of `kept` of them chosen at random; all processes must call it.
 
-    None on all processes but the first.
+    None on all processes but the first. Raises DataError for fewer than two images.
     """
+    description = source.describe()
     if source.count < 2:
-        name = source.describe().get("name", "the reference")
+        name = description.get("name", "the reference")
         raise DataError(f"--reference: of {name} {source.count} images are left to compare with; at least 2 are needed")
     chosen = np.zeros(source.count, dtype=bool)
     chosen[permutation(source.count, seed, "reference")[:kept]] = True
@@ -77,7 +78,6 @@ def make_reference(
     if pixels is None:
         return None
     channels, height, _ = source.shape
-    description = source.describe()
     manifest = {
         "image_size": height,
         "channels": channels,

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from epg.evaluation.metrics.finite import finite
+
 Array = NDArray[np.float64]
 
 BLOCK = 1024  # rows that are added up at once: fixed, so that the sum does not depend on how the rows arrive
@@ -67,7 +69,7 @@ class MomentsAccumulator:
         return Moments(self.count, self._mean, self._scatter / (self.count - 1))
 
     def _merge(self, rows: NDArray[np.floating]) -> None:
-        block = rows.astype(np.float64)
+        block = finite(rows)
         mean = block.mean(0)
         block -= mean
         scatter = (torch.from_numpy(block).T @ torch.from_numpy(block)).numpy()
@@ -83,11 +85,12 @@ class MomentsAccumulator:
 
 
 def statistics(features: NDArray[np.floating]) -> Moments:
-    """Mean and covariance of features (N, D), N >= 2. Raises ValueError for fewer."""
+    """Mean and covariance of features (N, D), N >= 2. Raises ValueError for fewer, and where one is not finite."""
     count, width = features.shape
     if 2 <= count <= width:  # the centred features are a root of their covariance, to the last digit
-        mean = features.mean(0, dtype=np.float64)
-        root = ((features - mean) / np.sqrt(count - 1)).T
+        rows = finite(features)
+        mean = rows.mean(0)
+        root = ((rows - mean) / np.sqrt(count - 1)).T
         return Moments(count, mean, root @ root.T, root)
     accumulator = MomentsAccumulator()
     for start in range(0, count, BLOCK):
@@ -118,10 +121,12 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     With `C = F F^T`, the trace of the root is the sum of the singular values of `F1^T F2`. Against the usual root of
     the product this needs no special case for singular covariances (few images), and its error is that of the
     singular values themselves: the root of a product would turn rounding errors of 1e-16 into 1e-8 each.
-    Raises ValueError for features of different width.
+    Raises ValueError for features of different width, and for moments that are not finite.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of width {len(a.mean)} cannot be compared with features of width {len(b.mean)}")
+    if not all(np.isfinite(part).all() for m in (a, b) for part in (m.mean, m.covariance)):
+        raise ValueError("a mean or covariance is not finite")
     product = torch.from_numpy(a.factor.T @ b.factor)
     trace_root = float(torch.linalg.svdvals(product).sum()) if product.numel() else 0.0
     distance = np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * trace_root

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from epg.evaluation.metrics.finite import finite, refuse_nonfinite
 from epg.randomness import permutation
 
 BLOCK = 4096
@@ -32,15 +33,18 @@ def kernel_inception_distance(
     """Unbiased squared MMD with the kernel `(x.y / D + 1)^3`, averaged over random subsets of features (N, D).
 
     The subsets are drawn without replacement, keyed by (seed, side, subset); fewer images than `subset_size` make
-    smaller ones. Raises ValueError for fewer than two images.
+    smaller ones. Raises ValueError for fewer than two images, and for features that
+    are not finite.
     """
+    for features in (reference, samples):
+        refuse_nonfinite(features)
     size = min(subset_size, len(reference), len(samples))
     if size < 2:
         raise ValueError("KID needs at least two images on each side")
     values = []
     for subset in range(subsets):
         x, y = (
-            torch.from_numpy(f[permutation(len(f), seed, "kid", side, subset)[:size]].astype(np.float64))
+            torch.from_numpy(f[permutation(len(f), seed, "kid", side, subset)[:size]])
             for side, f in (("reference", reference), ("samples", samples))
         )
         values.append(_unbiased_mmd(x, y))
@@ -67,7 +71,7 @@ def gaussian_mmd(
     The biased estimate (each set with itself includes its diagonal), on the features as they are: CMMD normalises
     CLIP's embeddings to length 1 before.
     """
-    x, y = (torch.from_numpy(f.astype(np.float64)) for f in (reference, samples))
+    x, y = (torch.from_numpy(finite(f)) for f in (reference, samples))
 
     def mean_kernel(a: Tensor, b: Tensor) -> float:
         total = 0.0

@@ -12,18 +12,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from epg.evaluation.metrics.finite import finite
+
 BLOCK = 2048
 # Rounding of a squared distance, as a share of the squared norms; some ten times what is observed.
 ROUNDING = 1e-13
 
 
 class Manifold:
-    """Features (N, D) and the squared distances to the `k` nearest others of each."""
+    """Features (N, D) and the squared distances to the `k` nearest others of each.
+
+    Raises ValueError for too few, and for features that are not finite.
+    """
 
     def __init__(self, features: NDArray[np.floating], k: int = 3) -> None:
         if len(features) <= k:
             raise ValueError(f"{len(features)} images have no {k} nearest neighbours; more than {k} are needed")
-        self.features = torch.from_numpy(features.astype(np.float64))
+        self.features = torch.from_numpy(finite(features))
         self.norms = self.features.square().sum(1)
         self.neighbours = self._nearest(k)  # (N, k) ascending
 

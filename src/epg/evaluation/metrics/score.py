@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from epg.evaluation.metrics.finite import finite
+
 SPLIT = 5000  # images, as in ADM's evaluator
 
 
@@ -21,10 +23,11 @@ def inception_score(logits: NDArray[np.floating], split: int = SPLIT) -> Score:
 
     ADM (and TensorFlow's Inception before it) uses the logits *without* their bias. The last split may be smaller;
     50,000 images make ten equal ones. In the order of the images: sorting them by class would change the number.
+    Raises ValueError for logits that are not finite.
     """
     scores = []
     for start in range(0, len(logits), split):
-        part = logits[start : start + split].astype(np.float64)
+        part = finite(logits[start : start + split])
         log_p = part - part.max(1, keepdims=True)
         log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
         p = np.exp(log_p)
