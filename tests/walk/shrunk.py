@@ -10,6 +10,9 @@ NETWORK = (
 FLAGS = [  # beginning of a command, and what is added to it: of a flag that is there already, this value counts
     ("epg quickstart", "--minutes 0.02 --image-size 8"),
     ("epg prepare", "--workers 0"),
+    ("epg prepare path/to/images", "--image-size 8"),
+    ("epg pretrain small --data.source data/mine", "--data.image-size 8"),
+    ("epg finetune small --data.source data/mine", "--data.image-size 8"),
     ("epg inspect", "--workers 0"),
     ("epg pretrain", NETWORK),
     ("epg finetune", NETWORK),
@@ -20,7 +23,7 @@ FLAGS = [  # beginning of a command, and what is added to it: of a flag that is 
     ("epg evaluate samples.npz", "--inception inception.pth"),
     ("epg sweep", "--count 9"),
     ("epg neighbours", "--count 9"),
-    ("epg neighbours RUN --features inception", "--inception inception.pth"),
+    ("epg neighbours RUN --features inception", "--inception inception.pth --most 9"),
     ("epg denoising", "--levels 2 --count 9"),
     ("epg probe", "--levels 0.1 1"),
     ("epg convert nnet_ema.pth", "--recipe tiny.yaml"),

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from epg.cli import main
-from tests.walk.printed import PAGES, SHELL, blocks, printed
+from tests.evaluation.helpers import random_images
+from tests.evaluation.test_sources import write_folder
+from tests.walk.printed import PAGES, SHELL, Printed, blocks, printed
 from tests.walk.shrunk import DROPPED, FLAGS, NOT_RUN, WORDS, reason, small
-from tests.walk.taken_for_granted import WORLDS
+from tests.walk.taken_for_granted import WORLDS, Names
 
 EVERYTHING = [item for page in PAGES for item in printed(page)]
 RUN = [item for item in EVERYTHING if item.language == "python" or reason(item.page, item.text) is None]
@@ -17,12 +19,21 @@ RUN = [item for item in EVERYTHING if item.language == "python" or reason(item.p
 def test_a_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One folder and one Python session for a page; the only change is size."""
     monkeypatch.chdir(tmp_path)
-    names = WORLDS[page.name]()
-    for item in RUN:
-        if item.page != page.name:
-            continue
+    walk([item for item in RUN if item.page == page.name], WORLDS[page.name]())
+
+
+def test_the_readme_with_images_without_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it says: "a folder with a sub-folder per class, or just images"."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "path" / "to" / "images", random_images(24, size=20))
+    items = [item for item in RUN if item.page == "README.md"]
+    walk([item for item in items if not item.text.startswith("epg quickstart")], {})  # tests/test_quickstart.py does
+
+
+def walk(items: list[Printed], names: Names) -> None:
+    for item in items:
         if item.language == "python":
-            code = compile("\n" * (item.line - 1) + item.text, str(page), "exec")
+            code = compile("\n" * (item.line - 1) + item.text, item.page, "exec")
             exec(code, names)
             continue
         assert item.text.startswith("epg "), f"{item}: not of ours; say in NOT_RUN why it is not run"

@@ -1,12 +1,15 @@
 """How long the parts of a study take and last: training for another number of steps, and checkpoints to compare."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from epg import files
 from epg.config import RunConfig
 from epg.data.dataset import ImageDataset
 from epg.data.loader import BatchLoader
 from epg.runs import build_objective
+from epg.training.checkpoint import is_ours, listing, step_of
 from epg.training.loop import Trainer
 
 
@@ -48,9 +51,17 @@ def with_milestones(config: RunConfig, milestones: int) -> RunConfig:
 
 
 def halvings(checkpoints: list[Path], milestones: int) -> list[Path]:
-    """The last checkpoint, the one halfway to it, and so on; earliest first."""
-    indices = {len(checkpoints) // 2**k - 1 for k in range(milestones)}
-    return [checkpoints[i] for i in sorted(indices) if i >= 0]
+    """The last checkpoint, the one halfway to it, and so on; earliest first. The same again from what is kept."""
+    last = step_of(checkpoints[-1])
+    wanted = [last / 2**k for k in reversed(range(milestones))]
+    return list(dict.fromkeys(min(checkpoints, key=lambda path: abs(step_of(path) - step)) for step in wanted))
+
+
+def keep_only(checkpoints: Sequence[Path]) -> None:
+    """Removes the other checkpoints of ours beside these."""
+    for path in listing(checkpoints[0].parent) if checkpoints else []:
+        if path not in checkpoints and is_ours(path):
+            files.discard(path)
 
 
 def seconds_per_step(config: RunConfig, dataset: ImageDataset, timed: int = 6) -> float:

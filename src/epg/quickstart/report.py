@@ -2,78 +2,43 @@
 
 import base64
 import html
-import io
 import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class PartResult:
-    """One training run of the study. `accuracy` and `frechet` are None where there is nothing to recognise."""
-
-    name: str
-    title: str
-    steps: int
-    log: list[dict[str, float]]
-    accuracy: float | None = None
-    frechet: float | None = None
-    progress: tuple[tuple[int, float, float], ...] = ()
-    """(step, accuracy, frechet) of checkpoints along the way, the last one included."""
-
-    def with_progress(self, progress: Sequence[tuple[int, float, float]]) -> "PartResult":
-        _, accuracy, frechet = progress[-1]
-        return replace(self, accuracy=accuracy, frechet=frechet, progress=tuple(progress))
-
-
-@dataclass(frozen=True)
-class StudyResult:
-    """Everything that the table and the page show."""
-
-    data: str
-    recipe: str
-    image_size: int
-    images: int
-    class_names: tuple[str, ...]
-    parts: tuple[PartResult, ...]
-    floor: float | None
-    classifier_accuracy: float | None
-    samples: int
-    seconds: float
-    seed: int
-    torch: str
-    threads: int
-    advice: str = ""
-    """What to expect of a training much shorter than the recipe's."""
-
-    @property
-    def generators(self) -> list[PartResult]:
-        return [part for part in self.parts if part.name != "pretraining"]
+from epg import files
+from epg.errors import OutputError
+from epg.quickstart.figures import draw_curves, draw_progress
+from epg.quickstart.results import RESULTS, PartResult, StudyResult
+from epg.recipe import run_config
 
 
 def write_report(result: StudyResult, folder: Path) -> Path:
-    """Prints the table; writes `results.json`, `curves.png` and `index.html`. Returns the page."""
+    """Writes `curves.png`, `index.html` and, last, `results.json`; prints the table. Returns the page.
+
+    Raises OutputError.
+    """
     numbers = asdict(result)
     for part in numbers["parts"]:
         del part["log"]  # it is in each run's log.jsonl
-    (folder / "results.json").write_text(json.dumps(numbers, indent=1))
     curves = draw_curves(result)
-    (folder / "curves.png").write_bytes(curves)
-    progress = draw_progress(result) if result.floor is not None else None
-    if progress is not None:
-        (folder / "progress.png").write_bytes(progress)
-    print_table(result)
+    progress = draw_progress(result) if any(len(part.progress) > 1 for part in result.generators) else None
     page = folder / "index.html"
-    page.write_text(render(result, folder, curves, progress), encoding="utf-8")
+    try:
+        (folder / "curves.png").write_bytes(curves)
+        if progress is not None:
+            (folder / "progress.png").write_bytes(progress)
+        page.write_text(render(result, folder, curves, progress), encoding="utf-8")
+        files.replace_text(folder / RESULTS, json.dumps(numbers, indent=1))  # last: with it the study is finished
+    except OSError as error:
+        raise OutputError(
+            f"--out {folder}: cannot be written ({error.strerror}). Make room, and run it again."
+        ) from error
+    print_table(result)
     return page
 
 
@@ -101,60 +66,6 @@ def print_table(result: StudyResult) -> None:
     for row in rows(result):
         table.add_row(*row)
     Console().print(table)
-
-
-def draw_curves(result: StudyResult) -> bytes:
-    """Loss over steps as a PNG: pre-training, both diffusion runs in one panel, consistency."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.2), dpi=110, layout="constrained")
-    panels = figure.subplots(1, 3)
-    for axes, title, prefix in zip(
-        panels,
-        ("pre-training", "diffusion", "one-step consistency"),
-        ("pretraining", "diffusion", "consistency"),
-        strict=True,
-    ):
-        for part in (p for p in result.parts if p.name.startswith(prefix)):
-            terms = ("contrastive", "consistency") if prefix == "pretraining" else ("loss",)
-            for term in terms:
-                points = [(line["step"], line[term]) for line in part.log if term in line]
-                label = term if prefix == "pretraining" else part.title
-                axes.plot(*zip(*points, strict=True), label=label)
-        axes.set(title=title, xlabel="step", ylabel="loss")
-        if prefix == "diffusion":
-            axes.set_yscale("log")
-        axes.legend(fontsize=7)
-    return as_png(figure)
-
-
-def draw_progress(result: StudyResult) -> bytes:
-    """Distance and recognition over fine-tuning steps, of every run that was evaluated along the way."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.2), dpi=110, layout="constrained")
-    distance, recognised = figure.subplots(1, 2)
-    ticks = set[int]()
-    for part in (p for p in result.generators if len(p.progress) > 1):
-        steps, accuracies, distances = zip(*part.progress, strict=True)
-        distance.plot(steps, distances, marker="o", label=part.title)
-        recognised.plot(steps, accuracies, marker="o", label=part.title)
-        ticks.update(steps)
-    if result.floor is not None:
-        distance.axhline(result.floor, color="gray", linestyle=":", label="real held-out images")
-    distance.set(title="Frechet distance, classifier features", xlabel="fine-tuning step", xscale="log", yscale="log")
-    recognised.set(title="recognised as their class", xlabel="fine-tuning step", xscale="log", ylim=(0, 1))
-    for axes in (distance, recognised):
-        axes.set_xticks(sorted(ticks), [f"{step:,}" for step in sorted(ticks)])
-        axes.minorticks_off()
-    distance.legend(fontsize=8)
-    return as_png(figure)
-
-
-def as_png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 STYLE = """
@@ -232,9 +143,8 @@ def reading(result: StudyResult) -> str:
         "for; the distance compares its features of samples and of training images (lower is better; the last row is "
         "what real images reach). Neither is an FID: they compare models of this data set only. "
     )
-    parts = {part.name: part for part in result.parts}
-    for when, index in (("early", 0), ("at the end", -1)):
-        (step, _, ours), (_, _, scratch) = (parts[n].progress[index] for n in ("diffusion", "diffusion-scratch"))
+    for when, index in moments(result):
+        (step, _, ours), (_, _, scratch) = (part.progress[index] for part in compared(result))
         verdict = "is closer to the real images than" if ours < scratch else "is no closer to the real images than"
         text += (
             f"Here, {when} (step {step:,}), the pre-trained diffusion model {verdict} the one from scratch "
@@ -243,16 +153,36 @@ def reading(result: StudyResult) -> str:
     return html.escape(text)
 
 
+def compared(result: StudyResult) -> tuple[PartResult, PartResult]:
+    """The diffusion model and its baseline."""
+    parts = {part.name: part for part in result.parts}
+    return parts["diffusion"], parts["diffusion-scratch"]
+
+
+def moments(result: StudyResult) -> list[tuple[str, int]]:
+    """When the two diffusion models are compared in words: at the end, and early, when one of them first draws more
+    than noise: its samples are recognised better than halfway from chance to real images."""
+    assert result.classifier_accuracy is not None
+    chance = 1 / len(result.class_names)
+    halfway = (chance + result.classifier_accuracy) / 2
+    both = list(zip(*(part.progress for part in compared(result)), strict=True))
+    drawn = [i for i, points in enumerate(both[:-1]) if max(accuracy for _, accuracy, _ in points) > halfway]
+    return [*(("early", i) for i in drawn[:1]), ("at the end", len(both) - 1)]
+
+
 def next_commands(result: StudyResult, folder: Path) -> str:
     one_class = f" --classes {shlex.quote(result.class_names[0])}" if result.class_names else ""
     source = f"{result.recipe} --data.source {shlex.quote(result.data)}"
+    size = "" if result.image_size == run_config(result.recipe, "diffusion").data.image_size else result.image_size
+    source += f" --data.image-size {size}" if size else ""
+    longer = f" --image-size {size}" if size else ""
     commands = [
         "# longer, better",
-        f"epg quickstart --data {shlex.quote(result.data)} --minutes 30 --out {folder}-30",
+        f"epg quickstart --data {shlex.quote(result.data)}{longer} --minutes 30",
         "# your own images: a folder with one sub-folder per class, or just images",
         "epg quickstart --data path/to/images",
         "# more samples",
-        f"epg sample {folder}/diffusion --count 100{one_class} --out samples",
+        f"epg sample {shlex.quote(str(folder))}/diffusion --count 100{one_class} --out samples",
         "# the stages one by one, any setting as a flag",
         f"epg pretrain {source} --training.steps 2000",
         f"epg finetune {source} --stage consistency --encoder runs/{result.recipe}/pretraining",

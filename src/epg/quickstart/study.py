@@ -1,64 +1,44 @@
 """Pre-train, fine-tune a diffusion and a one-step consistency model, train the same from scratch, sample, evaluate.
 
-The budget is time: the speed of each part is measured first and the number of steps follows. The plan is written
-down, so that running the same command again continues an interrupted study with the same plan.
+The budget is time (`plan.py`). Running the same command again continues an interrupted study; a finished one is shown.
 """
 
-import json
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-
+from epg import files
 from epg.config import RunConfig, Stage, parse
 from epg.errors import UserError
-from epg.evaluation.bench import Bench, Options, open_bench
-from epg.evaluation.receipt import Receipt
-from epg.evaluation.sources import GeneratorSource, TensorSource
-from epg.evaluation.subjects import Subject
-from epg.loading import generator_of, load
+from epg.loading import generator_of
 from epg.networks import EPG
-from epg.pictures import save_grid
-from epg.quickstart.length import at_length, halvings, seconds_per_step, with_milestones
-from epg.quickstart.report import PartResult, StudyResult, write_report
+from epg.quickstart.examination import Examination
+from epg.quickstart.length import at_length, halvings, keep_only, seconds_per_step, with_milestones
+from epg.quickstart.plan import (
+    CLASSIFIER_SECONDS,
+    MARGIN,
+    MOST_SAMPLES,
+    OVERHEAD_SECONDS,
+    PARTS,
+    SAME_STEPS,
+    Part,
+    Plan,
+    compared,
+    milestones_for,
+    read,
+    refuse_other,
+)
+from epg.quickstart.report import write_report
+from epg.quickstart.results import StudyResult, finished
+from epg.quickstart.say import say
 from epg.recipe import merge, run_config
 from epg.runs import build_objective, open_training_data, prepare_run, resolve
-from epg.training.checkpoint import listing, read
+from epg.training import checkpoint
 from epg.training.lock import locked
-from epg.training.tracking import read_log
 
-MOST_SAMPLES, FEWEST_SAMPLES = 1000, 50  # per evaluation, as the budget allows
-MOST_MILESTONES = 5  # evaluated at 1/16, 1/8, 1/4, 1/2 and the end: of the diffusion model and of its baseline
-EVALUATION_SHARE = 0.2  # of the budget, at most
 MOST_REFERENCES = 20_000  # real images that samples are compared with: enough for the statistics of 64 features
-CLASSIFIER_SECONDS = 25.0
-OVERHEAD_SECONDS = 20.0  # imports, checkpoints, previews, the page
 BATCH = 256  # samples at once
-MARGIN = 0.92  # of the time that is left is planned: neighbours on the machine come and go
-
-
-@dataclass(frozen=True)
-class Part:
-    """One training run of the study and its share of the training time."""
-
-    name: str
-    stage: Stage
-    pretrained: bool
-    share: float
-    title: str
-
-
-PARTS = (
-    Part("pretraining", "pretraining", False, 0.16, "pre-training"),
-    Part("diffusion", "diffusion", True, 0.25, "diffusion, pre-trained"),
-    Part("consistency", "consistency", True, 0.34, "one-step consistency, pre-trained"),
-    Part("diffusion-scratch", "diffusion", False, 0.25, "diffusion, from scratch"),
-)
-SAME_STEPS = {"diffusion-scratch": "diffusion"}  # the baseline gets as many fine-tuning steps
 
 
 def run_quickstart(
@@ -69,27 +49,48 @@ def run_quickstart(
     image_size: int | None = None,
     seed: int = 0,
 ) -> StudyResult:
-    """Runs (or continues) the study and writes `index.html`, grids, curves and `results.json` into its folder."""
+    """Runs (or continues, or shows) the study: `index.html`, grids, curves and `results.json` in its folder.
+
+    Raises UserError where `out` holds a study of something else, or of another budget.
+    """
     started = time.monotonic()
-    if not minutes > 0:
+    if not (minutes > 0 and math.isfinite(minutes)):
         raise UserError(f"--minutes {minutes:g}: must be positive")
-    folder = out or Path("runs") / f"quickstart-{Path(data).stem}"
+    study = Study(data, image_size, seed)
+    folder = out or free_folder(data, minutes)
     with locked(folder):
-        study = Study(data, folder, image_size, seed)
-        study.plan(started, 60 * minutes)
-        for part in PARTS:
-            study.train(part)
-        result = study.evaluate(started)
+        result = finished(folder) if study.open_plan(folder, minutes, started) else None
+        if result is None:
+            for part in PARTS:
+                study.train(part)
+            examination = Examination(folder, study.plan, study.recipe, study.configs, study.dataset)
+            result = examination.result(study.advice)
         page = write_report(result, folder)
+        study.keep_the_last()
     print(f"\nOpen {page} in a browser.")
     return result
+
+
+def free_folder(data: str, minutes: float) -> Path:
+    """Where a study goes unless told otherwise; one of another length than the study that is there gets its own."""
+    folder = Path("runs") / f"quickstart-{Path(data).stem or Path(data).resolve().stem}"
+    plan = read(folder)
+    if plan is None or plan.minutes == minutes:
+        return folder
+    other = folder.with_name(f"{folder.name}-{minutes:g}min")
+    say(f"{folder} holds a study of {plan.minutes:g} minutes (--minutes {plan.minutes:g} shows or continues it).")
+    say(f"This one, of {minutes:g} minutes, goes into {other}.")
+    return other
 
 
 class Study:
     """The parts of the study on one data set."""
 
-    def __init__(self, data: str, folder: Path, image_size: int | None, seed: int) -> None:
-        self.folder, self.seed = folder, seed
+    folder: Path
+    plan: Plan
+
+    def __init__(self, data: str, image_size: int | None, seed: int) -> None:
+        self.seed = seed
         self.recipe = "digits" if data == "digits" else "small"
         overrides: dict[str, Any] = {"seed": seed, "data": {"source": data}}
         if image_size is not None:
@@ -98,8 +99,7 @@ class Study:
         first = self.recipe_config("pretraining")
         say(f"data: {data} at {first.data.image_size}x{first.data.image_size}")
         self.dataset = open_training_data(first.data)
-        self.configs: dict[str, RunConfig] = {}
-        self.samples = self.milestones = 0
+        self.configs = {part.name: resolve(self.recipe_config(part.stage), self.dataset) for part in PARTS}
         self.advice = ""
         classes = f"{self.dataset.num_classes} classes" if self.dataset.num_classes else "no labels"
         say(f"      {len(self.dataset)} images, {classes}")
@@ -108,48 +108,38 @@ class Study:
         base = run_config(self.recipe, stage).model_dump()
         return parse(merge(base, self.overrides), f"recipe {self.recipe}")
 
-    def plan(self, started: float, budget: float) -> None:
-        """Decides steps and samples: from `plan.json` if the study is being continued, else by measuring."""
-        configs = {part.name: resolve(self.recipe_config(part.stage), self.dataset) for part in PARTS}
-        file = self.folder / "plan.json"
-        if file.exists():
-            plan = json.loads(file.read_text())
-            say(f"continuing the plan in {file}")
+    def open_plan(self, folder: Path, minutes: float, started: float) -> bool:
+        """Takes up the plan of the study in a folder, or makes one; whether there was one."""
+        self.folder = folder
+        about = {
+            "images": self.dataset.fingerprint(),
+            "--image-size": self.dataset.image_size,
+            "--seed": self.seed,
+        }
+        plan = read(folder)
+        if plan is None:
+            self.plan = self._measured_plan(about, minutes, started)
+            self.plan.write(folder)
         else:
-            plan = self._measured_plan(configs, started, budget)
-            file.write_text(json.dumps(plan, indent=1))
-        steps, self.samples, self.milestones = plan["steps"], plan["samples"], plan["milestones"]
-        self.configs = {n: with_milestones(at_length(configs[n], steps[n]), self.milestones) for n in configs}
-        say("plan: " + ", ".join(f"{part.title} {steps[part.name]} steps" for part in PARTS))
-        self.advice = advice(steps["diffusion"], configs["diffusion"].training.steps, plan["recipe_minutes"])
-        if self.advice:
-            say(f"note: {self.advice}")
+            refuse_other(plan, about, folder)
+            if plan.minutes != minutes:
+                raise UserError(
+                    f"--minutes {minutes:g}: {folder} holds a study of {plan.minutes:g} minutes. Pass --minutes "
+                    f"{plan.minutes:g} to continue or show it, or another --out for one of {minutes:g} minutes"
+                )
+            self.plan = plan
+            say(f"continuing the study in {folder}")
+        return plan is not None
 
-    def _measured_plan(self, configs: dict[str, RunConfig], started: float, budget: float) -> dict[str, Any]:
+    def _measured_plan(self, about: dict[str, Any], minutes: float, started: float) -> Plan:
+        say("measuring how fast this machine is")
         seconds = {
-            part.name: seconds_per_step(configs[part.name], self.dataset)
+            part.name: seconds_per_step(self.configs[part.name], self.dataset)
             for part in PARTS
             if part.name not in SAME_STEPS
         }
-        seconds_per_sample = self._seconds_per_sample(configs["diffusion"], seconds["diffusion"])
-        affordable = EVALUATION_SHARE * budget / seconds_per_sample / 2  # two runs are evaluated along the way
-        milestones = MOST_MILESTONES if affordable / MOST_MILESTONES >= MOST_SAMPLES / 4 else 1
-        samples = min(MOST_SAMPLES, max(FEWEST_SAMPLES, int(affordable / milestones)))
-        evaluation = CLASSIFIER_SECONDS + samples * 2 * milestones * seconds_per_sample
-        left = budget - (time.monotonic() - started) - OVERHEAD_SECONDS - evaluation
-        training = max(MARGIN * left, 0.25 * budget)  # a tiny budget still trains a little
-        steps = {p.name: max(20, int(training * p.share / seconds[p.name])) for p in PARTS if p.name in seconds}
-        steps |= {name: steps[same] for name, same in SAME_STEPS.items()}
-        whole = sum(configs[p.name].training.steps * seconds[SAME_STEPS.get(p.name, p.name)] for p in PARTS)
-        return {
-            "steps": steps,
-            "recipe_minutes": (whole / MARGIN + OVERHEAD_SECONDS + evaluation) / 60,
-            "samples": samples,
-            "milestones": milestones,
-            "seconds_per_step": seconds,
-            "seconds_per_sample": seconds_per_sample,
-            "minutes": budget / 60,
-        }
+        per_sample = self._seconds_per_sample(self.configs["diffusion"], seconds["diffusion"])
+        return Plan(about, minutes, seconds, per_sample, milestones_for(minutes, per_sample), started=started)
 
     def _seconds_per_sample(self, config: RunConfig, seconds_per_step: float) -> float:
         """Estimate: a training step is about three forward passes."""
@@ -159,107 +149,65 @@ class Study:
         return nfe * seconds_per_step / config.training.batch_size / 3
 
     def train(self, part: Part) -> None:
-        encoder = self.folder / "pretraining" if part.pretrained else None
-        config = self.configs[part.name]
-        say(f"\n{part.title}: {config.training.steps} steps")
-        run = prepare_run(config, self.folder / part.name, encoder=encoder, dataset=self.dataset)
-        run.trainer.run()
+        """Trains a part to its end, once more where it turns out to have been planned much too short."""
+        fresh = not (self.folder / part.name).exists()
+        self._train(part)
+        if fresh and self.plan.longer(part):
+            say(f"{part.title}: the machine is faster than it was when measured; beginning again, longer")
+            self.plan.forget(part)
+            files.discard(self.folder / part.name)  # made a moment ago
+            self._train(part)
 
-    def evaluate(self, started: float) -> StudyResult:
-        """Samples every generator; recognition and distances where there are labels."""
-        bench, floor = None, None
-        if self.dataset.num_classes >= 2:
-            say("\nevaluation: training a classifier on the real images")
-            bench = self._bench()
-        parts = []
-        for part in PARTS:
-            log = read_log(self.folder / part.name)
-            result = PartResult(part.name, part.title, self.configs[part.name].training.steps, log)
-            if part.stage != "pretraining":
-                say(f"evaluation: {part.title}")
-                result, receipt = self._judge(result, bench)
-                floor = receipt.metrics["fd_classifier_floor"].value if receipt else None
-            parts.append(result)
-        shown = torch.stack([torch.from_numpy(self.dataset[int(i)][0].copy()) for i in self._shown_indices()])
-        save_grid(shown, self.folder / "real.png", columns=self._columns())
-        data = self.configs["diffusion"].data
-        return StudyResult(
-            data=str(data.source),
-            recipe=self.recipe,
-            image_size=data.image_size,
-            images=len(self.dataset),
-            class_names=tuple(self.dataset.class_names),
-            parts=tuple(parts),
-            floor=floor,
-            classifier_accuracy=bench.extractors[0].held_out_accuracy if bench else None,
-            samples=self.samples,
-            seconds=time.monotonic() - started,
-            seed=self.seed,
-            torch=torch.__version__,
-            threads=torch.get_num_threads(),
-            advice=self.advice,
+    def _train(self, part: Part) -> None:
+        steps = self.plan.begin(part)
+        self.plan.write(self.folder)
+        config = self._config(part)
+        say(f"\n{part.title}: {steps} steps")
+        if part.name == "diffusion":
+            self.advice = advice(steps, self.configs[part.name].training.steps, self._recipe_minutes())
+            if self.advice:
+                say(f"note: {self.advice}")
+        encoder = self.folder / "pretraining" if part.pretrained else None
+        begin = time.monotonic()
+        trainer = prepare_run(config, self.folder / part.name, encoder=encoder, dataset=self.dataset).trainer
+        before = checkpoint.newest(self.folder / part.name / "checkpoints")
+        try:
+            trainer.run()
+            self.plan.end(part, steps - (before.step if before else 0), time.monotonic() - begin)
+        finally:  # Ctrl-C too: the time is spent
+            self.plan.write(self.folder)
+        keep_only(halvings(self._checkpoints(part.name), self.plan.milestones if compared(part.name) else 1))
+
+    def _config(self, part: Part) -> RunConfig:
+        return with_milestones(
+            at_length(self.configs[part.name], self.plan.steps[part.name]),
+            self.plan.milestones if compared(part.name) else 1,
         )
 
-    def _bench(self) -> Bench:
-        """What all generators are judged with: a classifier of the data's own labels, and real images."""
-        data = self.configs["diffusion"].data
-        if len(self.dataset) > MOST_REFERENCES:
-            data = data.model_copy(update={"fraction": data.fraction * MOST_REFERENCES / len(self.dataset)})
-        shape = (1, self.dataset.channels, self.dataset.image_size, self.dataset.image_size)
-        like_samples = Subject(TensorSource(torch.zeros(shape, dtype=torch.uint8)), data=data)
-        options = Options(["classifier"], seed=self.seed, batch_size=BATCH)
-        return open_bench(like_samples, str(self.folder), None, ["accuracy", "fd"], None, options)
+    def _checkpoints(self, name: str) -> list[Path]:
+        return checkpoint.listing(self.folder / name / "checkpoints")
 
-    def _judge(self, result: PartResult, bench: Bench | None) -> tuple[PartResult, Receipt | None]:
-        """The part with its numbers, at several steps where parts are compared; the receipt of the last."""
-        folder, receipt = self.folder / result.name, None
-        samples = self._samples(folder)
-        if bench is not None:
-            compared = result.name in SAME_STEPS or result.name in SAME_STEPS.values()
-            progress = []
-            for path in halvings(listing(folder / "checkpoints"), self.milestones if compared else 1):
-                samples = self._samples(path)
-                receipt = bench.judge(Subject(samples))
-                assert receipt is not None
-                accuracy, distance = (receipt.metrics[key].value for key in ("accuracy", "fd_classifier"))
-                progress.append((read(path).step, accuracy, distance))
-            result = result.with_progress(progress)
-        if receipt is not None:
-            receipt.write(folder / "evaluation.json")
-        shown = samples.read(0, min(samples.count, 6 * self._columns()))
-        save_grid(shown, self.folder / f"samples-{result.name}.png", columns=self._columns())
-        return result, receipt
+    def _recipe_minutes(self) -> float:
+        """What the recipe's own lengths take at the speed seen so far."""
+        plan = self.plan
+        steps = sum(
+            self.configs[p.name].training.steps * plan.seconds_per_step[SAME_STEPS.get(p.name, p.name)] for p in PARTS
+        )
+        samples = MOST_SAMPLES * 2 * plan.milestones * plan.seconds_per_sample
+        return (plan.slowdown * (steps / MARGIN + samples) + OVERHEAD_SECONDS + CLASSIFIER_SECONDS) / 60
 
-    def _samples(self, path: Path) -> GeneratorSource:
-        model = load(path)
-        labels = model.make_labels(self.samples, balanced=True, seed=self.seed)
-        return GeneratorSource(model, self.samples, labels, self.seed, batch_size=BATCH, details={"name": path.name})
-
-    def _columns(self) -> int:
-        classes = self.dataset.num_classes
-        return classes if 2 <= classes <= 16 else 10
-
-    def _shown_indices(self) -> Any:
-        """Real images in the order of the samples: one class per column."""
-        import numpy as np
-
-        count = min(len(self.dataset), 6 * self._columns())
-        if self._columns() != self.dataset.num_classes:
-            return np.arange(count)
-        by_class = [np.flatnonzero(self.dataset.labels == c)[:6] for c in range(self.dataset.num_classes)]
-        rows = min(len(indices) for indices in by_class)
-        return np.stack([indices[:rows] for indices in by_class], axis=1).ravel()
+    def keep_the_last(self) -> None:
+        """Of every part its export and its newest checkpoint, from which it could go on."""
+        for part in PARTS:
+            keep_only(self._checkpoints(part.name)[-1:])
 
 
 def advice(steps: int, recipe: int, minutes: float) -> str:
     """What to expect of a training far shorter than the recipe's, and the budget for all of it; else nothing."""
     if steps >= recipe / 2:
         return ""
+    share = f"{steps / recipe:.0%}" if steps >= recipe / 100 else "less than 1 %"
     return (
-        f"{steps:,} steps of diffusion are {steps / recipe:.0%} of the recipe's {recipe:,}; samples will look "
-        f"unfinished. All of them take about --minutes {5 * math.ceil(minutes / 5)} on this machine."
+        f"{steps:,} steps of diffusion are {share} of the recipe's {recipe:,}; samples will look unfinished. All of "
+        f"them take about --minutes {5 * math.ceil(minutes / 5)} on this machine."
     )
-
-
-def say(text: str) -> None:
-    Console(stderr=True, highlight=False).print(text)

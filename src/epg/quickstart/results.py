@@ -1,0 +1,68 @@
+"""What a study found, and its file."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from epg.training.tracking import read_log
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """One training run of the study. `accuracy` and `frechet` are None where there is nothing to recognise."""
+
+    name: str
+    title: str
+    steps: int
+    log: list[dict[str, float]]
+    accuracy: float | None = None
+    frechet: float | None = None
+    progress: tuple[tuple[int, float, float], ...] = ()
+    """(step, accuracy, frechet) of checkpoints along the way, the last one included."""
+
+    def with_progress(self, progress: Sequence[tuple[int, float, float]]) -> "PartResult":
+        _, accuracy, frechet = progress[-1]
+        return replace(self, accuracy=accuracy, frechet=frechet, progress=tuple(progress))
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """Everything that the table and the page show."""
+
+    data: str
+    recipe: str
+    image_size: int
+    images: int
+    class_names: tuple[str, ...]
+    parts: tuple[PartResult, ...]
+    floor: float | None
+    classifier_accuracy: float | None
+    samples: int
+    seconds: float
+    seed: int
+    torch: str
+    threads: int
+    advice: str = ""
+    """What to expect of a training much shorter than the recipe's."""
+
+    @property
+    def generators(self) -> list[PartResult]:
+        return [part for part in self.parts if part.name != "pretraining"]
+
+
+def finished(folder: Path) -> StudyResult | None:
+    """The results of a finished study, with the logs of its runs; None where it is not finished."""
+    try:
+        numbers = json.loads((folder / RESULTS).read_bytes())
+        numbers["parts"] = tuple(
+            PartResult(**{**part, "progress": tuple(map(tuple, part["progress"]))}, log=read_log(folder / part["name"]))
+            for part in numbers["parts"]
+        )
+        pictures = [folder / f"samples-{part.name}.png" for part in numbers["parts"] if part.name != "pretraining"]
+        result = StudyResult(**{**numbers, "class_names": tuple(numbers["class_names"])})
+    except (OSError, ValueError, TypeError, KeyError):  # none yet, or damaged: it is made again
+        return None
+    return result if all(picture.is_file() for picture in (*pictures, folder / "real.png")) else None
