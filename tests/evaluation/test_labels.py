@@ -133,6 +133,30 @@ def test_too_few_real_images(
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+def test_enlarged_images_of_the_reference_are_told(
+    home: Path, prepared: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Three of twelve are smaller than the samples; a cached reference says so again."""
+    reference = write_folder(tmp_path / "mixed", random_images(9, size=12, channels=1))
+    for i, image in enumerate(random_images(3, size=5, channels=1)):
+        write_folder(tmp_path / "small", image[None])
+        (tmp_path / "small" / "000000.png").rename(reference / f"small{i}.png")
+    if prepared:
+        options = ["--image-size", "8", "--channels", "1", "--workers", "0"]
+        assert main(["prepare", str(reference), str(tmp_path / "set"), *options]) == 0
+        reference = tmp_path / "set"
+    samples = write_folder(tmp_path / "samples", random_images(8, channels=1))
+    words = ["--features", f"encoder={home / 'run'}", "--metrics", "fd", "--out", str(tmp_path / "o.json")]
+    for _ in range(2):
+        capsys.readouterr()
+        assert main(["evaluate", str(samples), "--reference", str(reference), *words]) == 0
+        found = receipt.read(tmp_path / "o.json")
+        assert any(note.endswith("blurred samples look right beside them") for note in found.warnings)
+        assert found.reference["enlarged"] in (2, 3)  # a fifth is set aside
+        assert "smaller than 8x8 and have been enlarged" in capsys.readouterr().err
+
+
 def test_the_receipt_is_there_although_the_table_cannot_be_shown(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -73,6 +73,10 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]], ABC):
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
         """Image (C, H, W) uint8 at exactly `image_size`, and label. Raises DataError for a broken image."""
 
+    def is_enlarged(self, index: int) -> bool:
+        """Whether an image was smaller than `image_size`. Raises DataError for a broken one."""
+        return False
+
     @abstractmethod
     def describe(self, index: int) -> str:
         """Name one sample for messages: a file path, or `file.parquet row 17`."""
@@ -126,6 +130,9 @@ class CachedDataset(ImageDataset):
         if index in self.damaged:
             raise DataError(self.damaged[index])
         return self.images[index].numpy(), int(self.labels[index])
+
+    def is_enlarged(self, index: int) -> bool:
+        return self.dataset.is_enlarged(index)
 
     def describe(self, index: int) -> str:
         return self.dataset.describe(index)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.base import CachedDataset, ImageDataset, NoSplitError, Order
-from epg.data.decode import decode_with_origin
+from epg.data.decode import decode_with_origin, look_at
 from epg.data.rules import RULES, PixelRules, changed_rules, check_rules
 from epg.data.seen import Seen
 from epg.data.sources.base import LabelChoice, Source, SourceOptions
@@ -59,6 +59,10 @@ class SourceDataset(ImageDataset):
         if self.seen.images < len(self):
             self.seen.add(name, origin, image_size=self.image_size)
         return image, int(self.labels[index])
+
+    def is_enlarged(self, index: int) -> bool:
+        _, height, width = look_at(self.source.read(index))
+        return min(height, width) < self.image_size
 
     def describe(self, index: int) -> str:
         return self.source.locate(index)

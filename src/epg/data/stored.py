@@ -66,6 +66,10 @@ class StoredDataset(ImageDataset):
         self.reads += 1
         return not (self.seen[index >> 3] & (1 << (index & 7)) and self.reads % RECHECK)
 
+    def is_enlarged(self, index: int) -> bool:
+        original = self.store.index[index]
+        return min(int(original["width"]), int(original["height"])) < self.image_size
+
     def describe(self, index: int) -> str:
         return self.store.describe(index)
 

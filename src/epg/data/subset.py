@@ -23,6 +23,9 @@ class SubsetDataset(ImageDataset):
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
         return self.dataset[int(self.indices[index])]
 
+    def is_enlarged(self, index: int) -> bool:
+        return self.dataset.is_enlarged(int(self.indices[index]))
+
     def describe(self, index: int) -> str:
         return self.dataset.describe(int(self.indices[index]))
 

@@ -155,7 +155,7 @@ def _real(place: str | DataConfig, subject: Subject, options: Options) -> Real |
     try:
         other = "train" if split != "train" else "test"
         held_out = open_whole(place, image_size=size, channels=channels, split=other)
-    except UserError:  # a single file, or a folder without splits
+    except NoSplitError:
         held_out = None
     return _of_one_kind(Path(place).name, train, held_out, split)
 

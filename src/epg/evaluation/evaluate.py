@@ -167,6 +167,11 @@ def _notes(
     channels, of_reference = samples.shape[0], reference.manifest.get("channels", samples.shape[0])
     if channels != of_reference:
         notes.append(f"the samples are {colours[channels]}, the reference is {colours[of_reference]}")
+    if enlarged := reference.manifest.get("enlarged"):
+        notes.append(
+            f"{enlarged} of the {reference.manifest['count']} images of the reference were smaller than "
+            f"{samples.shape[1]}x{samples.shape[2]} and have been enlarged: blurred samples look right beside them"
+        )
     if samples.count < FEW and any(key.split("_")[0] in ("fid", "sfid", "fd") for key in numbers):
         notes.append(
             f"{samples.count} samples: Frechet distances are biased upwards by small sets; compare only with numbers "

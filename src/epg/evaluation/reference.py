@@ -12,7 +12,7 @@ from epg.errors import DataError
 from epg.evaluation.extraction import Outputs, extract
 from epg.evaluation.extractors.base import FEATURES, SPATIAL, Extractor
 from epg.evaluation.metrics import Manifold, Moments, MomentsAccumulator
-from epg.evaluation.sources import ImageSource, Progress
+from epg.evaluation.sources import DatasetSource, ImageSource, Progress
 from epg.randomness import permutation
 
 KEPT = 10_000  # features kept for precision, recall and the like: ADM's references have as many images
@@ -45,7 +45,8 @@ class Reference:
     name: str
     statistics: dict[str, Statistics]
     manifest: dict[str, Any] = field(default_factory=dict)
-    """image_size, channels, count, kept, seed, source (its `describe()`), pixels (sha256)."""
+    """image_size, channels, count, kept, enlarged (images that were smaller), seed, source (its `describe()`), pixels
+    (sha256)."""
     sha256: str = ""
     """Of the file it was read from; empty for one that was just made."""
 
@@ -84,6 +85,7 @@ def make_reference(
         "count": source.count,
         "kept": int(chosen.sum()),
         "seed": seed,
+        "enlarged": source.count_enlarged() if isinstance(source, DatasetSource) else 0,
         "pixels": pixels,
         "source": description,
     }

@@ -122,6 +122,11 @@ class DatasetSource:
         chosen = range(start, stop) if self.indices is None else self.indices[start:stop]
         return torch.stack([torch.from_numpy(np.array(self.dataset[int(i)][0])) for i in chosen])
 
+    def count_enlarged(self) -> int:
+        """Images that were smaller than the size they have here."""
+        chosen = range(self.count) if self.indices is None else self.indices
+        return sum(self.dataset.is_enlarged(int(i)) for i in chosen)
+
     def describe(self) -> dict[str, Any]:
         return {"kind": "dataset", "name": self.name, "data": self.dataset.fingerprint(), **self.details}
 

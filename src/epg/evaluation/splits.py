@@ -73,6 +73,10 @@ class JoinedDataset(ImageDataset):
         part, inside = self._place(index)
         return part[inside]
 
+    def is_enlarged(self, index: int) -> bool:
+        part, inside = self._place(index)
+        return part.is_enlarged(inside)
+
     def describe(self, index: int) -> str:
         part, inside = self._place(index)
         return part.describe(inside)
