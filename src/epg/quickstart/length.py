@@ -32,7 +32,8 @@ def at_length(config: RunConfig, steps: int) -> RunConfig:
             "log_every": max(1, steps // 50),
             # A shorter run needs a shorter memory: the same share of its steps, at least half of the last one.
             "ema": [max(0.5, 1 - (1 - decay) / min(1.0, factor)) for decay in config.training.ema],
-            "preview_every": scaled(config.training.preview_every) if config.training.preview_every else 0,
+            # Of a short run two previews are enough: each takes as long as several steps.
+            "preview_every": max(scaled(config.training.preview_every), -(-steps // 2)),
             "checkpoint_every": scaled(config.training.checkpoint_every),
         }
     )
