@@ -123,6 +123,7 @@ def test_reference_of_an_encoder(home: Path, held_out_digits: Path) -> None:
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: nothing here"),
+        ([__file__], "test_command.py: no samples"),
         (["{run}", "--count", "1"], "--count 1: must be at least 2"),
         (["{samples}"], "--reference: what shall .* be compared with"),
         (["{samples}", "--reference", "digits", "--metrics", "fid"], "--metrics fid: .* use --features inception"),

@@ -133,6 +133,28 @@ def test_too_few_real_images(
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("out", [".", "set"])
+def test_a_receipt_goes_into_no_folder(
+    home: Path, out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    assert main(["evaluate", "set", "--reference", "set", "--out", out]) == 2
+    assert f"--out {out}: is a folder; name a JSON file" in capsys.readouterr().err
+
+
+def test_an_archive_becomes_a_reference(home: Path) -> None:
+    np.savez(home / "real.npz", arr_0=nhwc(random_images(20, channels=1)))
+    words = ["--features", f"encoder={home / 'run'}"]
+    assert main(["reference", str(home / "real.npz"), *words, "--out", str(home / "of-npz")]) == 0
+    samples = str(write_folder(home / "samples", random_images(8, channels=1)))
+    out = ["--out", str(home / "o.json"), "--metrics", "fd"]
+    found = []
+    for reference in ("real.npz", "of-npz"):
+        assert main(["evaluate", samples, "--reference", str(home / reference), *words, *out]) == 0
+        found.append(receipt.read(home / "o.json").metrics["fd_encoder"])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("prepared", [False, True])
 def test_enlarged_images_of_the_reference_are_told(
     home: Path, prepared: bool, capsys: pytest.CaptureFixture[str], tmp_path: Path

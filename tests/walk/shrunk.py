@@ -16,7 +16,7 @@ FLAGS = [  # beginning of a command, and what is added to it: of a flag that is 
     ("epg inspect", "--workers 0"),
     ("epg pretrain", NETWORK),
     ("epg finetune", NETWORK),
-    ("epg finetune digits --from-scratch --evaluation", "--evaluation.every 2 --evaluation.count 9"),
+    ("epg finetune digits --from-scratch --evaluation", "--evaluation.every 2 --evaluation.count 20"),
     ("epg sample", "--count 4"),
     ("epg evaluate", "--count 9"),
     ("epg reference my-prepared-set", "--inception inception.pth"),

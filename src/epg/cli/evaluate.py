@@ -72,7 +72,7 @@ class MakeReference:
     """Statistics and features of a data set, for `epg evaluate --reference`: computed once, with a manifest of how."""
 
     dataset: tyro.conf.Positional[Place]
-    """A prepared set (best), a folder of images, parquet files, or digits."""
+    """A prepared set (best), whatever `epg prepare` takes, digits, or an .npz of ADM's layout."""
     out: Path
     """Folder for the reference."""
     features: tuple[str, ...] = ("inception",)

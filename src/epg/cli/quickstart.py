@@ -11,17 +11,19 @@ from epg.cli.paths import Place
 class Quickstart:
     """Everything on a small budget: pre-train, fine-tune twice, sample, evaluate, compare with training from scratch.
 
-    On scikit-learn's digits, or on a folder of yours. Ends with a page to open in a browser.
+    On scikit-learn's digits, or on a folder of yours. Ends with a page to open in a browser. Running the same command
+    again continues an interrupted study and shows a finished one; another --minutes is another study.
     """
 
     CONTINUES: ClassVar[bool] = True
 
     data: Place = "digits"
-    """`digits`, a folder of images (class folders or flat), or a parquet file."""
+    """`digits`, or whatever `epg prepare` takes: a folder of images (class folders or flat), an archive, a table..."""
     minutes: float = 10.0
     """Time for everything; longer is better."""
     out: Path | None = None
-    """Folder for runs and page; runs/quickstart-NAME if not given."""
+    """Folder for runs and page; runs/quickstart-NAME if not given, and -MINUTESmin behind it where that holds a study
+    of another length."""
     image_size: int | None = None
     """Side in pixels; 8 for digits, 32 otherwise."""
     seed: int = 0

@@ -11,10 +11,11 @@ from epg.errors import UserError
 from epg.evaluation import reference_files
 from epg.evaluation.bench import Options, open_bench, open_extractors, reporting
 from epg.evaluation.extractors import choices
+from epg.evaluation.npz import NpzSource
 from epg.evaluation.receipt import Receipt
 from epg.evaluation.reference import Reference, make_reference
-from epg.evaluation.sources import DatasetSource
-from epg.evaluation.subjects import is_dataset, only_split, open_subject, open_whole
+from epg.evaluation.sources import DatasetSource, ImageSource
+from epg.evaluation.subjects import only_split, open_subject, open_whole
 from epg.sampling import Request
 
 OUT = "evaluation.json"
@@ -32,6 +33,8 @@ def run_evaluate(
     out: Path | None = None,
 ) -> Receipt | None:
     """`epg evaluate`: prints a table and writes the receipt; returns it on the first process."""
+    if out is not None and (out.is_dir() or not out.name):
+        raise UserError(f"--out {out}: is a folder; name a JSON file for the receipt")
     with processes():
         with failing_together():
             subject = open_subject(samples, count, request, image_size=options.image_size, split=samples_split)
@@ -57,14 +60,17 @@ def run_reference(dataset: str, out: Path, options: Options) -> Reference | None
                     "--features classifier: belongs to a data set, and is kept with it; pass the data set itself to "
                     "`epg evaluate` as --reference"
                 )
-            if not is_dataset(dataset) and not Path(dataset).is_dir():
-                raise UserError(f"{dataset}: no data set here")
-            split = options.split or only_split(dataset) or "train"
-            whole = open_whole(dataset, image_size=options.image_size, split=split)
+            source: ImageSource
+            if dataset.endswith(".npz"):
+                source = NpzSource(Path(dataset))
+            else:
+                split = options.split or only_split(dataset) or "train"
+                whole = open_whole(dataset, image_size=options.image_size, split=split)
+                source = DatasetSource(whole, Path(dataset).name, details={"split": split})
         extractors = open_extractors(chosen, None, None, options)
         with reporting("reference") as report:
             made = make_reference(
-                DatasetSource(whole, Path(dataset).name, details={"split": split}),
+                source,
                 extractors,
                 kept=options.kept,
                 seed=options.seed,

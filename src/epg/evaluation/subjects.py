@@ -65,7 +65,8 @@ def open_subject(
         dataset = open_whole(path, image_size=image_size, split=split)
         return Subject(some_of(dataset, Path(path).name, count, {"split": split}))
     if not place.is_dir():
-        raise UserError(f"{path}: nothing here. Pass a run folder, an .npz, a folder of images, or a data set.")
+        found = "no samples" if place.exists() else "nothing here"
+        raise UserError(f"{path}: {found}. Pass a run folder, an .npz, a folder of images, or a data set.")
     folder = FolderSource(place, count)
     return Subject(folder, folder.warnings)
 
@@ -97,7 +98,8 @@ def is_generator(path: str) -> bool:
 def is_dataset(path: str) -> bool:
     """Something that images are trained on rather than a folder of samples: prepared, tables, digits, remote."""
     place = Path(path).expanduser()
-    return path == "digits" or is_remote(path) or is_packed(place) or find_store(place, "train") is not None
+    stores = any(find_store(place, split) is not None for split in ("train", "test"))
+    return path == "digits" or is_remote(path) or is_packed(place) or stores
 
 
 def only_split(path: str) -> str | None:

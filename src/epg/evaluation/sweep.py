@@ -253,7 +253,7 @@ def run_sweep(
     """
     from epg.evaluation.sweep_report import report
 
-    points = list(axes.grid())
+    points = list(dict.fromkeys(axes.grid()))
     if len(points) < 2:
         raise UserError("epg sweep: give several values of a setting, such as --guidance 1 1.5 2 or --steps 8 16 32")
     if not tolerance > 0:

@@ -33,8 +33,7 @@ def kernel_inception_distance(
     """Unbiased squared MMD with the kernel `(x.y / D + 1)^3`, averaged over random subsets of features (N, D).
 
     The subsets are drawn without replacement, keyed by (seed, side, subset); fewer images than `subset_size` make
-    smaller ones. Raises ValueError for fewer than two images, and for features that
-    are not finite.
+    smaller ones. Raises ValueError for fewer than two images, and for features that are not finite.
     """
     for features in (reference, samples):
         refuse_nonfinite(features)
@@ -44,7 +43,7 @@ def kernel_inception_distance(
     values = []
     for subset in range(subsets):
         x, y = (
-            torch.from_numpy(f[permutation(len(f), seed, "kid", side, subset)[:size]])
+            torch.from_numpy(f[permutation(len(f), seed, "kid", side, subset)[:size]].astype(np.float64))
             for side, f in (("reference", reference), ("samples", samples))
         )
         values.append(_unbiased_mmd(x, y))
