@@ -8,16 +8,16 @@
 # OUT is the folder for results (gpu-results), PYTHON the interpreter (python3). TINY=1 takes networks of milliseconds and
 # the CPU, to try the script.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+script=$(realpath "$0")
+root=$(dirname "$(dirname "$script")")
 mode=${1:-}
 shift || true
-out=${OUT:-gpu-results}
+out=$(realpath -m "${OUT:-gpu-results}")
 python=${PYTHON:-python3}
-mkdir -p "$out"
-export PYTHONPATH="$PWD/src:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export PYTHONPATH="$root/src:$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 tests() {
-  "$python" -m pytest -q -n 0 -p no:cacheprovider -m gpu --durations=5 --tb=short \
+  cd "$root" && "$python" -m pytest -q -n 0 -p no:cacheprovider -m gpu --durations=5 --tb=short \
     tests/test_gpu.py tests/test_randomness.py tests/data/test_augment.py tests/test_generator.py tests/data/test_loader.py
 }
 
@@ -28,19 +28,20 @@ tiny_sample=("${tiny_step[@]:0:12}" --dtype fp32 --device cpu --count 2 --batch-
 step() { # recipe stage batch size
   local more=(--training.batch-size "$3" --compile both)
   [ -n "${TINY:-}" ] && more=("${tiny_step[@]}")
-  "$python" benchmarks/train_step.py "$1" --stage "$2" --blocks 3 --block-steps 5 --warm-up 4 --json "$out/step-$1-$2.json" "${more[@]}"
+  "$python" "$root/benchmarks/train_step.py" "$1" --stage "$2" --blocks 3 --block-steps 5 --warm-up 4 --json "$out/step-$1-$2.json" "${more[@]}"
 }
 
 sample() { # recipe batch size
   local more=(--dtype bf16 --device cuda --compile --batch-size "$2" --count "$2" --rounds 1)
   [ -n "${TINY:-}" ] && more=("${tiny_sample[@]}" --rounds 1)
-  "$python" benchmarks/sample.py "$1" --sampling.guidance 2 --json "$out/sample-$1.json" "${more[@]}"
+  "$python" "$root/benchmarks/sample.py" "$1" --sampling.guidance 2 --json "$out/sample-$1.json" "${more[@]}"
 }
 
 speed() {
   local cases=("$@")
   [ $# = 0 ] && cases=(small rcm-b xl l-consistency xl-sampling)
   for one in "${cases[@]}"; do
+    echo "$one"
     case $one in
       small) step small diffusion 1024 ;;
       photos32) step photos32 diffusion 512 ;;
@@ -56,10 +57,10 @@ speed() {
 pictures() {
   local more=()
   [ -n "${TINY:-}" ] && more=(--tiny --device cpu)
-  "$python" benchmarks/ten_minutes.py --out "$out" "${more[@]}" "$@"
+  "$python" "$root/benchmarks/ten_minutes.py" --out "$out" "${more[@]}" "$@"
 }
 
 case $mode in
-  tests | speed | pictures) "$mode" "$@" ;;
-  *) sed -n '2,9p' "$0" >&2; exit 2 ;;
+  tests | speed | pictures) mkdir -p "$out" && "$mode" "$@" ;;
+  *) sed -n '2,9p' "$script" >&2; exit 2 ;;
 esac

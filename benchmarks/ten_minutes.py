@@ -48,6 +48,7 @@ from epg.loading import load
 from epg.networks import Spectrum
 from epg.objectives.base import normalizer_for
 from epg.pictures import save_grid
+from epg.quickstart.length import at_length
 from epg.randomness import normal
 from epg.runs import open_training_data, prepare_run
 from epg.training.loop import Trainer
@@ -65,7 +66,6 @@ STAGES: dict[Arm, tuple[tuple[Stage, float], ...]] = {
 }
 WARM, TIMED = 12, 20  # steps before timing, compiling included, and timed ones
 MARGIN = 0.97  # of the time that is planned with: the rate is measured, the end is not
-EMA_SHARE = 0.04  # of the steps: the average's memory
 TINY = [
     *("--model.encoder.depth", "1", "--model.encoder.width", "32", "--model.encoder.heads", "2"),
     *("--model.decoder.width", "32", "--model.decoder.heads", "2", "--model.patch-size", "8", "--model.stem", "4"),
@@ -117,16 +117,21 @@ class Study:
         synchronize(self.device)
         return time.perf_counter() - self.started
 
-    def config(self, stage: Stage, **training: Any) -> RunConfig:
-        """The recipe's configuration of a stage, for these images, this device, and as short as it is."""
+    def config(self, stage: Stage, steps: int | None = None) -> RunConfig:
+        """The recipe's configuration of a stage for these images and this device; at its length where one is named."""
         own = self.flags if stage == "diffusion" else [f for f in self.flags if f.startswith("--model.")]
         flags = [*(TINY if self.options.tiny else []), *own]
         if stage == "pretraining":
             flags = without(flags, "--sampling.steps")
         flags += ["--data.source", self.options.data, "--training.device", str(self.device)]
         config = configure(self.options.recipe, stage, flags)
-        quiet = {"preview_every": 0, "checkpoint_every": 10**9, "trackers": [], "log_every": 50}
-        return config.model_copy(update={"training": config.training.model_copy(update={**quiet, **training})})
+        quiet = {"preview_every": 0, "checkpoint_every": 10**9, "trackers": []}
+        if steps is None:
+            return config.model_copy(update={"training": config.training.model_copy(update={**quiet, "steps": 10**6})})
+        config = at_length(config, steps)
+        judged = config.evaluation.model_copy(update={"linear_every": max(1, steps // 8)})
+        training = config.training.model_copy(update=quiet)
+        return check(config.model_copy(update={"training": training, "evaluation": judged}))
 
 
 def without(flags: Sequence[str], name: str) -> list[str]:
@@ -170,11 +175,10 @@ def step_seconds(study: Study, config: RunConfig, encoder: Path | None) -> tuple
 def train_for(study: Study, stage: Stage, seconds: float, folder: Path, encoder: Path | None) -> dict[str, Any]:
     """Trains a stage into a run folder for this time, calibration included. Returns what it did."""
     begun = study.elapsed
-    plain = study.config(stage, steps=10**6)
-    preparing, each = step_seconds(study, plain, encoder)
+    preparing, each = step_seconds(study, study.config(stage), encoder)
     deadline = begun + seconds
     steps = max(20, int(MARGIN * (deadline - study.elapsed - preparing) / each))
-    config = sized(study.config(stage, steps=steps))
+    config = study.config(stage, steps)
     trainer = prepare_run(config, folder, encoder=encoder, dataset=study.train).trainer
 
     def step(batches: Any) -> Any:
@@ -205,23 +209,6 @@ def train_for(study: Study, stage: Stage, seconds: float, folder: Path, encoder:
             if f"{PREFIX}mean" in line
         ],
     }
-
-
-def sized(config: RunConfig) -> RunConfig:
-    """Warm-up, average, judgements and consistency's stages in proportion to the number of steps."""
-    steps = config.training.steps
-    decay = 1 - 1 / max(2.0, EMA_SHARE * steps)
-    training = {"ema": [round(decay, 6)] if config.training.ema else [], "log_every": max(1, min(50, steps // 10))}
-    update: dict[str, Any] = {
-        "optimizer": config.optimizer.model_copy(
-            update={"warmup_steps": min(config.optimizer.warmup_steps, steps // 20)}
-        ),
-        "training": config.training.model_copy(update=training),
-        "evaluation": config.evaluation.model_copy(update={"linear_every": max(1, steps // 8)}),
-    }
-    if config.stage == "consistency":
-        update["objective"] = config.objective.model_copy(update={"d": max(1, steps // 8)})
-    return check(config.model_copy(update=update))
 
 
 # Judging --------------------------------------------------------------------------------------------------------------

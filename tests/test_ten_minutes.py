@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -63,3 +65,14 @@ def test_it_plans_trains_judges_and_ends_in_time(
     }
     assert {file.stem for file in tmp_path.glob("*.png")} == pictures
     assert "FD-EfficientNet" in capsys.readouterr().out
+
+
+def test_gpu_sh_says_what_it_can_do(tmp_path: Path) -> None:
+    script = FILE.with_name("gpu.sh")
+    environment = {**os.environ, "OUT": str(tmp_path / "out"), "PYTHON": sys.executable, "TINY": "1"}
+    usage = subprocess.run([script, "dance"], capture_output=True, text=True, env=environment)
+    assert usage.returncode == 2
+    assert "gpu.sh pictures --data" in usage.stderr
+    wrong = subprocess.run([script, "speed", "everything"], capture_output=True, text=True, env=environment)
+    assert "choose small, photos32" in wrong.stdout
+    assert not any((tmp_path / "out").iterdir())
