@@ -97,6 +97,7 @@ def decode_rates(folder, options):
     store, count = Store(folder), len(Store(folder))
     data = [store.read(i) for i in range(count)]
     dataset = open_dataset(folder, image_size=options.image_size)
+    dataset.seen = np.zeros(-(-len(dataset) // 8), np.uint8)
     dataset._is_due = lambda index: True
     return (
         rate(lambda i: pillow(data[i % count]), options.seconds),

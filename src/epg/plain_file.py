@@ -15,7 +15,7 @@ def open_plain(path: str | bytes | Path) -> BufferedReader:
         os.close(descriptor)
         what = "is a folder" if stat.S_ISDIR(mode) else "is a pipe or a device, not a file"
         raise OSError(errno.EINVAL, what, os.fspath(path))
-    return os.fdopen(descriptor, "rb")
+    return open(path, "rb", opener=lambda *_: descriptor)  # by its path: readers ask the stream for it
 
 
 def read_plain(path: str | Path) -> bytes:

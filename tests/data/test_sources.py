@@ -18,7 +18,8 @@ from PIL import Image
 from tests.data.fake_hub import fake_hub
 from tests.data.photos import encoded, photo, photo_folder
 
-from epg.data.encode import PixelOptions
+from epg.data.dataset import open_dataset
+from epg.data.encode import PixelOptions, decode_stored
 from epg.data.prepare import prepare
 from epg.data.sources import remote
 from epg.data.sources.base import SourceOptions
@@ -350,6 +351,42 @@ def test_tables(tmp_path, name):
         opened(tmp_path / name, image_column="nope")
     prepared = prepare(str(tmp_path / name), tmp_path / "out", PixelOptions(16), workers=1)
     assert prepared.manifest["images"] == 9
+
+
+BYTES = [pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())]
+STRUCTS = [pa.struct([("bytes", kind), ("path", pa.string())]) for kind in BYTES[:3]]
+
+
+@pytest.mark.parametrize("kind", [*BYTES, *STRUCTS], ids=str)
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_images_of_every_type_of_column_and_beside_the_table(tmp_path, name, kind):
+    images = [encoded(photo(number, 16, 16), "PNG") for number in range(4)]
+    values = list(images)
+    if pa.types.is_struct(kind):
+        values = [{"bytes": image, "path": None} for image in images]
+        (tmp_path / "beside").mkdir()
+        (tmp_path / "beside" / "1.png").write_bytes(images[1])
+        values[1] = {"bytes": None, "path": "beside/1.png"}
+    column = pa.array(images).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(values, kind)
+    path = write_table(pa.table({"picture": column}), tmp_path / name)
+    assert [opened(path).read(i) for i in range(4)] == images
+    direct = open_dataset(path, image_size=16)
+    direct.order(0)  # makes the copy that is read at random
+    store = Store(prepare(str(path), tmp_path / "out", PixelOptions(16)).folder)
+    assert all((direct[i][0] == decode_stored(store.read(i), 16, 3)).all() for i in range(4))
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/hostname", "link.png", "gone.png"])
+def test_a_table_cannot_name_images_outside_of_its_folder(tmp_path, path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (tmp_path / "secret.png").write_bytes(encoded(photo(1, 16, 16), "PNG"))
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    column = pa.array([{"bytes": None, "path": path}], STRUCTS[0])
+    table = write_table(pa.table({"picture": column}), folder / "a.parquet")
+    words = "is not there" if path == "gone.png" else "outside of the folder of the table"
+    with pytest.raises(DataError, match=rf"its image (is )?{path}.*{words}|its image {path} {words}"):
+        opened(table).read(0)
 
 
 def test_tables_without_features_take_the_named_label_column(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 from epg.data.sources.archives import open_binary
 from epg.data.sources.base import Images, Overview, Source, SourceOptions, checked
 from epg.data.sources.columns import find_image_column, read_labels
+from epg.data.sources.files import read_file
 from epg.data.sources.kinds import kind_of
 from epg.errors import DataError
 
@@ -81,7 +82,23 @@ class TableSource(Source):
         self.cached.move_to_end(group)
         value = self.cached[group][index - int(self.starts[group])].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None and isinstance(value, dict) and value.get("path"):
+            return self._beside(str(value["path"]))
         return checked(data, self.image_column)
+
+    def _beside(self, path: str) -> bytes:
+        """An image that the table names instead of holding it: a file in the folder of the table or below."""
+        cure = "; store the images in the table (datasets: embed_table_storage, or push_to_hub)"
+        if not self.where:
+            raise DataError(f"its image is another file, {path}, which is not fetched{cure}")
+        folder = Path(self.where).resolve()
+        file = (folder / path).resolve()
+        if not file.is_relative_to(folder):
+            raise DataError(f"its image is {path}, outside of the folder of the table{cure}")
+        try:
+            return read_file(file)
+        except FileNotFoundError:
+            raise DataError(f"its image {path} is not there{cure}") from None
 
     def _read_group(self, group: int) -> Any:
         number, inner = (int(value) for value in self.groups[group])
