@@ -195,7 +195,8 @@ def replacing_folder(folder: Path, foreign: Callable[[Path], str]) -> Iterator[P
 
     Raises OutputError where something else is there, which stays, or nothing can be written; RunLockedError.
     """
-    place = folder.absolute()  # `.` has a name, too
+    place = Path(os.path.abspath(folder))
+    refuse_place(folder)
     with explained(folder):
         place.parent.mkdir(parents=True, exist_ok=True)
         with held(place.with_name(f".{place.name}.lock"), f"--out {folder}", keep=False):
@@ -231,6 +232,13 @@ def explained(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(f"--out {out}: cannot be written ({cause(error)})") from error
+
+
+def refuse_place(folder: Path) -> None:
+    """Raises OutputError where a folder cannot be replaced because this process is in it."""
+    place = Path(os.path.abspath(folder))
+    if place == Path.cwd() or place in Path.cwd().parents:
+        raise OutputError(f"--out {folder}: this command runs inside of it. Choose a new folder.")
 
 
 def refuse_foreign(folder: Path, foreign: Callable[[Path], str]) -> None:

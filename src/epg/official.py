@@ -8,10 +8,12 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from epg import strangers
 from epg.config import RunConfig, Stage
 from epg.errors import ArtefactError, UserError
 from epg.networks.build import build_epg, build_rcm
@@ -20,7 +22,9 @@ from epg.recipe import recipe_names, run_config, stages_of
 from epg.training.artefact import TENSOR_CAP, match, not_finite, pickle_hint, read_tensors
 
 PICKLE_CAP = 16 * 2**20  # bytes of the table of tensors in a .pth
-WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every name
+# What DDP, torch.compile, FSDP and activation checkpointing put into names.
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
 
 # The release's names and ours, first match wins, either way round; {} is a number.
 Names = tuple[tuple[str, str], ...]
@@ -204,8 +208,18 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ArtefactError(f"{path}: no such file")
     weights = read_tensors(path) if path.suffix == ".safetensors" else read_pth(path)
-    wrapper = next((w for w in WRAPPERS if weights and all(key.startswith(w) for key in weights)), "")
-    return {key.removeprefix(wrapper): tensor for key, tensor in weights.items()}
+    names = {key: unwrapped(key) for key in weights if key.rpartition(".")[2] != COUNTER}
+    if len(set(names.values())) < len(names):
+        raise ArtefactError(f"{path}: holds two tensors of one name once {', '.join(sorted(WRAPPERS))} are taken out")
+    found = {name: weights[key] for key, name in names.items()}
+    if what := strangers.weights(found):
+        raise ArtefactError(f"{path}: {what}, not weights of this method. {strangers.TAKEN}.")
+    return found
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what wraps its modules, however deep."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def read_pth(path: Path) -> dict[str, Tensor]:
@@ -218,14 +232,32 @@ def read_pth(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot be read as a state dict of tensors: damaged, or it holds other objects. Nothing in it was "
             "run. If you trust it, load it elsewhere and save the tensors alone with safetensors."
         ) from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ArtefactError(f"{path}: not a state dict (a mapping of names to tensors)")
+    weights = state_dict_in(weights, path)
     for name, tensor in weights.items():
         if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ArtefactError(f"{path}: {name} claims more numbers than the file holds")
-    if name := not_finite(weights):
-        raise ArtefactError(f"{path}: {name} holds values that are not finite; refused")
+    if broken := not_finite(weights):
+        raise ArtefactError(f"{path}: {broken} holds values that are not finite; refused")
     return {str(name): tensor for name, tensor in weights.items()}
+
+
+def state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
+    """The mapping of names to tensors in what a file holds: all of it, or what is called `state_dict` or the like."""
+
+    def is_one(value: object) -> bool:
+        return isinstance(value, dict) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+
+    inside = content.items() if isinstance(content, dict) else ()
+    found: dict[str, Any] = {"": content} if is_one(content) else {str(k): v for k, v in inside if is_one(v)}
+    if len(found) > 1:
+        what = "a DINO checkpoint; it " if {"teacher", "student"} <= found.keys() else ""
+        raise ArtefactError(
+            f"{path}: {what}holds several state dicts ({', '.join(found)}). Save the one that you mean by itself."
+        )
+    if not found:
+        raise ArtefactError(f"{path}: not a state dict (a mapping of names to tensors)")
+    (one,) = found.values()
+    return dict(one)
 
 
 def check_archive(path: Path) -> None:

@@ -14,7 +14,7 @@ from epg.data.dataset import CachedDataset, ImageDataset, open_dataset
 from epg.data.rules import PixelRules
 from epg.data.subset import subset
 from epg.distributed import failing_together, processes, rank, world_size
-from epg.errors import OutputError, UserError, cause
+from epg.errors import ArtefactError, OutputError, UserError, cause
 from epg.files import replace_text
 from epg.loading import generator_of
 from epg.networks import EPG, Spectrum
@@ -26,6 +26,7 @@ from epg.objectives.pretraining import Pretraining
 from epg.pictures import save_grid, views_picture
 from epg.randomness import weights_seed
 from epg.training import export
+from epg.training.artefact import read_json
 from epg.training.checkpoint import listing
 from epg.training.handover import EncoderWeights, hand_over, read_encoder, report
 from epg.training.lock import locked
@@ -217,9 +218,14 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def handed_over(folder: Path) -> Path | None:
-    """Where the encoder came from that the run in a folder began with."""
+    """Where the encoder came from that the run in a folder began with. Raises ArtefactError for a damaged record."""
     file = folder / "handover.json"
-    return Path(json.loads(file.read_text())["source"]) if file.is_file() else None
+    if not file.is_file():
+        return None
+    source = read_json(file)[0].get("source")
+    if not isinstance(source, str):
+        raise ArtefactError(f"{file}: damaged; it must name the source of the encoder. Pass --encoder again.")
+    return Path(source)
 
 
 def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset):  # type: ignore[no-untyped-def]

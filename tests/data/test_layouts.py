@@ -55,7 +55,7 @@ def prepared(capsys, source, out, *flags):
 @pytest.mark.parametrize(
     ("train", "test"),
     [("train", "valid"), ("Train", "Test"), ("training", "testing"), ("TRAIN", "VAL"), ("train", "dev"), ("trn", "tst"),
-     ("train2017", "val2017"), ("seg_train", "seg_test"), ("DIV2K_train_HR", "DIV2K_valid_HR"), 
+     ("train2017", "val2017"), ("seg_train", "seg_test"), ("DIV2K_train_HR", "DIV2K_valid_HR"),
      ("imagesTrain", "imagesTest"), ("train_images", "eval_images"), ("Training Data", "Validation Data")],
 )  # fmt: skip
 def test_splits_in_any_spelling(tmp_path, train, test):

@@ -117,10 +117,6 @@ def run_inspect(
     _refuse_sheet_within(sheet, dataset)
     with progress_bar(console, "inspecting") as progress:
         found = inspect_dataset(dataset, options=options, pixels=pixels, workers=count, progress=progress)
-    _show(console, found, dataset)
-    if not is_store(Path(dataset)):
-        text = "Every image was decoded. Damage that still decodes shows only in a prepared set (--verify)."
-        console.print(text, soft_wrap=True)
     try:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(found).save(sheet, "PNG")
@@ -128,6 +124,10 @@ def run_inspect(
             report.write_text(json.dumps(_as_json(found), indent=1))
     except OSError as error:
         raise OutputError(f"{error.filename or sheet}: cannot be written ({cause(error)})") from error
+    _show(console, found, dataset)
+    if not is_store(Path(dataset)):
+        text = "Every image was decoded. Damage that still decodes shows only in a prepared set (--verify)."
+        console.print(text, soft_wrap=True)
     console.print(f"Contact sheet: {sheet}", soft_wrap=True)
     return found
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from epg import files
+from epg import files, strangers
 from epg.errors import ArtefactError, OutputError
 from epg.training.artefact import (
     fingerprint,
@@ -283,6 +283,7 @@ def find(path: str | Path) -> Checkpoint:
         return read(path)
     found = newest(path / "checkpoints") if (path / "checkpoints").is_dir() else None
     if found is None:
+        strangers.refuse_folder(path)
         raise ArtefactError(
             f"{path}: no checkpoint here. Pass a run folder or a folder checkpoints/step-... in one."
             + pickle_hint(path)

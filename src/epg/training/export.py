@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from epg import files, seal
+from epg import files, seal, strangers
 from epg.config import RunConfig, parse
 from epg.errors import ArtefactError, UserError
 from epg.training.artefact import check_header, read_json, read_tensors, size_of, write_json, write_tensors
@@ -161,6 +161,14 @@ def is_export(path: Path) -> bool:
     return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a folder has a configuration of ours, damaged or not."""
+    try:
+        return "format" in read_json(path / CONFIG)[0]
+    except ArtefactError:
+        return (path / CONFIG).is_file()
+
+
 def read(path: Path) -> Export:
     """An export folder, after comparing settings and weights with the seal. Raises ArtefactError."""
     content, _ = read_json(path / CONFIG)
@@ -176,11 +184,8 @@ def read(path: Path) -> Export:
 
 def parsed(path: Path, content: Mapping[str, Any]) -> Export:
     """What `config.json` says, every field accounted for. Raises ArtefactError."""
-    if {"model_type", "architectures"} & content.keys() and "format" not in content:
-        raise ArtefactError(
-            f"{path}: a transformers model of type {content.get('model_type')}, not an export of epg. Here go runs of "
-            "`epg pretrain` or `epg finetune`, their exports, and the authors' files."
-        )
+    if "format" not in content:
+        strangers.refuse_folder(path)
     if content.get("format") != FORMAT:
         raise ArtefactError(
             f"{path / CONFIG}: format {content.get('format')!r}; this version reads {FORMAT}. "

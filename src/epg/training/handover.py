@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from epg import strangers
 from epg.config import RunConfig, parse
 from epg.errors import ArtefactError
 from epg.official import RCM_NAMES, read_state_dict, rename
@@ -32,6 +33,8 @@ def read_encoder(path: Path, config: RunConfig) -> EncoderWeights:
     if path.is_file():
         renamed = {rename(name, RCM_NAMES): tensor for name, tensor in read_state_dict(path).items()}
         return split(path, renamed, "encoder.")
+    if not (path / "checkpoints").is_dir() and not export.is_ours(path):
+        strangers.refuse_folder(path, "--encoder takes runs of `epg pretrain`, their exports, and the authors' files")
     if export.is_export(path):
         exported = export.read(path)
         trained, source, tensors, prefix = exported.config, exported.path, exported.tensors, "encoder."
