@@ -31,7 +31,7 @@ def unsealed(content: Mapping[str, Any]) -> dict[str, Any]:
 def settings_in(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Dotted name and short hash of every setting; names that begin with an underscore are other programs' notes."""
     for name, value in content.items():
-        if name.startswith("_"):
+        if name.startswith("_") or name == "quantization_config":  # which diffusers puts in while it loads
             continue
         if isinstance(value, Mapping) and 0 < len(value) <= LARGEST_GROUP:
             yield from settings_in(value, f"{prefix}{name}.")

@@ -169,7 +169,7 @@ class EPGModel(EPG, ModelMixin, ConfigMixin):
             return super().to(*args, **kwargs)
         if device is not None:
             super().to(device)
-        super().to(torch.float32)
+        nn.Module.to(self, torch.float32)
         to_half_precision(self, dtype)
         return self
 
