@@ -169,7 +169,7 @@ class EPGModel(EPG, ModelMixin, ConfigMixin):
             return super().to(*args, **kwargs)
         if device is not None:
             super().to(device)
-        nn.Module.to(self, torch.float32)
+        torch.nn.Module.to(self, torch.float32)
         to_half_precision(self, dtype)
         return self
 
