@@ -9,6 +9,7 @@ by the clock. Into `--out` go grids of samples (guidance 1 and 2), beside each s
 runs' logs, and `ten_minutes.json`: denoising errors relative to the best linear denoiser's, and FD-EfficientNet against
 the training images, of the samples, of the untrained class-wise Gaussian (the linear part alone), and of real test
 images (the floor), all of equal counts. Any flag of the recipe's diffusion stage works (`--optimizer.kind adamw`).
+`--judge RUN` does the second half for a run that exists.
 """
 
 import contextlib
@@ -44,7 +45,7 @@ from epg.evaluation.metrics.manifolds import Manifold
 from epg.evaluation.nearest import nearest
 from epg.evaluation.sources import TensorSource
 from epg.generator import Generator
-from epg.loading import load
+from epg.loading import load, read
 from epg.networks import Spectrum
 from epg.objectives.base import normalizer_for
 from epg.pictures import save_grid
@@ -84,6 +85,8 @@ class Options:
     """For everything."""
     out: Path = Path("ten-minutes")
     arms: tuple[Arm, ...] = ("pretrained", "scratch")
+    judge: tuple[Path, ...] = ()
+    """Judge these runs instead of training."""
     recipe: str = "photos32"
     samples: int = 5000
     """Of each generator, for its distance; as many real and Gaussian images."""
@@ -203,12 +206,28 @@ def train_for(study: Study, stage: Stage, seconds: float, folder: Path, encoder:
         "images_per_second": rate,
         "mfu": rate * flops / peak_flops(study.device, config.training.precision),
         "loss": log[-1]["loss"] if log else None,
-        "linear": [
-            {"step": line["step"], **{k.removeprefix(PREFIX): v for k, v in line.items() if k.startswith(PREFIX)}}
-            for line in log
-            if f"{PREFIX}mean" in line
-        ],
+        "linear": judgements(folder),
     }
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    """What a run of the command line did."""
+    trained = read(run)
+    return {
+        "stage": trained.config.stage,
+        "steps": trained.step,
+        "batch_size": trained.config.training.batch_size,
+        "linear": judgements(run),
+    }
+
+
+def judgements(run: Path) -> list[dict[str, float]]:
+    """Errors relative to the best linear denoiser's in the log of a run, by noise level."""
+    lines = [line for line in read_log(run) if f"{PREFIX}mean" in line]
+    return [
+        {"step": line["step"], **{k.removeprefix(PREFIX): v for k, v in line.items() if k.startswith(PREFIX)}}
+        for line in lines
+    ]
 
 
 # Judging --------------------------------------------------------------------------------------------------------------
@@ -281,53 +300,58 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study = Study(options, flags)
     options.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {
-        "options": {**dataclasses.asdict(options), "out": options.out.name, "data": Path(options.data).name},
+        "options": {
+            **dataclasses.asdict(options),
+            "out": options.out.name,
+            "data": Path(options.data).name,
+            "judge": [run.name for run in options.judge],
+        },
         "flags": flags,
         "device": torch.cuda.get_device_name(study.device) if study.device.type == "cuda" else str(study.device),
         "torch": torch.__version__,
         "opening_seconds": study.elapsed,
         "arms": {},
     }
-    judge = None
-    if options.features == "efficientnet":
-        judge = Judge(study, open_extractor(choices(["efficientnet"])[0], device=study.device))
-        real = images_and_labels(study.test, np.linspace(0, len(study.test) - 1, study.count).astype(np.int64))[0]
-        before = study.elapsed
-        found["real"], found["gaussian"] = judge(real), judge(gaussian := gaussian_images(study))
-        found["judging_seconds"] = (study.elapsed - before) / 2
-        save_by_class(gaussian, study.labels, options.out / "gaussian.png")
+    judge = baselines(study, found) if options.features == "efficientnet" else None
+    for run in options.judge:
+        found["arms"][run.name] = {"stages": [recorded(run)], **examine(study, load(run), run.name, judge)}
+        save(study, found)
     # Drawing takes about as long as judging; half a minute is for checkpoints and pictures.
-    reserve = (4 * found.get("judging_seconds", 0.0) + min(15.0, options.seconds / 20)) * len(options.arms)
-    share = max(0.0, options.seconds - study.elapsed - reserve) / len(options.arms)
-    for arm in options.arms:
+    arms = () if options.judge else options.arms
+    reserve = (4 * found.get("judging_seconds", 0.0) + min(15.0, options.seconds / 20)) * len(arms)
+    share = max(0.0, options.seconds - study.elapsed - reserve) / max(1, len(arms))
+    for arm in arms:
         stages, encoder = [], None
         for stage, part in STAGES[arm]:
             folder = Path(tempfile.mkdtemp(prefix=f"{arm}-{stage}-"))
             stages.append(train_for(study, stage, part * share, folder, encoder))
             encoder = folder
-        begun = study.elapsed
         found["arms"][arm] = {"stages": stages, **examine(study, load(folder), arm, judge)}
-        found["arms"][arm]["examining_seconds"] = study.elapsed - begun
-        found["seconds"] = study.elapsed
-        (options.out / "ten_minutes.json").write_text(json.dumps(found, indent=1))
+        save(study, found)
     show(found)
+
+
+def baselines(study: Study, found: dict[str, Any]) -> Judge:
+    """The judge, and what it says of real images and of the class-wise Gaussian's."""
+    judge = Judge(study, open_extractor(choices(["efficientnet"])[0], device=study.device))
+    real = images_and_labels(study.test, np.linspace(0, len(study.test) - 1, study.count).astype(np.int64))[0]
+    gaussian, before = gaussian_images(study), study.elapsed
+    found["real"], found["gaussian"] = judge(real), judge(gaussian)
+    found["judging_seconds"] = (study.elapsed - before) / 2
+    save_by_class(gaussian, study.labels, study.options.out / "gaussian.png")
+    return judge
+
+
+def save(study: Study, found: dict[str, Any]) -> None:
+    found["seconds"] = study.elapsed
+    (study.options.out / "ten_minutes.json").write_text(json.dumps(found, indent=1))
 
 
 def show(found: dict[str, Any]) -> None:
     """The table."""
     title = f"{found['seconds']:.0f} s on {found['device']}, torch {found['torch']}"
-    table = Table(
-        "",
-        "steps x batch",
-        "step",
-        "MFU",
-        "error / linear",
-        "guidance",
-        "FD-EfficientNet",
-        "precision",
-        "recall",
-        title=title,
-    )
+    columns = ["steps x batch", "step", "MFU", "error / linear", "guidance", "FD-EfficientNet", "precision", "recall"]
+    table = Table("", *columns, title=title)
 
     def numbers(of: dict[str, float]) -> list[str]:
         return [f"{of['fd_efficientnet']:.1f}", f"{of['precision']:.2f}", f"{of['recall']:.2f}"] if of else [""] * 3
@@ -339,9 +363,8 @@ def show(found: dict[str, Any]) -> None:
         for stage in results["stages"]:
             linear = " ".join(f"{v:.3f}" for k, v in (stage["linear"] or [{}])[-1].items() if k != "step")
             size = f"{stage['steps']:,} x {stage['batch_size']}"
-            table.add_row(
-                f"{arm}: {stage['stage']}", size, f"{1e3 * stage['step_seconds']:.1f} ms", f"{stage['mfu']:.0%}", linear
-            )
+            speed = [f"{1e3 * stage['step_seconds']:.1f} ms", f"{stage['mfu']:.0%}"] if "mfu" in stage else ["", ""]
+            table.add_row(f"{arm}: {stage['stage']}", size, *speed, linear)
         for key, value in results.items():
             if key.startswith("guidance"):
                 table.add_row(arm, "", "", "", "", key.removeprefix("guidance "), *numbers(value))

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from epg.cli import main
+
 FILE = Path(__file__).parent.parent / "benchmarks" / "ten_minutes.py"
 
 
@@ -65,6 +67,21 @@ def test_it_plans_trains_judges_and_ends_in_time(
     }
     assert {file.stem for file in tmp_path.glob("*.png")} == pictures
     assert "FD-EfficientNet" in capsys.readouterr().out
+
+
+def test_a_run_that_exists_is_judged(benchmark: ModuleType, data: Path, tmp_path: Path) -> None:
+    command = ["finetune", "photos32", "--from-scratch", "--data.source", str(data), "--training.steps", "2"]
+    command += [*benchmark.TINY, "--evaluation.linear-every", "2", "--training.batch-size", "8"]
+    assert main([*command, "--training.preview-every", "0", "--out", str(tmp_path / "run")]) == 0
+    options = ["--device", "cpu", "--samples", "4", "--features", "none", "--out", str(tmp_path / "judged")]
+    benchmark.main(["--data", str(data), "--judge", str(tmp_path / "run"), *options, "--tiny"])
+    found = json.loads((tmp_path / "judged" / "ten_minutes.json").read_text())["arms"]["run"]
+    assert [(stage["steps"], stage["linear"][-1]["step"]) for stage in found["stages"]] == [(2, 2)]
+    assert {file.stem for file in (tmp_path / "judged").glob("*.png")} == {
+        "run-guidance-1",
+        "run-guidance-2",
+        "run-nearest",
+    }
 
 
 def test_gpu_sh_says_what_it_can_do(tmp_path: Path) -> None:
