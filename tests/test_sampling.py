@@ -1,7 +1,6 @@
 """`epg sample`: what lands in the folder, and which requests are refused."""
 
 import json
-import time
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from epg.errors import ArtefactError, DivergedError, OutputError, UserError
 from epg.loading import load
 from epg.sampling import Request, changed, class_numbers, write_samples
 from epg.sampling.files import png, write_npz
-from epg.sampling.progress import Meter
 from epg.training.checkpoint import read
 from tests.generators import levels_apart, save_export, save_run
 from tests.helpers import tiny_config
@@ -334,21 +332,6 @@ def test_values_that_are_not_finite_are_no_images(run, tmp_path, monkeypatch):
     with pytest.raises(DivergedError, match="images 0 to 1: values that are not finite"):
         sample(run, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.png"))
-
-
-# Progress -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):
-    monkeypatch.setattr("epg.sampling.progress.LINE_EVERY", 0.0)
-    with Meter(1000, 200, share=2) as meter:
-        time.sleep(0.02)
-        meter.add(50)
-    assert capsys.readouterr().err.startswith("300 of 1,000 images, ")
-    assert 0 < meter.rate <= 100 / 0.02
-    with Meter(10, 0, show=False) as quiet:
-        quiet.add(5)
-    assert capsys.readouterr().err == ""
 
 
 # Consistency models ---------------------------------------------------------------------------------------------------

@@ -2,17 +2,13 @@
 
 import json
 import os
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from epg.data.classes import classes_line
 from epg.data.duplicates import Groups
@@ -27,9 +23,9 @@ from epg.data.sources.base import SourceOptions
 from epg.data.sources.kinds import SHEET
 from epg.data.store import REPORT_FILE, is_store
 from epg.errors import DataError, OutputError, UserError, cause
+from epg.progress import reporting
 
 SHOWN = 8
-QUIET_LINE_S = 30.0  # between lines of progress where the output is no terminal
 
 
 def run_prepare(
@@ -47,7 +43,7 @@ def run_prepare(
     console = Console(highlight=False)
     if on_error not in ("skip", "fail"):
         raise UserError(f"--on-error {on_error}: choose skip or fail")
-    with progress_bar(console, "preparing") as progress:
+    with counting("preparing") as progress:
         done = prepare(
             source,
             out,
@@ -79,7 +75,7 @@ def run_prepare(
     if parquet is not None:
         from epg.data.export import write_parquet
 
-        with progress_bar(console, "writing parquet") as progress:
+        with counting("writing parquet") as progress:
             files = write_parquet(out, parquet, progress)
         console.print(
             f"{len(files)} parquet files in {parquet}; upload with: hf upload USER/NAME {parquet} --repo-type dataset",
@@ -107,7 +103,7 @@ def run_inspect(
     if verify:
         if not is_store(Path(dataset)):
             raise UserError(f"--verify: {dataset} is no prepared set, so nothing is known about its images to compare")
-        with progress_bar(console, "verifying") as progress:
+        with counting("verifying") as progress:
             problems = verify_store(Path(dataset), count, progress)
         for line in problems:
             console.print(line, markup=False, soft_wrap=True)
@@ -115,7 +111,7 @@ def run_inspect(
             raise DataError(f"{dataset}: {len(problems)} differences from what was prepared (listed above)")
         console.print("Every image and file is as it was prepared.")
     _refuse_sheet_within(sheet, dataset)
-    with progress_bar(console, "inspecting") as progress:
+    with counting("inspecting") as progress:
         found = inspect_dataset(dataset, options=options, pixels=pixels, workers=count, progress=progress)
     try:
         sheet.parent.mkdir(parents=True, exist_ok=True)
@@ -152,51 +148,18 @@ def zip_classes(classes: list[tuple[str, int]]) -> tuple[list[str], list[int]]:
     return [name for name, _ in classes], [count for _, count in classes]
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.0f} images/s" if task.speed else "- images/s")
-
-
 @contextmanager
-def progress_bar(console: Console, what: str) -> Iterator[Report]:
-    """A bar with images/s and the time left; lines now and then where the output is no terminal."""
-    if not console.is_terminal:
-        yield _Lines(what)
-        return
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()]
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(what, total=None)
-        started = False
+def counting(what: str) -> Iterator[Report]:
+    """A display for what reports how many more are done, of so many in all; the first report is an earlier run's."""
+    done = 0
+    with reporting(what) as report:
 
-        def report(items: int, total: int) -> None:
-            nonlocal started
-            if started:
-                bar.update(task, advance=items)
-            else:  # what an earlier run did must not count into images/s
-                bar.reset(task, completed=items, total=total)
-            started = True
+        def more(items: int, total: int) -> None:
+            nonlocal done
+            done += items
+            report(done, total)
 
-        yield report
-
-
-class _Lines:
-    """Progress for log files."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.start = self.last = time.monotonic()
-        self.first: int | None = None
-        self.done = 0
-
-    def __call__(self, items: int, total: int) -> None:
-        self.done += items
-        self.first = self.done if self.first is None else self.first
-        now = time.monotonic()
-        if now - self.last >= QUIET_LINE_S:
-            self.last = now
-            rate = max(1e-9, (self.done - self.first) / (now - self.start))
-            eta = (total - self.done) / rate
-            print(f"{self.what}: {self.done}/{total}, {rate:.0f} images/s, {eta / 60:.0f} min left", file=sys.stderr)
+        yield more
 
 
 def _show(console: Console, found: Inspection, dataset: str) -> None:

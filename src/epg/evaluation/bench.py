@@ -1,14 +1,13 @@
 """What samples are judged with: features, reference and metrics, opened once for any number of judgements."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch.distributed as dist
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from epg import progress
 from epg.config import DataConfig
 from epg.data.base import ImageDataset, NoSplitError
 from epg.distributed import failing_together, rank, world_size
@@ -217,7 +216,7 @@ def open_extractors(
     device = pick_device(options.device)
     extractors = []
     for choice in chosen:
-        with reporting(f"training a {choice.name}") as report:
+        with reporting(f"training a {choice.name}", images=0) as report:
             extractors.append(open_extractor(choice, labelled, ema=ema, device=device, on_progress=report))
     return extractors
 
@@ -285,16 +284,6 @@ def _floors(
     return floors
 
 
-@contextmanager
-def reporting(what: str) -> Iterator[Report]:
-    """A progress bar of the first process, which appears with the first report; nothing where it is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, disable=rank() != 0 or not console.is_terminal)
-    task = bar.add_task(what, total=None, visible=False)
-
-    def report(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total, visible=True)
-
-    with bar:
-        yield report
+def reporting(what: str, images: int = 1) -> AbstractContextManager[Report]:
+    """The progress of the first process, which appears with the first report; `images` as for `Display`."""
+    return progress.reporting(what, images, show=rank() == 0)

@@ -50,7 +50,7 @@ def run_denoising(
         images.follow(tuple(model.class_names), "the model")
     sources = [some_of(s, name, count) for s, name in zip(sets, ("train", "held out"), strict=True)]
     total = sum(source.count for source in sources)
-    with reporting("denoising") as report:
+    with reporting("denoising", images=0) as report:
         first = squared_errors(model, sources[0], grid, "train", seed, lambda done: report(done, total))
         before = sources[0].count
         second = squared_errors(model, sources[1], grid, "held out", seed, lambda done: report(before + done, total))

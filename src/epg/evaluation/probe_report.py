@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from epg.data.base import ImageDataset, NoSplitError
@@ -15,6 +14,7 @@ from epg.errors import UserError
 from epg.evaluation.noisy_features import NoisyEncoder, Pool, open_encoder
 from epg.evaluation.output import analysis_folder, new_figure, save_figure, write_json
 from epg.evaluation.probe import LEVELS, LINEAR, TRANSFERRED, VOTE, Accuracy, probe, take
+from epg.progress import reporting
 from epg.randomness import permutation
 from epg.runs import open_training_data
 from epg.training.parallel import pick_device
@@ -50,8 +50,7 @@ def run_probe(
     encoder = open_encoder(path, recipe=recipe, ema=ema, device=pick_device(device))
     source = data or encoder.config.data.source
     train, test = labelled_splits(encoder, source, seed)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("probing")
+    with reporting("probing", images=0) as report:
         results = probe(
             encoder,
             take(train, train_count, "train", seed),
@@ -59,7 +58,7 @@ def run_probe(
             levels=levels,
             pool=pool,
             seed=seed,
-            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            on_progress=report,
         )
     out = out or analysis_folder(path)
     settings = {

@@ -18,10 +18,10 @@ from epg.distributed import rank, world_size
 from epg.errors import DivergedError, UserError
 from epg.generator import Generator
 from epg.pictures import grid
+from epg.progress import Display
 from epg.sampling.animation import save_animation, trajectory
 from epg.sampling.files import images_in_npz, png, read_pngs, replace_file, write_npz, writing
 from epg.sampling.folder import RECORD, SampleFolder
-from epg.sampling.progress import Meter
 from epg.sampling.settings import Request, changed, check_guide, columns_for, label_kind
 from epg.training.artefact import digest_of
 from epg.training.parallel import pick_device, transformer_blocks
@@ -96,9 +96,13 @@ class Job:
         request, missing = self.request, set(self.folder.missing(self.request.count))
         if not missing:
             return 0.0
-        meter = Meter(request.count, request.count - len(missing), world_size(), show=rank() == 0)
+        shown = Display("sampling", request.count, request.count - len(missing), show=rank() == 0)
+
+        def count(written: int) -> None:  # this process's share of what all of them have
+            shown.advance(min(request.count, shown.done + written * world_size()))
+
         pending = deque[Future[int]]()
-        with meter, ThreadPoolExecutor(WRITERS) as pool:
+        with shown, ThreadPoolExecutor(WRITERS) as pool:
             for start in range(0, request.count, request.batch_size)[rank() :: world_size()]:
                 indices = range(start, min(start + request.batch_size, request.count))
                 wanted = [i for i in indices if i in missing]
@@ -106,10 +110,10 @@ class Job:
                     continue
                 pending.append(pool.submit(self.write, *self.draw_batch(indices), start, wanted))
                 if len(pending) > WRITERS:  # a GPU is ahead of the files by so many batches at most
-                    meter.add(pending.popleft().result())
+                    count(pending.popleft().result())
             for written in pending:
-                meter.add(written.result())
-        return meter.rate
+                count(written.result())
+        return shown.rate
 
     def draw_batch(self, indices: range) -> tuple[Tensor, Tensor]:
         """uint8 (N, C, H, W) and whether all values are finite, both still on the device."""

@@ -4,21 +4,17 @@ import contextlib
 import importlib.util
 import json
 import os
-import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import IO, Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from epg.config import RunConfig
 from epg.distributed import rank
 from epg.errors import OutputError, UserError
 from epg.files import replace_text
+from epg.progress import Display
 
 Numbers = dict[str, float]
 
@@ -156,39 +152,27 @@ def tracker_id(folder: Path) -> str:
 
 
 class TerminalTracker:
-    """A progress bar with the newest numbers on a terminal, plain lines elsewhere."""
+    """The newest numbers on the terminal, losses first; plain lines elsewhere."""
 
-    def __init__(self, title: str, total: int, resumed_at: int) -> None:
-        self.title, self.total = title, total
-        self.console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task(title, total=total, completed=resumed_at, numbers="")
-        self.bar.start()
+    def __init__(self, config: RunConfig, resumed_at: int) -> None:
+        training = config.training
+        self.display = Display(config.stage, training.steps, resumed_at, images=training.batch_size)
+        self.display.start()
 
     def advance(self, step: int) -> None:
-        self.bar.update(self.task, completed=step)
+        self.display.advance(step)
 
     def log(self, step: int, numbers: Numbers) -> None:
-        shown = {name: value for name, value in numbers.items() if "/" not in name and name != "eta_seconds"}
-        text = " ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        self.bar.update(self.task, completed=step, numbers=text)
-        if not self.console.is_terminal:
-            eta = timedelta(seconds=round(numbers.get("eta_seconds", 0)))
-            print(f"{self.title} {step}/{self.total} {text} eta {eta}", file=sys.stderr, flush=True)
+        elsewhere = ("eta_seconds", "images_per_second")
+        shown = {name: value for name, value in numbers.items() if "/" not in name and name not in elsewhere}
+        self.display.advance(step)
+        self.display.tell(shown, numbers.get("images_per_second"))
 
     def picture(self, step: int, file: Path) -> None:
         pass
 
     def close(self) -> None:
-        self.bar.stop()
+        self.display.close()
 
 
 class Trackers:
@@ -258,7 +242,7 @@ def open_trackers(config: RunConfig, folder: Path, resumed_at: int) -> Iterator[
         log = JSONLTracker(folder, resumed_at)
     except OSError as error:
         raise OutputError(f"{folder / 'log.jsonl'}: cannot be written ({error.strerror})") from error
-    terminal = TerminalTracker(config.stage, config.training.steps, resumed_at)
+    terminal = TerminalTracker(config, resumed_at)
     chosen: list[Tracker] = [log, terminal]
     trackers = Trackers(chosen, terminal)
     try:
