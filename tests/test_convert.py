@@ -263,6 +263,7 @@ def test_onnx(one_step, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     epg("convert", one_step, "--out", tmp_path / "one.onnx", "--to", "onnx")
     assert "differs from PyTorch by at most" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["one.onnx"]  # no second file beside it
     session = onnxruntime.InferenceSession(str(tmp_path / "one.onnx"))
     assert [i.name for i in session.get_inputs()] == ["noise", "labels"]
     noise, labels, images = expected_images(5)
