@@ -165,8 +165,7 @@ def check_target(target: Target, out: Path, found: Trained | pipeline.Saved, pus
         for name in (out, out.with_name(f"{out.name}.data")):  # where ONNX puts more than 2 GB
             files.refuse_existing(name)
     else:
-        files.refuse_place(out)
-        files.refuse_foreign(out, foreign)
+        files.refuse_foreign(files.place_of(out), foreign)
     if isinstance(found, Trained) and found.config.stage == "pretraining" and target not in ("weights", "release"):
         raise UserError(f"--to {target}: an encoder cannot sample; it can become weights or release")
 

@@ -188,29 +188,51 @@ def replace_text(file: Path, text: str) -> None:
 
 @contextmanager
 def replacing_folder(folder: Path, foreign: Callable[[Path], str]) -> Iterator[Path]:
-    """Gives a new folder beside `folder`, which takes its place when the block ends well; one process at a time.
+    """Gives a new folder, which takes the place of `folder` when the block ends well; one process at a time.
+
+    An empty folder that is there stays the one that it is, as it may be mounted, and is filled.
 
     Args:
         foreign: says why a folder that is there is not, all of it, what we wrote; "" where it is.
 
     Raises OutputError where something else is there, which stays, or nothing can be written; RunLockedError.
     """
-    place = Path(os.path.abspath(folder))
-    refuse_place(folder)
+    place = place_of(folder)
     with explained(folder):
         place.parent.mkdir(parents=True, exist_ok=True)
         with held(place.with_name(f".{place.name}.lock"), f"--out {folder}", keep=False):
             clear_rests(place.parent, place.name)
             refuse_foreign(place, foreign)
-            temporary = hidden(place, "tmp")
+            fill = place.is_dir() and not left_in(place)
+            temporary = hidden(place / place.name if fill else place, "tmp")
             try:
                 temporary.mkdir()
                 yield temporary
-                refuse_foreign(place, foreign)  # the block may have taken long
                 sync_folder(temporary)
-                swap(temporary, place)
+                if fill:
+                    for entry in sorted(temporary.iterdir(), key=lambda path: path.suffix == ".json"):  # the seal last
+                        refuse_existing(place / entry.name)
+                        rename(entry, place / entry.name)
+                    sync_folder(place)
+                else:
+                    refuse_foreign(place, foreign)  # the block may have taken long
+                    swap(temporary, place)
             finally:
                 remove(temporary)
+
+
+def place_of(folder: Path) -> Path:
+    """Where a folder really is. Raises OutputError where it cannot be replaced because this process is in it."""
+    place = Path(os.path.realpath(folder))
+    if place == Path.cwd() or place in Path.cwd().parents:
+        raise OutputError(f"--out {folder}: this command runs inside of it. Choose a new folder.")
+    return place
+
+
+def left_in(folder: Path) -> list[Path]:
+    """What is in a folder once what killed processes left there of filling it is removed. Raises OSError."""
+    clear_rests(folder, folder.name)
+    return list(folder.iterdir())
 
 
 def swap(temporary: Path, folder: Path) -> None:
@@ -234,20 +256,13 @@ def explained(out: Path) -> Iterator[None]:
         raise OutputError(f"--out {out}: cannot be written ({cause(error)})") from error
 
 
-def refuse_place(folder: Path) -> None:
-    """Raises OutputError where a folder cannot be replaced because this process is in it."""
-    place = Path(os.path.abspath(folder))
-    if place == Path.cwd() or place in Path.cwd().parents:
-        raise OutputError(f"--out {folder}: this command runs inside of it. Choose a new folder.")
-
-
 def refuse_foreign(folder: Path, foreign: Callable[[Path], str]) -> None:
     """Raises OutputError where `folder` is there and holds anything that we did not write."""
     if not os.path.lexists(folder):
         return
-    if folder.is_symlink() or not folder.is_dir():
+    if not folder.is_dir():
         raise OutputError(f"--out {folder}: is not a folder. Choose another place.")
-    if any(folder.iterdir()) and (why := foreign(folder)):
+    if not all(HIDDEN.fullmatch(path.name) for path in folder.iterdir()) and (why := foreign(folder)):
         raise OutputError(f"--out {folder}: {why}. Nothing in it was touched; choose a new folder.")
 
 

@@ -221,3 +221,21 @@ def test_many_processes_take_turns(tmp_path: Path) -> None:
     others = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(4)]
     assert [other.wait(60) for other in others] == [0] * 4
     assert (tmp_path / "n").read_text() == "120"
+
+
+def test_an_empty_folder_is_filled_and_a_link_followed(inputs: Path, tmp_path: Path) -> None:
+    """It may be mounted, or have the permissions that somebody gave it; what a killed process left there goes."""
+    out, link = tmp_path / "mounted", tmp_path / "link"
+    out.mkdir()
+    (out / ".mounted.epg-0123abcd.tmp").mkdir()
+    link.symlink_to(out)
+    number = out.stat().st_ino
+    assert run("weights", inputs, link) == 0
+    assert out.stat().st_ino == number
+    assert link.is_symlink()
+    assert export.read(out).step == 10
+    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "README.md", "recipe.yaml"}
+    assert run("weights", inputs, link) == 0  # over itself
+    assert link.is_symlink()
+    assert export.read(out).step == 10
+    assert {path.name for path in tmp_path.iterdir()} == {"mounted", "link"}
