@@ -18,6 +18,10 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def tiny_config(stage: str = "diffusion", **changes: Any) -> RunConfig:
+    return parse(tiny_content(stage, **changes), "tiny")
+
+
+def tiny_content(stage: str = "diffusion", **changes: Any) -> dict[str, Any]:
     """8x8 grey images, three classes, two blocks of width 16 and 24. `changes` are laid over it section by section."""
     base = {
         "recipe": "tiny",
@@ -36,7 +40,7 @@ def tiny_config(stage: str = "diffusion", **changes: Any) -> RunConfig:
         "training": {"batch_size": 32, "steps": 100, "ema": [] if stage == "pretraining" else [0.9]},
         "sampling": {"sampler": "one_step" if stage == "consistency" else "heun", "steps": 4},
     }
-    return parse(merge(base, changes), "tiny")
+    return merge(base, changes)
 
 
 def golden_recipe(stage: str) -> dict[str, Any]:

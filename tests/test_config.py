@@ -7,8 +7,8 @@ from epg.config import STAGES, AffineViewsConfig, MocoViewsConfig, RunConfig, pa
 from epg.cost import epg_cost
 from epg.errors import UserError
 from epg.recipe import merge, read_recipe, recipe_names, run_config, stages_of
-from epg.validation import check, problems
-from tests.helpers import tiny_config
+from epg.validation import check, checked, problems
+from tests.helpers import tiny_config, tiny_content
 
 STAGES_OF_ALL = [(name, stage) for name in recipe_names() for stage in stages_of(name)]
 IMAGENET = [name for name in recipe_names() if name.startswith(("imagenet256", "imagenet512"))]
@@ -147,6 +147,41 @@ def test_base_may_be_a_file(tmp_path):
     assert (config.seed, config.model.encoder.depth, config.model.encoder.width) == (3, 5, 96)
 
 
+def test_base_is_looked_up_beside_the_recipe(tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    write(tmp_path, {"base": "digits", "seed": 3}, "recipes/b.yaml")
+    above = write(tmp_path, {"base": "b.yaml"}, "recipes/a.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert run_config(above, "diffusion").seed == run_config("recipes/a.yaml", "diffusion").seed == 3
+    lonely = write(tmp_path, {"base": "none.yaml"}, "recipes/c.yaml")
+    with pytest.raises(UserError, match=r"c\.yaml: base 'none\.yaml': not found; no .*recipes/none\.yaml"):
+        run_config(lonely, "diffusion")
+
+
+def test_what_is_wrong_in_a_base_is_located_there(tmp_path):
+    write(tmp_path, "base: digits\n\ntraining:\n  keep: -4\n", "b.yaml")
+    above = write(tmp_path, "base: b.yaml\ntraining:\n  timeout: 9\n", "a.yaml")
+    with pytest.raises(UserError, match=r"--training\.keep -4: must be at least 2 \(b\.yaml line 4\)"):
+        run_config(above, "diffusion")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("consistency: {objective: {dropuot: 0.1}}", r"objective\.dropuot: no such setting; did you mean dropout"),
+        ("pretraining: {training: {keep: 1}}", r"--training\.keep 1: must be at least 2 \(mine\.yaml line 2\)"),
+        ("pretraining: x", r"pretraining: a section with settings is expected \(line 2\)"),
+        ("training: x", r"training: a section with settings is expected \(line 2\)"),
+        ("consistency: {training: [1]}", r"consistency\.training: a section with settings is expected \(line 2\)"),
+        ("training: {lr: 1}", r"training\.lr: no such setting; did you mean optimizer\.lr"),
+    ],
+)
+def test_a_mistake_in_another_stage_is_found_at_the_start(text, message, tmp_path):
+    path = write(tmp_path, f"base: digits\n{text}\n")
+    with pytest.raises(UserError, match=message):
+        run_config(path, "diffusion")
+
+
 def test_recipe_with_one_stage_needs_no_stage(tmp_path):
     content = read_recipe("digits")
     path = write(tmp_path, {k: v for k, v in content.items() if k not in ("pretraining", "consistency")})
@@ -228,7 +263,7 @@ def test_wrong_types_are_listed_together():
     changes = {"training": {"steps": "many", "precision": "fp8"}, "data": {"image_size": 8.5}, "objective": {"std": []}}
     with pytest.raises(UserError, match="4 wrong settings") as error:
         parse(broken(**changes), "mine.yaml")
-    for place in ("training.steps", "training.precision", "data.image_size", "objective.diffusion.std"):
+    for place in ("training.steps", "training.precision", "data.image_size", "objective.std"):
         assert f"  {place}: " in str(error.value)
 
 
@@ -245,7 +280,7 @@ def test_unknown_kind_of_objective():
 
 
 def test_several_problems_in_one_message():
-    config = tiny_config(
+    content = tiny_content(
         data={"image_size": 9, "normalization": "imagenet"},
         model={"encoder": {"heads": 3}, "decoder": {"heads": 5}},
         training={"steps": 0, "micro_batch": 64, "ema": [1.0], "keep": 1},
@@ -254,8 +289,8 @@ def test_several_problems_in_one_message():
         objective={"label_dropout": 1.5},
         sampling={"sampler": "multistep", "steps": 0},
     )
-    with pytest.raises(UserError, match="cannot run") as error:
-        check(config)
+    with pytest.raises(UserError, match="15 wrong settings") as error:
+        checked(content, "mine.yaml")
     message = str(error.value)
     for flag in [
         "--data.image-size 9",
@@ -264,7 +299,7 @@ def test_several_problems_in_one_message():
         "--model.decoder.width 24: not a multiple of --model.decoder.heads 5",
         "--training.steps 0",
         "--training.micro-batch 64",
-        "--training.ema [1.0]",
+        "--training.ema 1.0",
         "--training.keep 1",
         "--optimizer.lr -1.0",
         "--optimizer.clip 0.0",
@@ -287,9 +322,9 @@ def test_several_problems_in_one_message():
         ("pretraining", {"training": {"batch_size": 1}}, "--training.batch-size 1: must be at least 2"),
         ("diffusion", {"model": {"num_classes": 0}, "sampling": {"guidance": 2.0}}, "--sampling.guidance"),
         ("diffusion", {"model": {"num_classes": -1}}, "--model.num-classes -1"),
-        ("diffusion", {"data": {"channels": 2}}, "--data.channels 2"),
+        ("diffusion", {"data": {"channels": 2}}, "data.channels: Input should be 1 or 3"),
         ("diffusion", {"data": {"max_damaged": -1}}, "--data.max-damaged -1"),
-        ("diffusion", {"data": {"timeout": 0.0}}, "--data.timeout 0.0: must be more than 0"),
+        ("diffusion", {"data": {"timeout": 0.0}}, "--data.timeout 0.0: must be at least 0.01"),
         ("diffusion", {"optimizer": {"lr": 0.0}}, "--optimizer.lr 0"),
         ("diffusion", {"model": {"patch_size": 0}}, "--model.patch-size 0"),
         ("diffusion", {"model": {"encoder": {"heads": 0}}}, "--model.encoder.heads 0"),
@@ -297,9 +332,10 @@ def test_several_problems_in_one_message():
     ],
 )
 def test_one_problem(stage, changes, flag):
-    found = list(problems(tiny_config(stage, **changes)))
-    assert len(found) == 1
-    assert flag in found[0]
+    with pytest.raises(UserError) as error:
+        checked(tiny_content(stage, **changes), "mine.yaml")
+    (found,) = str(error.value).splitlines()[1:]
+    assert flag in found
 
 
 @pytest.mark.parametrize("stage", STAGES)

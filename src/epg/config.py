@@ -1,8 +1,8 @@
 """Run configuration: typed, every unknown key an error, YAML in and out.
 
 A *recipe* (`epg/recipes/*.yaml`, or a file of yours) describes data, networks and up to three stages; `run_config`
-resolves it for one stage into a `RunConfig`, which is what a run folder records and what resuming compares. Types are
-checked here, field by field; ranges and combinations in `epg.validation`, which finds all of them at once.
+resolves it for one stage into a `RunConfig`, which is what a run folder records and what resuming compares. Types
+and ranges are checked here, field by field, and all that is wrong is found at once; combinations in `epg.validation`.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,26 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from epg.complaints import Locate, complaints, nowhere
 from epg.errors import UserError
+from epg.ranges import (
+    Area,
+    BlurSigma,
+    Count,
+    CountOrNone,
+    Decay,
+    LearningRate,
+    Level,
+    Levels,
+    LogMean,
+    LogStd,
+    PeakRate,
+    Probability,
+    Seconds,
+    Seed,
+    Strength,
+    Temperature,
+    Width,
+    Zoom,
+)
 
 Stage = Literal["pretraining", "diffusion", "consistency"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -26,9 +46,9 @@ class DataConfig(Section):
     source: str = "digits"
     """`digits` (built in), a set made by `epg prepare`, or anything that `epg prepare` takes: a folder, an archive, a
     table, arrays, a Hub name."""
-    image_size: int
+    image_size: Annotated[int, Field(ge=1, le=8192)]
     """Side of the square training images in pixels; larger images are centre-cropped (ADM)."""
-    channels: int = 3
+    channels: Literal[1, 3] = 3
     """1 (grey) or 3 (colour)."""
     normalization: Literal["imagenet", "symmetric"] = "imagenet"
     """`imagenet`: (x - mean) / (2 std) with ImageNet's mean and std; `symmetric`: [-1, 1]."""
@@ -48,94 +68,94 @@ class DataConfig(Section):
     """`adm` rounds after every halving, as ADM, which brightens a little; `exact` rounds once."""
     balanced: bool = False
     """Visit every class equally often, repeating images of small ones."""
-    per_class: int | None = None
+    per_class: Count | None = None
     """Use only the first so many images of every class."""
-    fraction: float = 1.0
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Use only this part of every class, the same images in every run; a smaller part lies in a larger one."""
-    workers: int = 4
+    workers: Annotated[int, Field(ge=0, le=1024)] = 4
     """Loader processes; small sets are decoded once into memory and need none."""
-    timeout: float = 120.0
+    timeout: Annotated[float, Field(ge=0.01, le=10**9)] = 120.0
     """Seconds that reading one image may take a loader process before the run ends; slow storage needs more."""
-    max_damaged: int = 0
+    max_damaged: CountOrNone = 0
     """Damaged images after which training stops; up to there each is replaced by another, counted and named. 0 stops
     at the first."""
 
 
 class EncoderConfig(Section):
-    depth: int
-    width: int
-    heads: int
+    depth: Annotated[int, Field(ge=1, le=1000)]
+    width: Width
+    heads: Width
 
 
 class DecoderConfig(Section):
-    width: int
-    heads: int
+    width: Width
+    heads: Width
 
 
 class ModelConfig(Section):
-    patch_size: int
+    patch_size: Annotated[int, Field(ge=1, le=8192)]
     """Side of a patch in pixels; the image size must be a multiple of it."""
-    num_classes: int | None = None
+    num_classes: Annotated[int, Field(ge=0, le=10**6)] | None = None
     """Number of classes; 0 builds an unconditional model; none takes the number from the data."""
     encoder: EncoderConfig
     """The ViT encoder, shared by both stages."""
     decoder: DecoderConfig
     """The decoder; it has as many blocks as the encoder."""
-    mlp_ratio: float = 4.0
-    stem: int = 0
+    mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
+    stem: Annotated[int, Field(ge=0, le=1024)] = 0
     """Channels of a thin convolutional stem before the patches, and of a head after them, which sees the stem's
     output too; 0 is the paper's network, which has neither."""
-    projector_hidden: int = 4096
-    projector_out: int = 256
+    projector_hidden: Width = 4096
+    projector_out: Width = 256
 
 
 class NoiseConfig(Section):
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    sigma_data: float = 0.5
-    shift: float | None = None
+    sigma_min: Annotated[float, Field(ge=1e-6, le=1e5)] = 0.002
+    sigma_max: Annotated[float, Field(ge=1e-6, le=1e5)] = 80.0
+    rho: Annotated[float, Field(ge=0.5, le=100)] = 7.0
+    sigma_data: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.5
+    shift: Annotated[float, Field(ge=1e-3, le=1e3)] | None = None
     """Factor on every level that touches an image; none is image_size / 64. Images below 32 pixels want 1."""
 
 
 class MocoViewsConfig(Section):
     kind: Literal["moco_v3"] = "moco_v3"
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: tuple[Area, Area] = (0.08, 1.0)
     """Area of the random crop relative to the image."""
-    flip: float = 0.5
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    flip: Probability = 0.5
+    jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] = (0.4, 0.4, 0.2, 0.1)
     """Brightness, contrast, saturation, hue."""
-    jitter_prob: float = 0.8
-    gray: float = 0.2
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    jitter_prob: Probability = 0.8
+    gray: Probability = 0.2
+    blur_sigma: tuple[BlurSigma, BlurSigma] = (0.1, 2.0)
     """In pixels."""
-    blur_prob: tuple[float, float] = (1.0, 0.1)
+    blur_prob: tuple[Probability, Probability] = (1.0, 0.1)
     """Of the first and of the second view."""
-    solarize_prob: tuple[float, float] = (0.0, 0.2)
+    solarize_prob: tuple[Probability, Probability] = (0.0, 0.2)
     """Of the first and of the second view."""
 
 
 class AffineViewsConfig(Section):
     kind: Literal["affine"] = "affine"
-    degrees: float = 15.0
-    translate: float = 0.1
+    degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    translate: Probability = 0.1
     """Largest shift as a fraction of the side."""
-    scale: tuple[float, float] = (0.85, 1.15)
-    brightness: float = 0.2
-    contrast: float = 0.2
+    scale: tuple[Zoom, Zoom] = (0.85, 1.15)
+    brightness: Strength = 0.2
+    contrast: Strength = 0.2
 
 
 class PretrainingConfig(Section):
     kind: Literal["pretraining"] = "pretraining"
-    contrastive_temperature: float = 0.2
-    tau1: float = 0.1
+    contrastive_temperature: Temperature = 0.2
+    tau1: Temperature = 0.1
     """Temperature of the representation-consistency loss at sigma_min."""
-    tau2: float = 0.2
+    tau2: Temperature = 0.2
     """Its temperature at sigma_max when training starts; set to tau1 for the constant-temperature baseline."""
-    momentum: float = 0.99
+    momentum: Probability = 0.99
     """EMA decay of the momentum encoder, the target of the contrastive loss."""
-    s0: int = 20
-    s1: int = 1280
+    s0: Levels = 20
+    s1: Levels = 1280
     """N(k) doubles from s0 to s1 over training."""
     flip: bool = True
     """Flip the plain image horizontally half of the time."""
@@ -149,12 +169,12 @@ class DiffusionConfig(Section):
     images by frequency, weighted by what that leaves unknown; mean 0 and std 1.4 suit it."""
     spectrum: Literal["class", "global"] = "class"
     """Of `spectral`: statistics of every class (and of all images), or only of all images."""
-    mean: float = -1.2
-    std: float = 1.6
+    mean: LogMean = -1.2
+    std: LogStd = 1.6
     """ln t ~ N(mean, std^2)."""
-    levels: int = 1280
+    levels: Annotated[int, Field(ge=2, le=10**6)] = 1280
     """The grid that drawn levels are rounded to."""
-    label_dropout: float = 0.1
+    label_dropout: Probability = 0.1
     """Probability of training a sample without its label, for guidance."""
     flip: bool = True
     """Flip images horizontally half of the time."""
@@ -162,23 +182,23 @@ class DiffusionConfig(Section):
 
 class ConsistencyConfig(Section):
     kind: Literal["consistency"] = "consistency"
-    mean: float = -0.4
-    std: float = 1.6
+    mean: LogMean = -0.4
+    std: LogStd = 1.6
     """ln t ~ N(mean, std^2)."""
-    q: float = 2.0
-    k: float = 8.0
-    b: float = 1.0
+    q: Annotated[float, Field(gt=1, le=1e3)] = 2.0
+    k: Annotated[float, Field(ge=0, le=1e3)] = 8.0
+    b: Annotated[float, Field(ge=0, le=1e3)] = 1.0
     """r(t) = t (1 - (1 + k sigmoid(-b t)) / q^stage)."""
-    delta: int = 1
-    d: int | None = None
+    delta: Annotated[int, Field(ge=1, le=1000)] = 1
+    d: Count | None = None
     """stage = delta + step // d; none is a seventh of the steps, the paper's 100,000 of 700,000. The last stage is the
     one whose t - r the precision of training still resolves: 7 in bf16, 10 in fp16, 23 in fp32."""
-    c: float = 0.06
+    c: Annotated[float, Field(ge=1e-6, le=1e3)] = 0.06
     """Softening constant of the distance."""
-    auxiliary_weight: float = 1.0
+    auxiliary_weight: Annotated[float, Field(ge=0, le=1e4)] = 1.0
     """Weight of the auxiliary loss from the frozen pre-trained encoder; 0 needs no encoder."""
-    auxiliary_temperature: float = 0.1
-    dropout: float = 0.5
+    auxiliary_temperature: Temperature = 0.1
+    dropout: Decay = 0.5
     """After the attention of each decoder block; online and target pass share the mask."""
     flip: bool = True
     """Flip images horizontally half of the time."""
@@ -187,34 +207,34 @@ class ConsistencyConfig(Section):
 class OptimizerConfig(Section):
     kind: Literal["adamw", "muon"] = "adamw"
     """`muon`: Muon for the matrices of the transformer blocks, AdamW for everything else."""
-    lr: float
+    lr: PeakRate
     """Peak learning rate."""
-    muon_lr: float = 0.02
+    muon_lr: PeakRate = 0.02
     """Peak learning rate of Muon; it follows the same schedule, in proportion to `lr`."""
-    lr_batch_size: int | None = None
+    lr_batch_size: Annotated[int, Field(ge=1, le=10**7)] | None = None
     """Batch size at which `lr` is stated: the rate used is scaled linearly to `training.batch_size`. None: as is."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
     """Not applied to the position embedding and the CLS token."""
-    warmup_steps: int = 10_000
+    warmup_steps: CountOrNone = 10_000
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: cosine to 0 at the last step, or constant."""
-    lr_steps: list[tuple[int, float]] = []
+    lr_steps: list[tuple[CountOrNone, LearningRate]] = []
     """(step, lr) pairs: from that step on the peak rate is `lr`."""
-    clip: float | None = None
+    clip: Annotated[float, Field(gt=0, le=10**12)] | None = None
     """Largest gradient norm; none does not clip."""
 
 
 class TrainingConfig(Section):
-    batch_size: int
+    batch_size: Annotated[int, Field(ge=1, le=10**7)]
     """Images per step, over all processes and micro-batches."""
-    micro_batch: int | None = None
+    micro_batch: Annotated[int, Field(ge=1, le=10**7)] | None = None
     """Images per forward pass of one process; none is batch_size / processes."""
-    steps: int
-    ema: list[float] = [0.9999]
+    steps: Count
+    ema: list[Decay] = [0.9999]
     """EMA decays kept of the network; the first is the one that samples. In a run of fewer than 10 / (1 - decay) steps
     the average is warmed up: it spans about the last ninth of the steps so far."""
-    power_ema: list[float] = []
+    power_ema: list[Annotated[float, Field(ge=1e-3, lt=0.28)]] = []
     """Relative widths (0.05, 0.1) of power-function EMAs kept for post-hoc synthesis; see `epg ema`."""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """Autocast; fp16 (the paper's mode) has a dynamic loss scale. Norms and losses are always float32. fp64 computes
@@ -227,44 +247,44 @@ class TrainingConfig(Section):
     """Run each block again in the backward pass instead of keeping its activations: less memory, more time."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Several processes: a copy each (ddp), or weights, averages and optimizer state in shards (FSDP2)."""
-    max_nonfinite: int = 3
+    max_nonfinite: Count = 3
     """Steps with a non-finite gradient that end the run when they come in a row; fewer are skipped and counted."""
-    timeout: float = 600.0
+    timeout: Seconds = 600.0
     """Seconds without a sign of life (a step, a pass of the network for samples, a write that gets on) after which a
     hanging process ends itself; 0 is never."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    log_every: int = 50
+    log_every: Count = 50
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
     """Where numbers and sample grids go besides log.jsonl; wandb and trackio are extras to install."""
-    preview_every: int = 5_000
+    preview_every: CountOrNone = 5_000
     """Steps between sample grids, each with a checkpoint, the last step included; 0 is never."""
-    checkpoint_every: int = 5_000
-    keep: int = 2
+    checkpoint_every: Count = 5_000
+    keep: Annotated[int, Field(ge=2, le=10**12)] = 2
     """Newest checkpoints kept, at least 2; only those that verify count."""
-    keep_every: int = 0
+    keep_every: CountOrNone = 0
     """Also keep every checkpoint whose step is a multiple of this; 0 is none."""
 
 
 class SamplingConfig(Section):
     sampler: Literal["heun", "euler", "edm_stochastic", "euler_ancestral", "one_step", "multistep"] = "heun"
-    steps: int = 32
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 32
     """Levels of the grid; the final step to 0 comes on top. Of multistep: evaluations."""
-    levels: tuple[float, ...] | None = None
+    levels: tuple[Level, ...] | None = None
     """Unshifted noise levels to take instead of the grid, falling; they decide the number of steps."""
-    guidance: float = 1.0
+    guidance: Annotated[float, Field(ge=0, lt=1000)] = 1.0
     """Scale of classifier-free guidance; 1 is none."""
-    interval: tuple[float, float] = (0.19, 1.61)
+    interval: tuple[Level, Level] = (0.19, 1.61)
     """Unshifted levels (low, high] in which guidance acts."""
 
 
 class EvaluationConfig(Section):
-    every: int = 0
+    every: CountOrNone = 0
     """Steps between evaluations while training, each with a checkpoint, the last step included; 0 is never."""
-    linear_every: int = 0
+    linear_every: CountOrNone = 0
     """Steps between comparisons of a diffusion model's denoising error with the best linear denoiser's, on 512 held-out
     images: `linear/<noise level>` in the log, below 1 is better. The last step included; 0 is never."""
-    count: int = 1000
+    count: Annotated[int, Field(ge=20, le=10**7)] = 1000
     """Samples drawn for each; images that an encoder of stage 1 is probed with."""
     features: list[str] = []
     """inception, efficientnet, classifier, encoder=RUN as for `epg evaluate`; none takes a classifier of the labels, or
@@ -285,7 +305,7 @@ class RunConfig(Section):
 
     recipe: str
     """Name of the recipe it came from."""
-    seed: int = 0
+    seed: Seed = 0
     data: DataConfig
     model: ModelConfig
     noise: NoiseConfig = NoiseConfig()
@@ -328,12 +348,19 @@ class RunConfig(Section):
 
 
 def parse(content: Mapping[str, Any], where: str, locate: Locate = nowhere) -> RunConfig:
-    """A RunConfig from plain data; unknown keys and wrong types are listed in one message. Raises UserError.
+    """A RunConfig from plain data; all that is wrong is listed in one message. Raises UserError.
 
     `locate` says on which line of a file a setting stands.
     """
+    if wrong := complaints_of(content, locate):
+        raise UserError(f"{where}: {len(wrong)} wrong settings:\n" + "\n".join(wrong))
+    return RunConfig.model_validate(content)
+
+
+def complaints_of(content: Mapping[str, Any], locate: Locate = nowhere, complete: bool = True) -> list[str]:
+    """A line for each unknown key, wrong type, number out of range and, if it is to be `complete`, missing setting."""
     try:
-        return RunConfig.model_validate(content)
+        RunConfig.model_validate(content)
     except ValidationError as error:
-        lines = "\n".join(complaints(error, RunConfig, locate))
-        raise UserError(f"{where}: {error.error_count()} wrong settings:\n{lines}") from None
+        return complaints(error, RunConfig, locate, missing=complete)
+    return []

@@ -119,6 +119,7 @@ def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, watch: 
 DIFFUSION = ("heun", "euler", "edm_stochastic", "euler_ancestral")  # walk down the ODE that an x-prediction defines
 CONSISTENCY = ("one_step", "multistep")  # jump to its end, which is what a consistency model predicts
 MOST_STEPS = 10_000
+HIGHEST_LEVEL = 1e6  # of the highest that a model is trained with, ten times
 SETTINGS = {"sampler": "heun", "steps": 32, "guidance": 1.0, "interval": (0.19, 1.61), "levels": None}
 
 
@@ -171,12 +172,14 @@ def problems(
         yield f"{names['steps']} {steps}: one_step is 1 step; {names['sampler']} multistep takes several"
     elif not fewest <= steps <= MOST_STEPS:
         yield f"{names['steps']} {steps}: must be between {fewest} and {MOST_STEPS}"
-    if levels is not None and not (levels and math.inf > levels[0] and all(a > b for a, b in pairwise((*levels, 0)))):
-        yield f"{names['levels']} {' '.join(f'{level:g}' for level in levels)}: must be positive and fall"
+    falling = bool(levels) and all(a > b for a, b in pairwise((*(levels or ()), 0)))
+    if levels is not None and not (falling and levels[0] <= HIGHEST_LEVEL):
+        listed = " ".join(f"{level:g}" for level in levels)
+        yield f"{names['levels']} {listed}: must be positive, at most {HIGHEST_LEVEL:g}, and fall"
     if not 0 <= scale < 1000:
         yield f"{names['guidance']} {scale}: must be at least 0 and less than 1000; 1 is none"
-    if not 0 <= low < high:
-        yield f"{names['interval']} {low} {high}: must be 0 <= low < high"
+    if not 0 <= low < high <= HIGHEST_LEVEL:
+        yield f"{names['interval']} {low} {high}: must be 0 <= low < high <= {HIGHEST_LEVEL:g}"
     if scale != 1 and not guided and (consistency or not conditional):
         why = "is trained without label dropping" if conditional else "is unconditional"
         yield f"{names['guidance']} {scale:g}: this model {why}; leave it at 1"

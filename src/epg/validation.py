@@ -1,108 +1,111 @@
-"""What is out of range or impossible in combination, found before anything runs."""
+"""What is impossible in combination, found before anything runs. The range of each setting is at its field."""
 
-import math
+import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
-from epg.complaints import Locate, nowhere
-from epg.config import ConsistencyConfig, DiffusionConfig, Objective, PretrainingConfig, RunConfig
+from pydantic import ValidationError
+
+from epg.complaints import Locate, inside_of, nowhere, plain
+from epg.config import Objective, PretrainingConfig, RunConfig, complaints_of
 from epg.errors import UserError
 from epg.samplers import problems as sampling_problems
 from epg.samplers import settled
 
 # Beyond these a number is a slip of the finger, and building the network would fill any memory.
-LARGEST_IMAGE, MOST_TOKENS, WIDEST, DEEPEST, LARGEST_COUNT = 8192, 2**16, 2**15, 1000, 10**12
+MOST_TOKENS = 2**16
 LARGEST_SPECTRUM = 2**26  # numbers: 1000 classes of 64 pixels fit, with 256 pixels they do not
 LONGEST_TEXT = 4096  # characters
 FLAG = re.compile(r"--([a-z0-9.-]+)")
+RISING = ("crop_scale", "blur_sigma")
 NAME = re.compile(r"\w[\w.+-]{0,99}")
 
 
 def check(config: RunConfig, locate: Locate = nowhere) -> RunConfig:
     """The same configuration, or one UserError that lists everything wrong with it, by line where `locate` knows it."""
-    found = [
-        problem + locate(tuple(flag[1].replace("-", "_").split("."))) if (flag := FLAG.match(problem)) else problem
-        for problem in problems(config)
-    ]
-    if found:
-        raise UserError("the configuration cannot run:\n" + "\n".join(f"  {p}" for p in found))
+    if found := listed(config, locate):
+        raise UserError("the configuration cannot run:\n" + "\n".join(found))
     return config
 
 
+def listed(config: RunConfig, locate: Locate) -> list[str]:
+    """A line for each problem."""
+    return [f"  {problem}{locate(setting_of(problem))}" for problem in problems(config)]
+
+
+def setting_of(problem: str) -> tuple[str, ...]:
+    """The setting that a line names first."""
+    named = FLAG.match(problem.strip())
+    return tuple(named[1].replace("-", "_").split(".")) if named else ()
+
+
+def checked(content: Mapping[str, Any], where: str, locate: Locate = nowhere) -> RunConfig:
+    """The configuration in plain data; all that is wrong with it, by itself and in combination, is one UserError."""
+    wrong = complaints_of(content, locate)
+    if not wrong:
+        return check(RunConfig.model_validate(content), locate)
+    inside, mended = within_range(content)
+    if inside is not None:
+        wrong += [line for line in listed(inside, locate) if setting_of(line) not in mended]
+    raise UserError(f"{where}: {len(wrong)} wrong settings:\n" + "\n".join(wrong))
+
+
+def within_range(content: Mapping[str, Any]) -> tuple[RunConfig | None, set[tuple[str, ...]]]:
+    """The configuration with every number that is out of range moved inside, and which those are.
+
+    None where something else is wrong too: combinations of settings then mean nothing.
+    """
+    mended = copy.deepcopy(dict(content))
+    settings = set()
+    try:
+        RunConfig.model_validate(content)
+    except ValidationError as error:
+        for found in error.errors(include_url=False):
+            if (number := inside_of(found)) is None:
+                return None, set()
+            keys = plain(tuple(map(str, found["loc"])), RunConfig)
+            put(mended, keys, number)
+            settings.add(tuple(key for key in keys if not key.isdigit()))
+    return RunConfig.model_validate(mended), settings
+
+
+def put(content: Any, keys: Sequence[str], value: Any) -> None:
+    """Replaces a value in nested mappings and lists."""
+    first, *rest = keys
+    place: Any = int(first) if first.isdigit() else first
+    if rest:
+        if isinstance(content[place], tuple):
+            content[place] = list(content[place])
+        put(content[place], rest, value)
+    else:
+        content[place] = value
+
+
 def problems(config: RunConfig) -> Iterator[str]:
-    """Everything out of range or impossible in combination, each with the flag and the cure."""
+    """Everything impossible in combination, each with the flag and the cure."""
     data, model, training, noise = config.data, config.model, config.training, config.noise
-    for flag, value, low in [
-        ("data.image-size", data.image_size, 1),
-        ("data.workers", data.workers, 0),
-        ("data.max-damaged", data.max_damaged, 0),
-        ("data.per-class", 1 if data.per_class is None else data.per_class, 1),
-        ("model.patch-size", model.patch_size, 1),
-        ("model.stem", model.stem, 0),
-        ("model.num-classes", model.num_classes or 0, 0),
-        ("model.encoder.depth", model.encoder.depth, 1),
-        ("model.encoder.width", model.encoder.width, 1),
-        ("model.encoder.heads", model.encoder.heads, 1),
-        ("model.decoder.width", model.decoder.width, 1),
-        ("model.decoder.heads", model.decoder.heads, 1),
-        ("training.batch-size", training.batch_size, 2 if config.stage != "diffusion" else 1),
-        ("training.steps", training.steps, 1),
-        ("training.log-every", training.log_every, 1),
-        ("training.max-nonfinite", training.max_nonfinite, 1),
-        ("training.timeout", training.timeout, 0),
-        ("training.preview-every", training.preview_every, 0),
-        ("training.checkpoint-every", training.checkpoint_every, 1),
-        ("training.keep", training.keep, 2),
-        ("training.keep-every", training.keep_every, 0),
-        ("optimizer.warmup-steps", config.optimizer.warmup_steps, 0),
-        ("evaluation.every", config.evaluation.every, 0),
-        ("evaluation.linear-every", config.evaluation.linear_every, 0),
-        ("evaluation.count", config.evaluation.count, 20),
-    ]:
-        if value < low:
-            yield f"--{flag} {value}: must be at least {low}"
-    if not 0 < data.fraction <= 1:
-        yield f"--data.fraction {data.fraction}: must be more than 0 and at most 1"
-    if not data.timeout > 0:
-        yield f"--data.timeout {data.timeout}: must be more than 0"
-    if data.channels not in (1, 3):
-        yield f"--data.channels {data.channels}: must be 1 or 3"
     if data.channels == 1 and data.normalization == "imagenet":
         yield "--data.normalization imagenet: has three channels; grey images take symmetric"
-    if model.patch_size > 0 and data.image_size % model.patch_size:
+    if data.image_size % model.patch_size:
         yield f"--data.image-size {data.image_size}: not a multiple of --model.patch-size {model.patch_size}"
-    for name, tower in (("encoder", model.encoder), ("decoder", model.decoder)):
-        if tower.heads > 0 and tower.width % tower.heads:
-            yield f"--model.{name}.width {tower.width}: not a multiple of --model.{name}.heads {tower.heads}"
-    if training.micro_batch is not None and not 0 < training.micro_batch <= training.batch_size:
-        yield f"--training.micro-batch {training.micro_batch}: must be between 1 and --training.batch-size"
-    elif training.micro_batch is not None and training.batch_size % training.micro_batch:
-        yield f"--training.micro-batch {training.micro_batch}: must divide --training.batch-size {training.batch_size}"
+    if config.stage != "diffusion" and training.batch_size < 2:
+        yield f"--training.batch-size {training.batch_size}: must be at least 2, to compare images with each other"
+    micro = training.micro_batch
+    if micro is not None and training.batch_size % micro:
+        yield f"--training.micro-batch {micro}: must divide --training.batch-size {training.batch_size}"
     if training.precision == "fp64" and training.preview_every:
         yield "--training.precision fp64: is for comparisons and draws no samples; add --training.preview-every 0"
-    if not 0 < noise.sigma_min < noise.sigma_max < math.inf:
-        yield f"--noise.sigma-min {noise.sigma_min}, --noise.sigma-max {noise.sigma_max}: must be 0 < min < max"
-    if not 0 < config.shift < math.inf:
-        yield f"--noise.shift {noise.shift}: must be positive"
-    if not 0 < config.optimizer.lr < math.inf:
-        yield f"--optimizer.lr {config.optimizer.lr}: must be positive"
-    if config.optimizer.kind == "muon" and not 0 < config.optimizer.muon_lr < math.inf:
-        yield f"--optimizer.muon-lr {config.optimizer.muon_lr}: must be positive"
+    if 0 < training.timeout < 1:
+        yield f"--training.timeout {training.timeout:g}: must be at least 1 second, or 0 for never"
+    if not noise.sigma_min < noise.sigma_max:
+        yield f"--noise.sigma-min {noise.sigma_min}: must be less than --noise.sigma-max {noise.sigma_max}"
     if config.optimizer.kind == "muon" and training.parallel == "fsdp":
         yield "--optimizer.kind muon: needs whole matrices, which --training.parallel fsdp cuts; choose ddp or adamw"
-    if config.optimizer.clip is not None and not config.optimizer.clip > 0:
-        yield f"--optimizer.clip {config.optimizer.clip}: must be positive, or none"
-    if not all(0 <= decay < 1 for decay in training.ema):
-        yield f"--training.ema {training.ema}: decays must be in [0, 1)"
-    if not all(0 < width < 0.28 for width in training.power_ema):
-        yield f"--training.power-ema {training.power_ema}: relative widths must be between 0 and 0.28"
-    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
-        yield f"--optimizer.betas {config.optimizer.betas}: must be in [0, 1)"
-    if config.gaussians * data.channels**2 * data.image_size**2 > LARGEST_SPECTRUM:
-        yield (
-            f"--objective.spectrum class: the statistics of {config.gaussians - 1} classes at {data.image_size} pixels "
-            "would take gigabytes; choose global"
-        )
+    steps = [step for step, _ in config.optimizer.lr_steps]
+    if any(a >= b for a, b in pairwise(steps)):
+        yield f"--optimizer.lr-steps: the steps {', '.join(map(str, steps))} must rise"
     yield from size_problems(config)
     yield from objective_problems(config.objective)
     if config.stage != "pretraining":
@@ -113,8 +116,8 @@ def problems(config: RunConfig) -> Iterator[str]:
 
 
 def size_problems(config: RunConfig) -> Iterator[str]:
-    """Sizes that no memory holds, factors without meaning, names that are no names."""
-    data, model, training, optimizer = config.data, config.model, config.training, config.optimizer
+    """Networks that no memory holds or that have nothing in them, names that are no names."""
+    data, model, training = config.data, config.model, config.training
     if not NAME.fullmatch(config.recipe):
         yield f"--recipe {config.recipe[:100]!r}: a name of letters, digits, '.', '-' and '_'; folders are called so"
     for flag, text in [
@@ -125,50 +128,28 @@ def size_problems(config: RunConfig) -> Iterator[str]:
     ]:
         if len(text) > LONGEST_TEXT or any(character < " " for character in text):
             yield f"--{flag} {text[:100]!r}: longer than {LONGEST_TEXT} characters, or with control characters"
-    for flag, value, high in [
-        ("data.image-size", data.image_size, LARGEST_IMAGE),
-        ("data.workers", data.workers, 1024),
-        ("model.num-classes", model.num_classes or 0, 10**6),
-        ("model.encoder.depth", model.encoder.depth, DEEPEST),
-        ("model.encoder.width", model.encoder.width, WIDEST),
-        ("model.decoder.width", model.decoder.width, WIDEST),
-        ("model.projector-hidden", model.projector_hidden, WIDEST),
-        ("model.projector-out", model.projector_out, WIDEST),
-        ("model.stem", model.stem, 1024),
-        ("training.batch-size", training.batch_size, 10**7),
-        ("training.steps", training.steps, LARGEST_COUNT),
-        ("training.timeout", training.timeout, LARGEST_COUNT),
-    ]:
-        if value > high:
-            yield f"--{flag} {value if value < 10**20 else 'is too large'}: must be at most {high}"
-    if data.image_size >= 1 and model.patch_size >= 1 and (data.image_size // model.patch_size) ** 2 > MOST_TOKENS:
+    if (data.image_size // model.patch_size) ** 2 > MOST_TOKENS:
         yield f"--model.patch-size {model.patch_size}: makes over {MOST_TOKENS} patches of {data.image_size} pixels"
-    for flag, number in [
-        ("model.mlp-ratio", model.mlp_ratio),
-        ("model.projector-hidden", model.projector_hidden),
-        ("model.projector-out", model.projector_out),
-        ("noise.rho", config.noise.rho),
-        ("noise.sigma-data", config.noise.sigma_data),
-        ("optimizer.lr-batch-size", 1 if optimizer.lr_batch_size is None else optimizer.lr_batch_size),
-    ]:
-        if not 0 < number <= WIDEST:
-            yield f"--{flag} {number}: must be positive and at most {WIDEST}"
-    if optimizer.weight_decay < 0:
-        yield f"--optimizer.weight-decay {optimizer.weight_decay}: must be at least 0"
+    for name, tower in (("encoder", model.encoder), ("decoder", model.decoder)):
+        if tower.width % tower.heads:
+            yield f"--model.{name}.width {tower.width}: not a multiple of --model.{name}.heads {tower.heads}"
+        if int(tower.width * model.mlp_ratio) < 1:
+            yield f"--model.mlp-ratio {model.mlp_ratio:g}: leaves nothing of --model.{name}.width {tower.width}"
+    if config.gaussians * data.channels**2 * data.image_size**2 > LARGEST_SPECTRUM:
+        yield (
+            f"--objective.spectrum class: the statistics of {config.gaussians - 1} classes at {data.image_size} pixels "
+            "would take gigabytes; choose global"
+        )
 
 
 def objective_problems(objective: Objective) -> Iterator[str]:
-    """What is wrong with the settings of a stage."""
-    values = objective.model_dump()
-    for name in ("label_dropout", "dropout", "momentum"):
-        if name in values and not 0 <= values[name] <= 1:
-            yield f"--objective.{name.replace('_', '-')} {values[name]}: must be between 0 and 1"
-    for name in ("std", "tau1", "tau2", "contrastive_temperature", "auxiliary_temperature", "c", "d", "s0"):
-        if values.get(name) is not None and not values[name] > 0:
-            yield f"--objective.{name.replace('_', '-')} {values[name]}: must be positive"
-    if isinstance(objective, PretrainingConfig) and objective.s1 < objective.s0:
+    """Settings of a stage that do not go with each other."""
+    if not isinstance(objective, PretrainingConfig):
+        return
+    if objective.s1 < objective.s0:
         yield f"--objective.s1 {objective.s1}: must be at least --objective.s0 {objective.s0}"
-    if isinstance(objective, DiffusionConfig) and objective.levels < 2:
-        yield f"--objective.levels {objective.levels}: must be at least 2"
-    if isinstance(objective, ConsistencyConfig) and objective.dropout == 1:
-        yield "--objective.dropout 1: nothing would be left"
+    views = objective.views
+    pairs = {"scale": views.scale} if views.kind == "affine" else {n: getattr(views, n) for n in RISING}
+    for name, (low, high) in pairs.items():
+        if low > high:
+            yield f"--objective.views.{name.replace('_', '-')} {low:g} {high:g}: the first must not exceed the second"

@@ -60,7 +60,7 @@ def unknown_keys() -> Iterator[tuple[str, str, str]]:
         ("noise", "sigma_mni", "sigma_min"),
         ("objective", "momentun", "momentum"),
         ("objective.views", "degrese", "degrees"),
-        ("optimizer", "learning_rate", "there are lr"),
+        ("optimizer", "learning_rate", "there are kind, lr"),
         ("optimizer", "warmup_step", "warmup_steps"),
         ("training", "batchsize", "batch_size"),
         ("training", "step", "steps"),

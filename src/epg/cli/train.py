@@ -1,13 +1,18 @@
 """`epg pretrain` and `epg finetune`: their options, and every field of the recipe as a flag."""
 
-from collections.abc import Iterator
+import copy
+import dataclasses
+import difflib
+import functools
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import tyro
 
 from epg.cli.paths import Place
+from epg.complaints import flag
 from epg.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,16 +92,60 @@ class Finetune:
 
 
 def configure(recipe: str, stage: "Stage", overrides: list[str]) -> "RunConfig":
-    """The recipe's configuration with every `--section.field value` of the command line laid over it."""
+    """The recipe's configuration with every `--section.field value` of the command line laid over it.
+
+    Raises UserError listing everything that is wrong with the whole.
+    """
     from epg.config import RunConfig
     from epg.recipe import locator, run_config
-    from epg.validation import check
+    from epg.validation import checked
 
-    base = run_config(recipe, stage)
-    flags = tyro.conf.configure(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)(RunConfig)
     arguments = spell_out(overrides, set(switches(RunConfig)))
-    config = tyro.cli(flags, default=base, args=arguments, prog=f"epg ... {recipe}")
-    return check(config, locator(recipe, stage))
+    blank = form(run_config(recipe, stage))
+    given = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+    refuse_unknown(given)
+    kind = tyro.conf.configure(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)(type(blank))
+    filled = tyro.cli(kind, default=blank, args=arguments, prog=f"epg ... {recipe}")
+    in_file = locator(recipe, stage)
+
+    def locate(keys: tuple[str, ...]) -> str:
+        return "" if any(flag(keys) == flag((word[2:],)) for word in given) else in_file(keys)
+
+    return checked(dataclasses.asdict(filled), f"recipe {recipe} with the flags", locate)
+
+
+def form(config: "BaseModel") -> Any:
+    """The settings of a configuration as a dataclass, which takes whatever is filled in: it is checked as a whole."""
+    fields: list[tuple[str, Any, Any]] = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if hasattr(value, "model_fields"):
+            inner = form(value)
+            fields.append((name, type(inner), dataclasses.field(default=inner)))
+        else:
+            kind: Any = field.annotation
+            kind = Annotated[kind, tyro.conf.arg(help=field.description)]
+            fields.append((name, kind, dataclasses.field(default_factory=functools.partial(copy.copy, value))))
+    return dataclasses.make_dataclass(type(config).__name__, fields, frozen=True)()
+
+
+def refuse_unknown(given: Set[str]) -> None:
+    """Raises UserError for flags that are no settings, with what was probably meant."""
+    from epg.complaints import every_setting
+    from epg.config import RunConfig
+
+    known = [flag(keys) for keys in every_setting(RunConfig)]
+    own = ["--" + f.name.replace("_", "-") for verb in (Pretrain, Finetune) for f in dataclasses.fields(verb)]
+    lines = []
+    for name in sorted(given - {"--help"}):
+        spelled = name.replace("_", "-")
+        if spelled in known:
+            continue
+        same = [other for other in known if other.rpartition(".")[2] == spelled.rpartition(".")[2].removeprefix("--")]
+        close = same or difflib.get_close_matches(name, [*known, *own], n=1)
+        lines.append(f"{name}: no such setting" + (f"; did you mean {' or '.join(close[:3])}?" if close else ""))
+    if lines:
+        raise UserError("\n".join(lines))
 
 
 def switches(model: "type[BaseModel]", prefix: str = "--") -> Iterator[str]:

@@ -234,7 +234,9 @@ def _data(samples: str, train: str | None, subject: Subject) -> DataConfig:
     """What the generator was trained on."""
     channels, size, _ = subject.source.shape
     if train is not None:
-        return DataConfig(source=train, image_size=size, channels=channels, normalization="symmetric")
+        return DataConfig.model_validate(
+            {"source": train, "image_size": size, "channels": channels, "normalization": "symmetric"}
+        )
     if subject.data is None:
         raise UserError(f"--train: which images was the model of {samples} trained on?")
     return subject.data
