@@ -119,7 +119,7 @@ def form(config: "BaseModel") -> Any:
     fields: list[tuple[str, Any, Any]] = []
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        if hasattr(value, "model_fields"):
+        if hasattr(type(value), "model_fields"):
             inner = form(value)
             fields.append((name, type(inner), dataclasses.field(default=inner)))
         else:
