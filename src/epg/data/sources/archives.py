@@ -8,8 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -186,7 +185,17 @@ def open_archive(address: str, options: SourceOptions) -> Source | None:
     if not (path.name.lower().endswith(ARCHIVE_SUFFIXES) and path.is_file()):
         return None
     kind = "zip" if path.name.lower().endswith(ZIP_SUFFIXES) else "tar"
-    return ArchiveSource([(path.name, partial(open_binary, path.resolve()), b"")], kind, path.name, options)
+    return ArchiveSource([(path.name, LocalFile(path.resolve()), b"")], kind, path.name, options)
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """Opens a local file for reading; picklable."""
+
+    path: Path
+
+    def __call__(self) -> BinaryIO:
+        return open_binary(self.path)
 
 
 def open_binary(path: Path) -> BinaryIO:

@@ -2,11 +2,10 @@
 
 import os
 import re
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from epg.data.sources.archives import open_binary
+from epg.data.sources.archives import LocalFile
 from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.tables import TableSource
 from epg.data.splits import NoSplitError, pick, split_names
@@ -35,7 +34,7 @@ def from_datasets(name: str, options: SourceOptions) -> Source:
     files = [str(file["filename"]) for file in table.cache_files]
     if not files:
         raise DataError(f"{name}: `datasets` keeps it in memory; unset HF_DATASETS_IN_MEMORY_MAX_SIZE")
-    openers = [(Path(file).name, partial(open_binary, Path(file))) for file in files]
+    openers = [(Path(file).name, LocalFile(Path(file))) for file in files]
     # The files may lack the metadata that names columns and classes; the features have it.
     metadata = table.features.arrow_schema.metadata
     return TableSource(openers, name, options, kind="hub", rule=f"split {table.split}; ", metadata=metadata)

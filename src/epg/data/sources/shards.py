@@ -2,10 +2,9 @@
 
 import os
 import re
-from functools import partial
 from pathlib import Path
 
-from epg.data.sources.archives import ARCHIVE_SUFFIXES, ZIP_SUFFIXES, ArchiveSource, Open, open_binary
+from epg.data.sources.archives import ARCHIVE_SUFFIXES, ZIP_SUFFIXES, ArchiveSource, LocalFile, Open
 from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.kinds import is_image_suffix, list_folder
 from epg.data.splits import pick, refuse_split, split_names
@@ -23,7 +22,7 @@ def _below(root: Path, folder: Path, options: SourceOptions) -> Source | None:
     names, folders = list_folder(folder)
     files = [name for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)]
     if files and not folders and not any(is_image_suffix(os.fsencode(name)[-12:]) for name in names):
-        openers: list[tuple[str, Open]] = [(name, partial(open_binary, (folder / name).resolve())) for name in files]
+        openers: list[tuple[str, Open]] = [(name, LocalFile((folder / name).resolve())) for name in files]
         return of_archives(openers, root.resolve().name, options, whole=folder != root)
     if files or not folders:
         return None

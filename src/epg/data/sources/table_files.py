@@ -4,11 +4,10 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from epg.data.sources.archives import open_binary
+from epg.data.sources.archives import LocalFile
 from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.kinds import is_image_suffix, list_folder
 from epg.data.sources.tables import TABLE_SUFFIXES, Opener, TableSource
@@ -21,7 +20,7 @@ def open_tables(address: str, options: SourceOptions) -> Source | None:
     path = Path(address).expanduser()
     if path.is_file() and path.name.lower().endswith(TABLE_SUFFIXES):
         refuse_split(options.split, address)
-        return TableSource([(path.name, partial(open_binary, path.resolve()))], path.name, options)
+        return TableSource([(path.name, LocalFile(path.resolve()))], path.name, options)
     if not path.is_dir():
         return None
     name = path.resolve().name
@@ -31,14 +30,14 @@ def open_tables(address: str, options: SourceOptions) -> Source | None:
     for place in (path, path / "data"):
         if place.is_dir() and (files := _tables_in(place)):
             chosen, rule = of_split(files, options.split, str(path))
-            openers = [(file, partial(open_binary, (place / file).resolve())) for file in chosen]
+            openers = [(file, LocalFile((place / file).resolve())) for file in chosen]
             return TableSource(openers, name, options, rule=rule, unread=_others(place, [(f, None) for f in files]))
     folders = split_names(list_folder(path)[1])
     splits = {folder: split for folder, split in folders.items() if _tables_in(path / folder)}
     if not splits:
         return None
     folder = pick(splits, options.split, str(path))[0]
-    openers = [(file, partial(open_binary, (path / folder / file).resolve())) for file in _tables_in(path / folder)]
+    openers = [(file, LocalFile((path / folder / file).resolve())) for file in _tables_in(path / folder)]
     return TableSource(openers, name, options, rule=f"split {options.split}: folder {folder}/; ")
 
 
@@ -87,7 +86,7 @@ def _saved(path: Path, split: str) -> tuple[list[tuple[str, Opener]], str, Path]
     listed = [str(entry.get("filename", "")) for entry in _json(path / "state.json", "_data_files")]
     if not listed or any("/" in file or "\\" in file or not (path / file).is_file() for file in listed):
         raise DataError(f"{path}/state.json lists files that are not there ({', '.join(listed[:3])}); copy them, too")
-    return [(file, partial(open_binary, (path / file).resolve())) for file in listed], rule, path
+    return [(file, LocalFile((path / file).resolve())) for file in listed], rule, path
 
 
 def _json(file: Path, key: str) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from epg.data.sources.archives import open_binary
+from epg.data.sources.archives import LocalFile
 from epg.data.sources.base import Images, Overview, Source, SourceOptions, checked
 from epg.data.sources.columns import find_image_column, read_labels
 from epg.data.sources.files import read_file
@@ -68,7 +68,7 @@ class TableSource(Source):
         kinds = Counter(kind_of(os.fsencode(file)) for file in unread)
         overview = Overview(rule + said.rule, kinds.most_common(), said.notes)
         super().__init__(kind, name, Images.rows(names, labelled, overview))
-        self.where = "" if streamed else f"{Path(getattr(tables[0].stream, 'name', name)).parent}/"
+        self.where = "" if streamed else f"{getattr(self.files[0][1], 'path', Path(name)).parent}/"
         self.keep_groups = RUN_GROUPS if streamed else 1
         self.cached: OrderedDict[int, Any] = OrderedDict()
         self.opened: tuple[int, _Table] | None = None
@@ -115,7 +115,9 @@ class TableSource(Source):
 
         import datasets
 
-        paths = [glob.escape(opener().name) for _, opener in self.files]  # `datasets` takes paths as glob patterns
+        paths = [
+            glob.escape(str(getattr(opener, "path", file))) for file, opener in self.files
+        ]  # `datasets` takes paths as glob patterns
         table = datasets.Dataset.from_parquet(paths, columns=[self.image_column])
         return ArrowCopy(self, [str(file["filename"]) for file in table.cache_files])
 
@@ -131,7 +133,7 @@ class ArrowCopy(TableSource):
 
     def __init__(self, original: TableSource, files: list[str]) -> None:
         self.__dict__.update(original.__dict__)
-        self.files = [(Path(file).name, partial(open_binary, Path(file))) for file in files]
+        self.files = [(Path(file).name, LocalFile(Path(file))) for file in files]
         tables = [_open(*file) for file in self.files]
         rows = [table.rows(group) for table in tables for group in range(table.groups)]
         self.starts = np.cumsum([0, *rows], dtype=np.int64)
@@ -148,11 +150,11 @@ def _size(opener: Opener) -> int:
 class _Table:
     """One file as groups of rows, whichever of the three formats it has."""
 
-    def __init__(self, name: str, stream: BinaryIO) -> None:
+    def __init__(self, name: str, open_file: Opener) -> None:
         import pyarrow as pa
         import pyarrow.parquet
 
-        self.name, self.stream = name, stream
+        self.name, stream = name, open_file()
         try:
             if name.lower().endswith(".parquet"):
                 parquet = pyarrow.parquet.ParquetFile(stream)
@@ -161,7 +163,7 @@ class _Table:
                 self.rows: Callable[[int], int] = lambda group: int(parquet.metadata.row_group(group).num_rows)
                 self._read = lambda group, column: parquet.read_row_group(group, [column], use_threads=False).column(0)
                 return
-            source = pa.memory_map(stream.name) if isinstance(getattr(stream, "name", None), str) else stream
+            source = pa.memory_map(str(open_file.path)) if isinstance(open_file, LocalFile) else stream
             if stream.read(6) == b"ARROW1":
                 file = pa.ipc.open_file(source)
                 self.schema, self.groups = file.schema, file.num_record_batches
@@ -188,8 +190,7 @@ class _Table:
 
 
 def _open(name: str, open_file: Opener) -> _Table:
-    stream = open_file()
-    return _Table(name, stream)
+    return _Table(name, open_file)
 
 
 def _values(tables: list[_Table], column: str) -> list[Any]:
