@@ -243,7 +243,7 @@ BUSY = {"idle": idle, "python": python, "dispatch": dispatch, "products": produc
 def _decode_until(folder, image_size, begin, end, result):
     dataset = open_dataset(folder, image_size=image_size)
     pixels, count = np.empty((64, image_size, image_size, 3), np.uint8).transpose(0, 3, 1, 2), 0
-    begin.wait()
+    begin.wait(120)
     while not end.is_set():
         pixels[count % 64] = dataset[count % len(dataset)][0]
         count += 1
@@ -258,7 +258,7 @@ def beside(folder, options, kind, loop):
     start = context.Process if kind == "process" else threading.Thread
     worker = start(target=_decode_until, args=(folder, options.image_size, begin, end, result))
     worker.start()
-    begin.wait()
+    begin.wait(120)
     begun = time.perf_counter()
     turns = BUSY[loop](options.seconds)
     end.set()
