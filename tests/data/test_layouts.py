@@ -231,6 +231,23 @@ def test_one_label_a_line(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("file", "row"),
+    [
+        ("val.txt", "{} {}"),
+        ("val_annotations.txt", "{}\t{}\t0\t0\t62\t57"),
+        ("identity.txt", "{} {}"),
+        ("list.csv", "{},{}"),
+    ],
+)
+def test_lists_without_a_header(tmp_path, file, row):
+    put(tmp_path, *(f"images/v{i}.JPEG" for i in range(4)))
+    (tmp_path / file).write_text("".join(row.format(f"v{i}.JPEG", f"n{i % 2}") + "\n" for i in range(4)))
+    assert any(f"To use it: --data.label-file {file}" in line for line in opened(tmp_path).report())
+    dataset = opened(tmp_path, label_file=file)
+    assert labels_by_name(dataset) == {f"v{i}.JPEG": f"n{i % 2}" for i in range(4)}
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("file_name,label\na.png,cat\nb.png,cat \n", "classes"),

@@ -1,18 +1,16 @@
 """Label files beside images: metadata.csv and .jsonl, dataset.json, label lists, .cls and .json of each image."""
 
-import csv
-import io
 import json
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.sources.base import Labelled, Rejected, SourceOptions, readable
 from epg.data.sources.labels import LABEL_WORDS, find_label_column, is_identity, labels_of, unlabelled
+from epg.data.sources.lists import Row, headless, rows_of
 from epg.data.sources.names import Names
 from epg.errors import DataError
 
@@ -22,10 +20,8 @@ FILE_WORDS = (
     *("file_name", "filename", "file", "image", "path", "image_path", "file_path", "filepath", "img", "image_name"),
     *("image_file", "name", "image_id", "img_path", "id"),
 )
-MAX_LISTED = 2**28  # bytes of a label file
 
 Read = Callable[[bytes], bytes | None]
-Row = dict[str, Any]
 
 
 @dataclass
@@ -39,33 +35,6 @@ class Described:
     notes: list[str] = field(default_factory=list)
     used: str = ""
     """How the names of the files end that said so."""
-
-
-def rows_of(content: bytes, file: str) -> tuple[list[Row], list[str]]:
-    """The rows of a label file and its columns. Raises DataError saying what is wrong with it."""
-    if len(content) > MAX_LISTED:
-        raise DataError(f"{file}: {len(content)} bytes are more than the limit of {MAX_LISTED} for a label file")
-    try:
-        text = content.decode("utf-8-sig")
-        if file.endswith(".json"):
-            rows = json.loads(text)
-        elif file.endswith(".jsonl"):
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            rows = _table(text)
-    except (UnicodeDecodeError, csv.Error, ValueError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read: {error}. It must be UTF-8 text with a column file_name") from error
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{file}: every row needs a file_name, the path of an image relative to this file; none found")
-    return rows, list(dict.fromkeys(str(key) for row in rows for key in row))
-
-
-def _table(text: str) -> list[Row]:
-    head = text.split("\n", 1)[0]
-    delimiter = max(",;\t|", key=head.count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    names = [name.strip() for name in next(rows, [])]
-    return [dict(zip(names, (value.strip() for value in row), strict=False)) for row in rows if any(row)]
 
 
 class Index:
@@ -101,9 +70,11 @@ def by_rows(names: Names, content: bytes, file: str, folder: str, options: Sourc
     """
     if file.endswith(".txt") and (listed := _one_each(content)):
         return _in_order(names, listed, file)
-    rows, columns = rows_of(content, file)
-    column = _file_column(rows, columns, file)
     index, taken = Index(names), set[int]()
+    rows, columns = rows_of(content, file)
+    if any(index.find(name, folder) is not None for name in columns):  # no header: the first row names an image
+        rows, columns = headless(content)
+    column = _file_column(rows, columns, file)
     chosen, kept, rejected = [], [], []
     label, notes = find_label_column(
         columns, lambda name: [_hashable(row.get(name)) for row in rows],

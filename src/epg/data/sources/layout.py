@@ -1,5 +1,6 @@
 """From relative paths to splits and classes: the same rules for folders, archives, shards and remote folders."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from epg.data.sources.samples import choose_member
 from epg.data.sources.suspects import refuse_chunks, refuse_label_maps
 from epg.errors import DataError
 
+LISTS = re.compile(rb"label|annotation|truth|class|identity|list|^(train|val|test)\.", re.IGNORECASE)  # of labels
 # A single folder of such a name holds the images, and is no class.
 PLAIN = frozenset(
     ("images", "image", "imgs", "img", "data", "jpg", "jpeg", "png", "jpegimages", "pictures", "photos", "raw", "all")
@@ -71,7 +73,7 @@ def arrange(
     names, sizes, numbers = found.take(kept)
     if not len(names):
         raise DataError(nothing(found, where))
-    notes = [*found.notes, *described.notes, *_left_labels(found, described, options), *_alike(described)]
+    notes = [*found.notes, *described.notes, *_left_labels(found, described, options), *_doubtful(described, options)]
     kinds = found.kinds + Counter(kind_of(name) for name in _unused(found.texts, described))
     overview = Overview(f"{place.rule}{described.rule}", kinds.most_common(), notes)
     images = Images(
@@ -166,8 +168,10 @@ def _unused(texts: dict[bytes, int], described: Described) -> list[bytes]:
     return [name for name in texts if not described.used or not readable(name).endswith(described.used)]
 
 
-def _alike(described: Described) -> list[str]:
-    """Class names that differ in case alone, which is seldom meant."""
+def _doubtful(described: Described, options: SourceOptions) -> list[str]:
+    """A single class, and class names that differ in case alone: seldom meant."""
+    if len(described.labelled[1]) == 1:
+        return [f"one class says nothing; {options.flag('labels none')} trains without classes"]
     by_fold: dict[str, list[str]] = {}
     for name in described.labelled[1]:
         by_fold.setdefault(name.casefold(), []).append(name)
@@ -177,12 +181,14 @@ def _alike(described: Described) -> list[str]:
 
 def _left_labels(found: Found, described: Described, options: SourceOptions) -> list[str]:
     """How to use a label file that lies beside images without labels."""
-    if described.labelled[1] or options.labels == "none":
+    if len(described.labelled[1]) > 1 or described.used or options.labels == "none":
         return []
     tables = [readable(name) for name in found.texts if name.lower().endswith((b".csv", b".tsv", b"_truth.txt"))]
-    tables += [readable(name) for name in found.texts if name.rpartition(b"/")[2].lower().startswith(b"labels.")]
+    tables += [
+        readable(name) for name in found.texts if name.endswith(b".txt") and LISTS.search(name.rpartition(b"/")[2])
+    ]
     tables = sorted(set(tables))[:3]
-    if not tables or (described.used and tables[0].endswith(described.used)):
+    if not tables:
         return []
     return [
         f"{', '.join(tables)} may hold labels and was not read. To use it: "

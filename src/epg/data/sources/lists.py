@@ -1,0 +1,51 @@
+"""The rows of a label file: CSV of any dialect, JSON lines, or a list without names of columns."""
+
+import csv
+import io
+import json
+from typing import Any
+
+from epg.errors import DataError
+
+MAX_LISTED = 2**28  # bytes of a label file
+Row = dict[str, Any]
+
+
+def rows_of(content: bytes, file: str) -> tuple[list[Row], list[str]]:
+    """The rows of a label file and its columns. Raises DataError saying what is wrong with it."""
+    if len(content) > MAX_LISTED:
+        raise DataError(f"{file}: {len(content)} bytes are more than the limit of {MAX_LISTED} for a label file")
+    try:
+        text = content.decode("utf-8-sig")
+        if file.endswith(".json"):
+            rows = json.loads(text)
+        elif file.endswith(".jsonl"):
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            rows = _table(text)
+    except (UnicodeDecodeError, csv.Error, ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read: {error}. It must be UTF-8 text with a column file_name") from error
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{file}: every row needs a file_name, the path of an image relative to this file; none found")
+    return rows, list(dict.fromkeys(str(key) for row in rows for key in row))
+
+
+def _table(text: str) -> list[Row]:
+    rows = _cells(text)
+    names = rows[0] if rows else []
+    return [dict(zip(names, row, strict=False)) for row in rows[1:]]
+
+
+def _cells(text: str) -> list[list[str]]:
+    """The cells of every row, divided by the sign that the first row has most of."""
+    head = text.split("\n", 1)[0]
+    delimiter = max(",;\t| ", key=lambda sign: (head.count(sign) if sign != " " else 0.5, -ord(sign)))
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    return [[cell.strip() for cell in row] for row in rows if any(row)]
+
+
+def headless(content: bytes) -> tuple[list[Row], list[str]]:
+    """A list without names of columns, of a file and its label in each row: "0001.jpg 65"."""
+    rows = _cells(content.decode("utf-8-sig"))
+    columns = ["file_name", "label", *(f"column {k + 1}" for k in range(2, max(map(len, rows))))]
+    return [dict(zip(columns, row, strict=False)) for row in rows], columns
