@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from sklearn.datasets import load_digits, load_sample_image
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
@@ -240,3 +240,22 @@ def test_a_gpu_makes_the_same_views(photos, view):
     p = MocoViews().parameters(numbers(MocoViews, 8, 0), 64, 64, view)
     on_gpu = MocoViews().apply(photos.cuda(), p).cpu()
     assert (on_gpu - MocoViews().apply(photos, p)).abs().mean() < 1e-4
+
+
+def test_defaults_are_those_of_moco_v3(photos):
+    """Its augmentation is made of torchvision's classes with these arguments, each with torchvision's defaults."""
+    views, crop = MocoViews(), RandomResizedCrop(64, scale=(0.08, 1.0))
+    assert views.crop_scale == tuple(crop.scale)
+    assert pytest.approx(crop.ratio) == augment.CROP_RATIO
+    jitter = ColorJitter(0.4, 0.4, 0.2, 0.1)
+    p = views.parameters(numbers(views, MANY, 0), 64, 64, 1)
+    for k, (low, high) in enumerate([jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue]):
+        column = p.factors[:, k]
+        assert column.min().item() == pytest.approx(low, abs=1e-3)
+        assert column.max().item() == pytest.approx(high, abs=1e-3)
+    assert (views.jitter_prob, views.gray, views.flip) == (0.8, 0.2, 0.5)
+    assert (views.blur_sigma, views.blur_prob, views.solarize_prob) == ((0.1, 2.0), (1.0, 0.1), (0.0, 0.2))
+    for image, box in zip(photos, p.boxes.tolist(), strict=False):
+        expected = tv.resized_crop(image / 255, *box, [64, 64], crop.interpolation, antialias=crop.antialias)
+        ours = transforms.crop_resize(image[None] / 255, torch.tensor([box]), 64)[0]
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
