@@ -151,12 +151,14 @@ def problems(
     *,
     consistency: bool,
     conditional: bool,
+    noise: tuple[float, float],
     guided: bool = False,
 ) -> Iterator[str]:
     """What is wrong with complete settings, each by the name that the caller has for it, with the cure.
 
     Args:
         names: of the settings, such as `--steps`.
+        noise: sigma_min and sigma_max of the model, unshifted.
         guided: whether a weaker model guides.
     """
     sampler, steps, levels, scale = (settings[name] for name in ("sampler", "steps", "levels", "guidance"))
@@ -169,13 +171,15 @@ def problems(
         yield f"{names['sampler']} {sampler}: for {other} models; this is a {this} model, which takes {fits}"
     fewest = 1 if sampler in CONSISTENCY or levels is not None else 2
     if sampler == "one_step" and steps != 1:
-        yield f"{names['steps']} {steps}: one_step is 1 step; {names['sampler']} multistep takes several"
+        many = f"{names['steps']} {steps}" if levels is None else f"{names['levels']}: {steps} of them"
+        yield f"{many}: one_step is 1 step; {names['sampler']} multistep takes several"
     elif not fewest <= steps <= MOST_STEPS:
         yield f"{names['steps']} {steps}: must be between {fewest} and {MOST_STEPS}"
-    falling = bool(levels) and all(a > b for a, b in pairwise((*(levels or ()), 0)))
-    if levels is not None and not (falling and levels[0] <= HIGHEST_LEVEL):
-        listed = " ".join(f"{level:g}" for level in levels)
-        yield f"{names['levels']} {listed}: must be positive, at most {HIGHEST_LEVEL:g}, and fall"
+    if levels is not None:
+        inside = all(noise[0] <= level <= noise[1] for level in levels)
+        if not (levels and inside and all(a > b for a, b in pairwise(levels))):
+            given = " ".join(f"{level:g}" for level in levels)
+            yield f"{names['levels']} {given}: must fall, between {noise[1]:g} and {noise[0]:g}, the model's noise"
     if not 0 <= scale < 1000:
         yield f"{names['guidance']} {scale}: must be at least 0 and less than 1000; 1 is none"
     if not 0 <= low < high <= HIGHEST_LEVEL:

@@ -112,7 +112,8 @@ def problems(config: RunConfig) -> Iterator[str]:
         consistency, sampling = config.stage == "consistency", config.sampling.model_dump()
         names = {name: f"--sampling.{name}" for name in sampling}
         settings = settled(sampling, {}, consistency)
-        yield from sampling_problems(settings, names, consistency=consistency, conditional=model.num_classes != 0)
+        facts = {"consistency": consistency, "conditional": model.num_classes != 0}
+        yield from sampling_problems(settings, names, **facts, noise=(noise.sigma_min, noise.sigma_max))
 
 
 def size_problems(config: RunConfig) -> Iterator[str]:

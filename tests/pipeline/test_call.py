@@ -164,7 +164,7 @@ def test_an_unconditional_model():
         ({"class_labels": [0], "sampler": "one_step"}, "for consistency models"),
         ({"class_labels": [0], "output_type": "jpeg"}, "output_type 'jpeg'"),
         ({"class_labels": [0], "guidance_interval": (2.0, 1.0)}, "guidance_interval"),
-        ({"class_labels": [0], "sigmas": [1.0, 2.0]}, "sigmas 1 2: must be positive and fall"),
+        ({"class_labels": [0], "sigmas": [1.0, 2.0]}, "sigmas 1 2: must fall, between 80 and 0.002"),
     ],
 )
 def test_wrong_arguments(arguments, message):

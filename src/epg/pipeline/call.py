@@ -22,6 +22,7 @@ from epg.pipeline.request import Randomness, RequestedGenerator, Seeds, as_outpu
 from epg.samplers import problems, settled
 from epg.seal import SEAL, check_settings, entry_of, seal_file
 
+NOISE = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5}
 ARGUMENTS = {
     "sampler": "sampler",
     "steps": "num_inference_steps",
@@ -214,7 +215,9 @@ class EPGPipeline(DiffusionPipeline):
         """The saved settings with those of a call laid over them, checked."""
         consistency, conditional = self.config.parameterization == "edm", self.transformer.num_classes > 0
         settings = settled(self.config.sampling or {}, given, consistency)
-        for problem in problems(settings, ARGUMENTS, consistency=consistency, conditional=conditional):
+        noise = NOISE | (self.config.noise or {})
+        limits = (noise["sigma_min"], noise["sigma_max"])
+        for problem in problems(settings, ARGUMENTS, consistency=consistency, conditional=conditional, noise=limits):
             raise ValueError(problem)
         return settings
 
@@ -238,7 +241,7 @@ class EPGPipeline(DiffusionPipeline):
             raise ValueError(str(error)) from None
 
     def _generator(self, sampling: dict[str, Any], latents: Tensor | None, seeds: Seeds) -> RequestedGenerator:
-        noise = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5} | (self.config.noise or {})
+        noise = NOISE | (self.config.noise or {})
         size = self.transformer.config.sample_size
         shift = noise.pop("shift", size / 64)
         normalization = self.config.normalization or {"mean": [0.5] * 3, "std": [0.25] * 3}

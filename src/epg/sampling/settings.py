@@ -47,7 +47,12 @@ def changed(model: Generator, changes: Mapping[str, Any], guided: bool = False) 
         saved["interval"] = (0.0, 2 * model.noise.sigma_max)
     settings = samplers.settled(saved, changes, consistency)
     found = samplers.problems(
-        settings, FLAGS, consistency=consistency, conditional=model.num_classes > 0, guided=guided
+        settings,
+        FLAGS,
+        consistency=consistency,
+        conditional=model.num_classes > 0,
+        noise=(model.noise.sigma_min, model.noise.sigma_max),
+        guided=guided,
     )
     if guided and settings["guidance"] == 1:
         found = itertools.chain(found, ["--guide: does nothing without --guidance, the scale; try --guidance 1.5"])
