@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from epg.cli import VERBS, configure, main
+from epg.extras import install
 from epg.recipe import recipe_names, stages_of
 
 SMALL = [
@@ -180,3 +183,120 @@ def test_unknown_class_suggests(runs: Path, capsys: pytest.CaptureFixture[str]) 
     assert "--classes seven" in capsys.readouterr().err
     assert main(["sample", str(runs / "diffusion"), "--classes", "10", "--device", "cpu"]) == 2
     assert "0 to 9" in capsys.readouterr().err
+
+
+# What is said can be done ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for i in range(12):
+        (folder := tmp_path / "my set" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((32, 32), 50).save(folder / f"{i}.png")
+    return tmp_path / "my set"
+
+
+LITTLE = [
+    *("--training.steps", "1", "--training.batch-size", "4", "--training.trackers", "--data.workers", "0"),
+    *("--model.encoder.depth", "1", "--model.encoder.width", "16", "--model.encoder.heads", "2"),
+    *("--model.decoder.width", "16", "--model.decoder.heads", "2", "--model.projector-hidden", "16"),
+    *("--training.preview-every", "0", "--seed", "3"),
+]
+
+
+def test_every_next_line_can_be_copied(photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From photographs in a folder with a blank to samples, by what the commands themselves say."""
+    command = ["pretrain", "small", "--data.source", "my set", *LITTLE, "--optimizer.lr", "0.5", "--out", "my run"]
+    for verb in ("finetune", "sample"):
+        assert main(command) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: ")]
+        program, *command = shlex.split(line.removeprefix("Next: "))
+        assert (program, command[0]) == ("epg", verb)
+        assert "--optimizer.lr" not in command  # of the other stage
+    assert main([*command, "--count", "4", "--steps", "2"]) == 0
+    assert (photographs.parent / "diffusion" / "samples" / "grid.png").is_file()
+    assert main(["prepare", "my set", "a prepared set", "--image-size", "8", "--workers", "0"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: ")]
+    assert main(shlex.split(line)[2:]) == 0
+
+
+def test_a_folder_of_runs_is_answered_with_the_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("sample", "evaluate", "verify", "denoising"):
+        assert main([verb, str(runs)]) in (2, 77)
+        said = capsys.readouterr().err
+        assert all(str(runs / stage) in said for stage in ("pretraining", "diffusion", "consistency")), said
+
+
+def test_samples_with_an_animation_are_samples(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for kind in ("gif", "png", "webp"):
+        arguments = ["--count", "24", "--steps", "2", "--animation", kind, "--out", kind]
+        assert main(["sample", str(runs / "diffusion"), *arguments]) == 0
+        judged = ["--reference", kind, "--image-size", "8", "--features", f"encoder={runs / 'diffusion'}"]
+        assert main(["evaluate", kind, *judged, "--out", f"{kind}.json"]) == 0, capsys.readouterr().err
+        assert json.loads(Path(f"{kind}.json").read_text())["samples"]["count"] == 24
+
+
+def test_what_is_missing_is_installed_by_its_own_name() -> None:
+    """Extras of epg can only be asked for where epg itself is on the index, or beside its sources."""
+    command = install("wandb")
+    assert command.startswith("pip install ")
+    assert "wandb" in command
+    assert "epg" not in command
+    assert "pip install" not in install("nothing-of-that-name")  # it may be anybody's package
+
+
+def test_receipts_do_not_say_whose_home_it_is(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(runs.parent))
+    arguments = [
+        "evaluate",
+        str(runs / "diffusion"),
+        "--count",
+        "20",
+        "--steps",
+        "2",
+        "--out",
+        str(tmp_path / "r.json"),
+    ]
+    monkeypatch.setattr("sys.argv", ["/somewhere/epg", *arguments])
+    assert main() == 0
+    receipt = (tmp_path / "r.json").read_text()
+    assert str(runs.parent) not in receipt
+    assert json.loads(receipt)["command"].startswith("epg evaluate ~/digits/diffusion --count 20")
+
+
+def test_warnings_are_one_line_without_source(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "diffusion", tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-00000009").mkdir()  # its copying was interrupted
+    done = epg("sample", str(tmp_path / "run"), "--count", "1", "--steps", "2", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "damaged" in line]
+    assert line.startswith("warning: skipping a damaged checkpoint: ")
+    assert ".py" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirection", "codes"),
+    [("| head -c 20", {0, 141}), (">&-", {0}), ("2>&-", {0}), ("<&-", {0}), (">/dev/full", {74})],
+)
+def test_output_may_go_anywhere(redirection: str, codes: set[int]) -> None:
+    command = f"{shlex.quote(sys.executable)} -m epg.cli sample --help {redirection}"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.returncode in codes, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 1
+
+
+def test_a_file_cannot_be_opened_is_said_with_the_cure(runs: Path, tmp_path: Path) -> None:
+    command = (
+        f"ulimit -n 12; exec {shlex.quote(sys.executable)} -m epg.cli sample {runs / 'diffusion'} --out {tmp_path}"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode in (0, 74), done.stderr
+    assert "Traceback" not in done.stderr
+    if done.returncode:
+        assert "ulimit -n" in done.stderr

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from epg.errors import OutputError, UserError, cause
+from epg.extras import install
 from epg.generator import Generator
 from epg.randomness import integers
 from epg.training.artefact import size_of
@@ -65,7 +66,7 @@ def export_onnx(model: Generator, file: Path) -> float:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"--to onnx needs {error.name}: pip install 'epg[onnx]'") from None
+        raise UserError(f"--to onnx needs {error.name}: {install('onnx')}") from None
     network = OneStep(model).eval()
     names = ["noise", "labels"] if model.num_classes else ["noise"]
     try:

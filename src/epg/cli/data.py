@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import tyro
 
 from epg.cli.paths import Place
+from epg.command_line import written
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Prepare:
             shard=self.shard,
             parquet=self.parquet,
         )
-        print(f"Next: epg inspect {self.out}; or epg pretrain RECIPE --data.source {self.out}")
+        print(f"Next: {written('epg', 'inspect', self.out)}\nIt is trained on with --data.source {written(self.out)}")
 
 
 @dataclass(frozen=True)

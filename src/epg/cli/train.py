@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 import tyro
 
 from epg.cli.paths import Place
+from epg.command_line import of_sections, written
 from epg.complaints import flag
 from epg.errors import UserError
 
@@ -47,7 +48,16 @@ class Pretrain:
 
         config = configure(self.recipe, "pretraining", overrides)
         run = train(config, self.out, resume=self.resume, overrides=self.override)
-        print(f"Pre-trained encoder: {run.folder}\nNext: epg finetune {self.recipe} --encoder {run.folder}")
+        print(f"Pre-trained encoder: {run.folder}\nNext: {self.next(run.folder, overrides)}")
+
+    def next(self, folder: Path, overrides: list[str]) -> str:
+        """The command that fine-tunes this encoder, with the settings in which the run differs from its recipe."""
+        from epg.recipe import stages_of
+
+        stages = stages_of(self.recipe)
+        stage = [] if "diffusion" in stages or "consistency" not in stages else ["--stage", "consistency"]
+        out = [] if self.out is None else ["--out", folder.parent / (stage or ["diffusion"])[-1]]
+        return written("epg", "finetune", self.recipe, *stage, "--encoder", folder, *out, *of_sections(overrides))
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ class Finetune:
         config = configure(self.recipe, self.stage, overrides)
         encoder = None if self.encoder is None else hub.local(self.encoder)
         run = train(config, self.out, encoder=encoder, resume=self.resume, overrides=self.override)
-        print(f"Generator: {run.folder}\nNext: epg sample {run.folder}")
+        print(f"Generator: {run.folder}\nNext: {written('epg', 'sample', run.folder, '--out', run.folder / 'samples')}")
 
 
 def configure(recipe: str, stage: "Stage", overrides: list[str]) -> "RunConfig":

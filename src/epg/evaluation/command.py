@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from epg.command_line import written
 from epg.distributed import failing_together, processes
 from epg.errors import UserError
 from epg.evaluation import reference_files
@@ -81,5 +82,5 @@ def run_reference(dataset: str, out: Path, options: Options) -> Reference | None
         return None
     reference_files.save(made, out)
     print(f"{made.manifest['count']} images, features of {made.manifest['kept']} of them, in {out}")
-    print(f"Next: epg evaluate SAMPLES --reference {out}")
+    print(f"It is compared with by epg evaluate SAMPLES --reference {written(out)}")
     return made

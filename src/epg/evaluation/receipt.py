@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from epg.command_line import without_home
 from epg.distributed import world_size
 from epg.errors import ArtefactError, OutputError, cause
 from epg.files import replace_text
@@ -119,8 +120,8 @@ def environment() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line of this process."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command line of this process, as a shell reads it."""
+    return without_home([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def now() -> str:

@@ -67,6 +67,8 @@ def open_subject(
     if not place.is_dir():
         found = "no samples" if place.exists() else "nothing here"
         raise UserError(f"{path}: {found}. Pass a run folder, an .npz, a folder of images, or a data set.")
+    if runs := checkpoint.offer(place):
+        raise UserError(f"{path}: holds runs; pass one of them.{runs}")
     folder = FolderSource(place, count)
     return Subject(folder, folder.warnings)
 

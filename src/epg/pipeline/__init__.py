@@ -3,6 +3,7 @@
 from typing import Any
 
 from epg.errors import UserError
+from epg.extras import install
 
 __all__ = ["EPGModel", "EPGPipeline"]
 
@@ -14,7 +15,7 @@ def __getattr__(name: str) -> Any:
     try:
         import diffusers  # noqa: F401
     except ImportError as error:
-        raise UserError("pipelines need diffusers: pip install 'epg[diffusers]'") from error
+        raise UserError(f"pipelines need diffusers: {install('diffusers')}") from error
     from epg.pipeline.installed import EPGPipeline
     from epg.pipeline.model import EPGModel
 

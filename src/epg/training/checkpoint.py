@@ -43,6 +43,7 @@ from epg.training.manifest import (
 MANIFEST, STATE = "manifest.json", "state.json"
 REPLACED = ".replaced"  # ending of the checkpoint that another one of the same step takes the place of
 KEEP_AT_LEAST = 2
+SHOWN = 8  # runs of a folder
 OURS = re.compile(r"(model|optimizer|ema-[\d.e-]+|power-[\d.e-]+)\.safetensors|state\.json|manifest\.json")
 
 
@@ -276,6 +277,13 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, content, manifest)
 
 
+def offer(path: Path) -> str:
+    """What to add where a folder holds no checkpoint but runs that do; "" where it does not."""
+    runs = sorted(found.parent.relative_to(path) for d in ("*", "*/*") for found in path.glob(f"{d}/checkpoints"))
+    names = [str(path / run) for run in runs[:SHOWN]] + ([f"and {len(runs) - SHOWN} more"] if len(runs) > SHOWN else [])
+    return f" There are {', '.join(names)}." if runs else ""
+
+
 def find(path: str | Path) -> Checkpoint:
     """The checkpoint that a user means: a checkpoint directory, or a run folder (its newest one)."""
     path = Path(path)
@@ -286,6 +294,7 @@ def find(path: str | Path) -> Checkpoint:
         strangers.refuse_folder(path)
         raise ArtefactError(
             f"{path}: no checkpoint here. Pass a run folder or a folder checkpoints/step-... in one."
+            + offer(path)
             + pickle_hint(path)
         )
     return found

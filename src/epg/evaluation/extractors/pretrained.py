@@ -15,6 +15,7 @@ from torch import Tensor
 from epg.errors import ArtefactError, UserError
 from epg.evaluation.extractors.base import FEATURES, Extractor
 from epg.evaluation.extractors.inception import colour
+from epg.extras import install
 from epg.training.artefact import digest_of
 
 DINOV2, CLIP = "facebook/dinov2-large", "openai/clip-vit-large-patch14-336"
@@ -81,9 +82,7 @@ def _load(kind: str, path: Path | None, repository: str, flag: str) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise UserError(
-            f"--features {flag}: needs transformers, which is not installed: pip install 'epg[eval]'"
-        ) from error
+        raise UserError(f"--features {flag}: needs transformers, which is not installed: {install('eval')}") from error
     if path is not None and not (path / "config.json").is_file():
         raise ArtefactError(f"--features {flag}={path}: no folder with a config.json; save one with save_pretrained")
     try:

@@ -1,0 +1,36 @@
+"""Command lines in words, to be copied into a shell."""
+
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+SHARED = ("data", "model", "noise", "seed", "training")
+"""Sections of a configuration that stage 2 takes over from stage 1."""
+
+
+def written(*words: str | Path) -> str:
+    """A command as a shell reads it."""
+    return shlex.join(map(str, words))
+
+
+def without_home(words: Iterable[str]) -> str:
+    """A command as a shell reads it, `~` for the home folder: whose it was is nobody's business."""
+    home = os.path.expanduser("~")
+    return " ".join(quoted(word.replace(home, "~") if home not in ("~", os.path.sep) else word) for word in words)
+
+
+def quoted(word: str) -> str:
+    """In the quotes of a shell where it needs them; `~/` stays outside, where it is read."""
+    return f"~/{shlex.quote(word[2:])}" if word.startswith("~/") and len(word) > 2 else shlex.quote(word)
+
+
+def of_sections(flags: Sequence[str], sections: Sequence[str] = SHARED) -> list[str]:
+    """Those of the flags of a recipe, each with its values, that belong to these sections."""
+    kept, keep = list[str](), False
+    for word in flags:
+        if word.startswith("--"):
+            keep = word[2:].partition("=")[0].partition(".")[0] in sections
+        if keep:
+            kept.append(word)
+    return kept
