@@ -5,6 +5,7 @@ the first moment on, and `epg --help` is fast.
 """
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -94,10 +95,21 @@ def output_is_gone() -> bool:
     """Whether nothing can be written any more, as in `epg info | head`; then the rest of the output goes nowhere."""
     try:
         flush()
+        gone = any(reader_is_gone(stream.fileno()) for stream in (sys.stdout, sys.stderr) if stream is not None)
     except OSError:
+        gone = True
+    if gone:
         silence()
-        return True
-    return False
+    return gone
+
+
+def reader_is_gone(descriptor: int) -> bool:
+    """Whether this is a pipe that nobody reads any more: a failed write leaves nothing behind that would fail again."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def silence() -> None:

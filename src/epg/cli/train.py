@@ -56,7 +56,7 @@ class Pretrain:
 
         stages = stages_of(self.recipe)
         stage = [] if "diffusion" in stages or "consistency" not in stages else ["--stage", "consistency"]
-        out = [] if self.out is None else ["--out", folder.parent / (stage or ["diffusion"])[-1]]
+        out = [] if self.out is None else ["--out", str(folder.parent / (stage or ["diffusion"])[-1])]
         return written("epg", "finetune", self.recipe, *stage, "--encoder", folder, *out, *of_sections(overrides))
 
 
