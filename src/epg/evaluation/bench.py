@@ -26,6 +26,7 @@ from epg.evaluation.subjects import Subject, only_split, open_whole, some_of
 from epg.training.artefact import digest_of
 from epg.training.parallel import pick_device
 
+VERSION = "2"  # of what a cached reference says: raise it with every new entry of its manifest
 FEWEST_TO_SPLIT = 10  # images, of which a fifth is set aside
 
 
@@ -237,7 +238,8 @@ def _reference(
             from epg.evaluation.npz import NpzSource
 
             return make_reference(NpzSource(file), extractors, batch_size=options.batch_size, on_progress=report)
-    key = digest_of({}, real.train.fingerprint(), *(f"{e.name} {e.sha256}" for e in extractors), str(options.kept))
+    judges = [f"{e.name} {e.sha256}" for e in extractors]
+    key = digest_of({}, real.train.fingerprint(), *judges, str(options.kept), VERSION)
     cached = cache_folder() / "references" / key[:32]
     found = reference_files.load_cached(cached) if options.cache and rank() == 0 else None
     hit = [found is not None]
