@@ -202,7 +202,9 @@ def test_early_is_not_when_both_models_draw_noise() -> None:
     assert moments(study_result(noise, begins, good)) == [("early", 1), ("at the end", 2)]
     assert moments(study_result(noise, good)) == [("at the end", 1)]
     assert moments(study_result(good)) == [("at the end", 0)]
+    assert moments(study_result(noise, noise)) == []
     assert "early" not in reading(study_result(noise, good))
+    assert "still draw noise" in reading(study_result(noise, noise))
 
 
 def test_a_budget_must_be_positive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

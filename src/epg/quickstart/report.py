@@ -143,7 +143,10 @@ def reading(result: StudyResult) -> str:
         "for; the distance compares its features of samples and of training images (lower is better; the last row is "
         "what real images reach). Neither is an FID: they compare models of this data set only. "
     )
-    for when, index in moments(result):
+    drawn = moments(result)
+    if not drawn:
+        return html.escape(text + "Both diffusion models still draw noise: of pre-training, this says nothing yet.")
+    for when, index in drawn:
         (step, _, ours), (_, _, scratch) = (part.progress[index] for part in compared(result))
         verdict = "is closer to the real images than" if ours < scratch else "is no closer to the real images than"
         text += (
@@ -161,13 +164,15 @@ def compared(result: StudyResult) -> tuple[PartResult, PartResult]:
 
 def moments(result: StudyResult) -> list[tuple[str, int]]:
     """When the two diffusion models are compared in words: at the end, and early, when one of them first draws more
-    than noise: its samples are recognised better than halfway from chance to real images."""
+    than noise: its samples are recognised better than halfway from chance to real images. Never where both are noise.
+    """
     assert result.classifier_accuracy is not None
     chance = 1 / len(result.class_names)
     halfway = (chance + result.classifier_accuracy) / 2
     both = list(zip(*(part.progress for part in compared(result)), strict=True))
-    drawn = [i for i, points in enumerate(both[:-1]) if max(accuracy for _, accuracy, _ in points) > halfway]
-    return [*(("early", i) for i in drawn[:1]), ("at the end", len(both) - 1)]
+    drawn = [i for i, points in enumerate(both) if max(accuracy for _, accuracy, _ in points) > halfway]
+    last = len(both) - 1
+    return [("early" if i < last else "at the end", i) for i in dict.fromkeys((*drawn[:1], last)) if i in drawn]
 
 
 def next_commands(result: StudyResult, folder: Path) -> str:
