@@ -82,7 +82,7 @@ def reliability() -> Names:
 
 def sampling() -> Names:
     """A model of ImageNet's first 208 classes, by the numbers and the name that the page uses."""
-    names = [f"class {i}" for i in range(207)] + ["golden retriever"]
+    names = [{1: "goldfish", 207: "golden retriever"}.get(i, f"class {i}") for i in range(208)]
     save_run(Path("runs/NAME/diffusion"), tiny_config(data={"channels": 3}, model={"num_classes": 208}), names=names)
     return {}
 
