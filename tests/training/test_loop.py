@@ -267,14 +267,14 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
 
 
 def test_ema_follows_its_formula_in_the_loop(tmp_path: Path) -> None:
-    """One step from equal weights: ema = 0.99 w0 + 0.01 w1."""
+    """One step of a run that is too short for its average: ema = 2/11 w0 + 9/11 w1, see `epg.training.ema`."""
     run = prepare_run(tiny("diffusion", training={"steps": 1}), tmp_path)
     before = {name: p.detach().clone() for name, p in run.trainer.objective.network.named_parameters()}
     run.trainer.run()
     found = checkpoint.find(tmp_path)
     after, ema = found.tensors("model"), found.tensors("ema-0.99")
     for name, w0 in before.items():
-        torch.testing.assert_close(ema[name], 0.99 * w0 + 0.01 * after[f"network.{name}"])
+        torch.testing.assert_close(ema[name], (2 * w0 + 9 * after[f"network.{name}"]) / 11)
 
 
 def test_checkpoint_and_export_record_how_many_images_each_class_has(tmp_path: Path) -> None:
