@@ -69,6 +69,7 @@ def run_state(config: RunConfig, class_names: Sequence[str] = (), data: str = "0
         "class_names": list(class_names),
         "class_counts": [],
         "data": data,
+        "processes": 1,
         "skipped": 0,
         "skipped_in_row": 0,
         "loss_scale": 65536.0,

@@ -219,16 +219,17 @@ def others(value: Any) -> Iterator[Any]:
     if isinstance(value, bool):
         yield not value
     elif isinstance(value, int | float):
-        yield value + 1
+        yield from (value + 1, value + 2, value / 2, value / 2 + 0.1)
     elif isinstance(value, str):
         yield from (literal for literal in LITERALS if literal != value)
         yield f"{value}-other"
     elif isinstance(value, list):
-        yield [next(others(value[0])), *value[1:]] if value else [[1, 0.5]]
+        yield from ([other, *value[1:]] for other in others(value[0])) if value else [[[1, 0.5]]]
         yield [0.5]
+        yield [0.1]
         yield ["wandb"]
     else:
-        yield from (1, 0.5, "other")
+        yield from (1, 0.5, "other", [0.0, 100.0])
 
 
 def changed_one_by_one(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
@@ -266,7 +267,7 @@ def test_every_changed_setting_is_refused_unless_harmless_or_named(stage: Stage)
         if name == "data.source":  # the images count, not their address
             resume.continued(before, Path("run"), changed, data)
             continue
-        if resume.belongs(name, resume.HARMLESS):
+        if resume.belongs(name, resume.harmless(config)):
             assert resume.continued(before, Path("run"), changed, data).history == []
             harmless.add(name)
             continue
@@ -277,6 +278,41 @@ def test_every_changed_setting_is_refused_unless_harmless_or_named(stage: Stage)
         refused.add(name)
     assert len(refused) >= 20
     assert refused | harmless | {"data.source"} >= {n for n in resume.flat(config) if not n.endswith("kind")}
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "more", "refused"),
+    [
+        ("pretraining", {}, {"micro_batch": 16}, True),
+        ("pretraining", {"micro_batch": 16}, {"micro_batch": 32}, False),  # the same on two processes
+        ("pretraining", {}, {"micro_batch": 32}, False),  # which is what none means
+        ("consistency", {}, {"micro_batch": 16}, True),
+        ("diffusion", {}, {"micro_batch": 16}, False),
+    ],
+)
+def test_negatives_may_not_change_in_silence(
+    stage: Stage, changes: dict[str, Any], more: dict[str, Any], refused: bool
+) -> None:
+    """Contrastive losses and BatchNorm are of the images of a pass, over all processes."""
+    before = found(tiny_config(stage, training=changes))
+    if changes:  # written by two processes with 16 images each
+        before.state["processes"] = 2
+    config = tiny_config(stage, training=more)
+    if not refused:
+        assert resume.continued(before, Path("run"), config, "0" * 64).history == []
+        return
+    said = r"training\.micro_batch: a step in 1 passes -> a step in 2 passes"
+    with pytest.raises(UserError, match=rf"(?s){said}.*--override training\.micro_batch"):
+        resume.continued(before, Path("run"), config, "0" * 64)
+    start = resume.continued(before, Path("run"), config, "0" * 64, ["training.micro-batch"])
+    assert re.search(said, resume.describe(start, config, 100))
+
+
+def test_consistency_without_its_contrastive_loss_may_be_cut_anew() -> None:
+    alone = {"objective": {"auxiliary_weight": 0.0}}
+    before = found(tiny_config("consistency", **alone))
+    config = tiny_config("consistency", training={"micro_batch": 16}, **alone)
+    assert resume.continued(before, Path("run"), config, "0" * 64).history == []
 
 
 def test_other_images_and_another_major_version_are_refused() -> None:

@@ -323,6 +323,7 @@ class Trainer:
             "class_names": list(self.dataset.class_names),
             "class_counts": self.dataset.class_counts(self.config.model.num_classes or 0),
             "data": self.fingerprint,
+            "processes": world_size(),
             "skipped": self.skips.total,
             "skipped_in_row": self.skips.in_row,
             "loss_scale": self.loss_scale.scale,

@@ -51,6 +51,8 @@ class State(_Strict):
     """Training images of each class; empty without labels."""
     data: str
     """Fingerprint of the training images."""
+    processes: Annotated[int, Field(ge=1)]
+    """How many trained together."""
     skipped: Annotated[int, Field(ge=0)]
     """Steps left out so far because a gradient was not finite."""
     skipped_in_row: Annotated[int, Field(ge=0)]

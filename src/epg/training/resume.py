@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from epg.config import RunConfig, parse
+from epg.distributed import world_size
 from epg.errors import ArtefactError, UserError
 from epg.training import checkpoint, export
 from epg.training.checkpoint import Checkpoint
@@ -20,7 +21,6 @@ HARMLESS = {
     "data.workers",
     "data.timeout",
     "data.max_damaged",
-    "training.micro_batch",
     "training.device",
     "training.log_every",
     "training.trackers",
@@ -35,6 +35,8 @@ HARMLESS = {
     "sampling",
     "evaluation",
 }
+# Only where no image is compared with the others of its pass, as their negatives, and BatchNorm's, are those of a pass.
+HARMLESS_ALONE = {"training.micro_batch"}
 FIXED = ("objective.kind",)  # another stage is another run
 
 
@@ -116,15 +118,15 @@ def continued(found: Checkpoint, folder: Path, config: RunConfig, data: str, ove
     Raises UserError listing every setting, old -> new, that would make it another experiment and is neither harmless
     nor named in `overrides`; or an override that names no setting.
     """
-    old = settings(config_of(found), found.state["data"], found.manifest.versions["epg"])
-    new = settings(config, data, importlib.metadata.version("epg"))
+    old = settings(config_of(found), found.state["data"], found.manifest.versions["epg"], found.state["processes"])
+    new = settings(config, data, importlib.metadata.version("epg"), world_size())
     allowed = {override.replace("-", "_") for override in overrides}
     for key in sorted(allowed):
         refuse_unknown(key, old.keys() | new.keys())
     changed = {
         name: [old.get(name), new.get(name)]
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not belongs(name, HARMLESS)
+        if old.get(name) != new.get(name) and not belongs(name, harmless(config))
     }
     refused = [name for name in changed if name in FIXED or not belongs(name, allowed)]
     if refused:
@@ -142,9 +144,25 @@ def continued(found: Checkpoint, folder: Path, config: RunConfig, data: str, ove
     return Start(found, history)
 
 
-def settings(config: RunConfig, data: str, version: str) -> dict[str, Any]:
-    """What a run depends on as `section.field: value`: images count by their content, epg by its major version."""
-    return {**flat(config), "data.source": f"images {data[:12]}", "epg": f"version {version.partition('.')[0]}"}
+def settings(config: RunConfig, data: str, version: str, processes: int) -> dict[str, Any]:
+    """What a run depends on as `section.field: value`: images count by their content, epg by its major version, and
+    micro-batches by the passes of a step where the images of a pass are compared with each other."""
+    found = {**flat(config), "data.source": f"images {data[:12]}", "epg": f"version {version.partition('.')[0]}"}
+    if contrastive(config):
+        share = config.training.batch_size // processes
+        passes = max(1, share // (config.training.micro_batch or share))
+        found["training.micro_batch"] = f"a step in {passes} passes"
+    return found
+
+
+def contrastive(config: RunConfig) -> bool:
+    """Whether a loss of this run compares the images of a pass with each other."""
+    return config.stage == "pretraining" or bool(getattr(config.objective, "auxiliary_weight", 0))
+
+
+def harmless(config: RunConfig) -> set[str]:
+    """The settings that may change without a word when this run is continued."""
+    return HARMLESS if contrastive(config) else HARMLESS | HARMLESS_ALONE
 
 
 def flat(config: RunConfig) -> dict[str, Any]:
