@@ -33,6 +33,7 @@ from tests.reliability import (
     boundaries,
     draws,
     equality,
+    inside,
     launched,
     leaks,
     same_bytes,
@@ -61,6 +62,7 @@ SIZES = {  # how many, or how long, of each part
         "order": 50,
         "draws": 640,
         "bytes": 4,
+        "inside": 2,
         "launched": 1,
         "loaders": 1,
         "leaks": 400,
@@ -77,6 +79,7 @@ SIZES = {  # how many, or how long, of each part
         "order": 10_000,
         "draws": 50_000,
         "bytes": 200,
+        "inside": 99,
         "launched": 7,
         "loaders": 4,
         "leaks": 10_000,
@@ -93,6 +96,7 @@ SIZES = {  # how many, or how long, of each part
         "order": 50_000,
         "draws": 200_000,
         "bytes": 200,
+        "inside": 99,
         "launched": 7,
         "loaders": 4,
         "leaks": 30_000,
@@ -369,6 +373,39 @@ def surroundings(steps: int, folder: Path) -> list[Figure]:
     ]
 
 
+def inside_a_step(count: int, folder: Path) -> list[Figure]:
+    """F1: every kind of fault at every place of the forward pass, in one rank of one and of two processes."""
+    figures = []
+    with running() as driver:
+        source = encoder(driver, folder)
+        for stage in inside.PLACES:
+            given = None if stage == "pretraining" else source
+            cases = [
+                (fault, processes, precision)
+                for processes in (1, 2)
+                for precision in ("fp32", "bf16", "fp16")
+                for fault in inside.faults(stage, passes=3)
+                if fault[1] in ("nan", "inf")
+            ][:count]
+            broken = [
+                problem
+                for i, (fault, processes, precision) in enumerate(cases)
+                if (
+                    problem := inside.problem(
+                        driver, folder / f"{stage}-{i}", stage, fault, processes, given, precision
+                    )
+                )
+            ]
+            what = (
+                f"{stage}: {len(cases)} faults inside a step, 1 and 2 processes, three precisions: as without the step"
+            )
+            figures.append(Figure("F1", what, listed(broken), not broken))
+        fault = ("network.encoder.blocks.0", "nan", 0)
+        found = inside.problem(driver, folder / "control", "diffusion", fault, 1, None, nan_to_num={})
+        figures.append(Figure("F1", "control: nan_to_num on the gradient", found[:120], bool(found)))
+    return figures
+
+
 def under_torchrun(count: int, folder: Path) -> list[Figure]:
     """F3: rank 1 of two dies or hangs."""
     assert launched.torchrun(folder / "undisturbed").code == 0
@@ -420,6 +457,7 @@ PARTS: dict[str, tuple[str, Callable[[int, Path], list[Figure]]]] = {
     "order": ("D3", order),
     "draws": ("D4", drawn),
     "bytes": ("D1", surroundings),
+    "inside": ("F1", inside_a_step),
     "launched": ("F3", under_torchrun),
     "loaders": ("F4", loaders),
     "leaks": ("F5", leaking),

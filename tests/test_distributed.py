@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from epg.distributed import all_gather, all_reduce_sum, rank, world_size
+from epg.distributed import all_gather, all_reduce_sum, local_device, rank, world_size
 from epg.losses import nt_xent
 from epg.networks.build import build_rcm
 from epg.networks.layers import BatchNorm
@@ -144,3 +144,17 @@ def test_pretraining_objective(one, two):
         for key in ("loss", "gradient"):
             ours, reference = r["pretraining"][key], one["pretraining"][key]
             assert (ours - reference).norm() < 1e-4 * reference.norm(), key  # float32 sums in another order
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "count", "device"),
+    [("3", 4, 3), ("1", 8, 1), ("3", 1, 0), (None, 4, 0)],  # several machines; a single one shown to each process
+)
+def test_a_process_takes_the_device_of_its_place_on_the_machine(
+    local_rank: str | None, count: int, device: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "13")  # the place among all processes, on all machines
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert local_device(count) == device

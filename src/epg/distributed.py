@@ -31,6 +31,12 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def local_device(count: int) -> int:
+    """Which of the `count` devices that this process sees is its own: by its place on the machine and not among all; a
+    process that is shown a single one takes that."""
+    return int(os.environ.get("LOCAL_RANK", str(rank()))) % count
+
+
 @contextmanager
 def processes(timeout: float = 600.0) -> Iterator[None]:
     """Joins the other processes when started by torchrun (or anything that sets its variables).
@@ -43,7 +49,7 @@ def processes(timeout: float = 600.0) -> Iterator[None]:
         yield
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(local_device(torch.cuda.device_count()))
     limit = timedelta(seconds=timeout + SLACK if timeout else FOR_EVER)
     store, number, count = next(rendezvous("env://", timeout=limit))
     # After a restart torchrun's store still holds the addresses of the processes that died, which the new ones would

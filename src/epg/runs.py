@@ -32,7 +32,15 @@ from epg.training.handover import EncoderWeights, hand_over, read_encoder, repor
 from epg.training.lock import locked
 from epg.training.loop import Judge, Trainer
 from epg.training.parallel import refuse_uneven_processes
-from epg.training.resume import Start, config_of, continued, describe, run_folder_of, starting_point
+from epg.training.resume import (
+    Start,
+    config_of,
+    continued,
+    describe,
+    refuse_no_checkpoint,
+    run_folder_of,
+    starting_point,
+)
 from epg.training.signals import interruptible
 from epg.training.spectra import measure
 from epg.validation import check
@@ -274,6 +282,8 @@ def train(
     Args:
         folder: the run folder; None: that of `resume`, or else runs/RECIPE/STAGE.
     """
+    if resume is not None:
+        refuse_no_checkpoint(resume)
     if folder is None:
         folder = Path("runs") / config.recipe / config.stage if resume is None else run_folder_of(resume)
     with processes(config.training.timeout), locked(folder):

@@ -112,6 +112,17 @@ def test_a_wrong_path_is_an_error_and_never_a_start_from_scratch(
     assert not (tmp_path / "new" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("what", ["nowhere", "empty", "run/export", "run/checkpoints/step-00000004/model.safetensors"])
+def test_a_wrong_path_leaves_no_folder(what: str, half: Path, tmp_path: Path) -> None:
+    half.rename(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    config = tmp_path / "run" / "config.yaml"
+    assert main(["finetune", str(config), "--resume", str(tmp_path / what)]) == 77
+    assert sorted(tmp_path.rglob("*")) == before
+    assert main(["verify", str(tmp_path / "run")]) == 0
+
+
 def test_a_damaged_checkpoint_that_was_named_is_an_error(half: Path) -> None:
     named = half / "checkpoints" / "step-00000004"
     file = named / "optimizer.safetensors"

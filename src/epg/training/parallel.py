@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from epg.config import RunConfig
-from epg.distributed import rank, world_size
+from epg.distributed import local_device, world_size
 from epg.errors import UserError
 from epg.networks import EPG
 from epg.networks.layers import DecoderBlock, EncoderBlock
@@ -89,5 +89,5 @@ def pick_device(name: str) -> torch.device:
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {name}: cannot be used ({str(error).splitlines()[0]}). Try auto.") from error
     if torch.cuda.is_available():
-        return torch.device("cuda", rank() % torch.cuda.device_count())
+        return torch.device("cuda", local_device(torch.cuda.device_count()))
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -14,6 +14,7 @@ from epg.config import RunConfig, parse
 from epg.distributed import world_size
 from epg.errors import ArtefactError, UserError
 from epg.training import checkpoint, export
+from epg.training.artefact import pickle_hint
 from epg.training.checkpoint import Checkpoint
 
 # Settings that change neither the weights nor the order of anything: a resumed run may have others.
@@ -96,6 +97,15 @@ def starting_point(folder: Path, resume: Path | None = None) -> Checkpoint | Non
 
 def named_checkpoint(path: Path) -> Checkpoint:
     """What `--resume` names. Raises ArtefactError, whatever else is there: nobody asked for a start from scratch."""
+    refuse_no_checkpoint(path)
+    try:
+        return checkpoint.find(path)
+    except ArtefactError as error:
+        raise ArtefactError(f"--resume {error}") from error
+
+
+def refuse_no_checkpoint(path: Path) -> None:
+    """Raises ArtefactError where `--resume` names something else, without reading it: before anything is written."""
     if not path.exists():
         raise ArtefactError(f"--resume {path}: does not exist. Pass a run folder, or RUN/checkpoints/step-... in one.")
     if export.is_export(path) or path.is_file():
@@ -103,10 +113,12 @@ def named_checkpoint(path: Path) -> Checkpoint:
             f"--resume {path}: holds weights only, and a run needs its optimizer and averages to continue. Pass a run "
             "folder, or RUN/checkpoints/step-... in one."
         )
-    try:
-        return checkpoint.find(path)
-    except ArtefactError as error:
-        raise ArtefactError(f"--resume {error}") from error
+    one = (path / checkpoint.MANIFEST).exists() or checkpoint.step_of(path) >= 0
+    if not one and not checkpoint.listing(path / "checkpoints"):
+        raise ArtefactError(
+            f"--resume {path}: no checkpoint here. Pass a run folder, or RUN/checkpoints/step-... in one."
+            + pickle_hint(path)
+        )
 
 
 # The same experiment? -------------------------------------------------------------------------------------------------
