@@ -25,7 +25,7 @@ from epg.errors import OutputError, cause
 from epg.locks import held
 
 Kind = Literal["mkdir", "open", "write", "fsync", "rename", "unlink", "rmdir"]
-HIDDEN = re.compile(r"\.(?P<name>.+)\.epg-[0-9a-f]{8}\.(?P<kind>tmp|old)")
+HIDDEN = re.compile(r"\.(?P<name>.+)\.epg-[0-9a-f]{8}\.(?P<kind>tmp|old|rest)")
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def remove_empty(folder: Path) -> None:
 # Unfinished and replaced ----------------------------------------------------------------------------------------------
 
 
-def hidden(path: Path, kind: Literal["tmp", "old"]) -> Path:
-    """A new name beside `path`: for what is not finished yet, or what another one takes the place of."""
+def hidden(path: Path, kind: Literal["tmp", "old", "rest"]) -> Path:
+    """A new name beside `path`: for what is not finished yet, is about to be replaced (`old`), or removed (`rest`)."""
     return path.with_name(f".{path.name}.epg-{secrets.token_hex(4)}.{kind}")
 
 
@@ -152,9 +152,9 @@ def clear_rests(folder: Path, name: str | None = None) -> None:
 
 def discard(path: Path) -> None:
     """Removes a folder of ours; it loses its name first, so that no half of it is ever taken for a whole one."""
-    old = hidden(path, "tmp")
-    rename(path, old)
-    remove(old)
+    rest = hidden(path, "rest")
+    rename(path, rest)
+    remove(rest)
 
 
 @contextmanager
