@@ -81,7 +81,7 @@ def prepare(
             return Prepared(folder, manifest, already=False)
     except OSError as error:
         raise OutputError(
-            f"{folder}: cannot be written: {cause(error)}. What is done is kept; the rest needs "
+            f"{folder}: cannot be written: {cause(error)}. What is done is kept"
             f"{_still_needed(folder)}. Then run the same command again"
         ) from error
 
@@ -148,14 +148,14 @@ def clean(folder: Path) -> None:
 
 
 def _still_needed(folder: Path) -> str:
-    """A guess at the space that the rest takes, from the shards that are done."""
+    """What to add of the space that the rest takes, guessed from the shards that are done; "" before the first."""
     try:
         plan = read_plan(folder / PLAN)
         done = [path.stat().st_size for path in (folder / SHARDS).glob("*.arrow")]
         shards = shard_count(plan)
     except (OSError, UserError):
-        return "an unknown space"
-    return f"about {(shards - len(done)) * sum(done) / len(done) / 1e9:.2f} GB" if done else "an unknown space"
+        return ""
+    return f"; the rest needs about {(shards - len(done)) * sum(done) / len(done) / 1e9:.2f} GB" if done else ""
 
 
 @contextmanager
