@@ -95,8 +95,8 @@ def eight_bits(
     planar = image.format == "TIFF" and image.tag_v2.get(PLANAR) == 2  # type: ignore[attr-defined]
     if planar and image.mode not in ("I", "F") and not image.mode.startswith("I;"):
         raise DataError(
-            f"{kind} TIFF with its colours in separate planes, of which Pillow does not read all bits; store them together, for example "
-            "with tiffcp -p contig"
+            f"{kind} TIFF with its colours in separate planes, of which Pillow does not read all bits; store them "
+            "together, for example with tiffcp -p contig"
         )
     transparent = image.info.get("transparency")
     flat: Image.Image | None = None

@@ -178,6 +178,7 @@ class BatchLoader:
 
 def _fill(reader: Reader, ring: Ring, task: tuple[int, int, int], begin: Begin) -> Any:
     """What a worker does: part of a slot, from a place on, with the samples at a position."""
-    torch.set_num_threads(1)
+    if torch.get_num_threads() != 1:  # setting it is dear
+        torch.set_num_threads(1)
     slot, place, position = task
     return reader.read(position, ring.pixels(slot)[place : place + CHUNK], begin)
