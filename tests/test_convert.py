@@ -290,7 +290,7 @@ def test_a_program_that_computes_something_else_is_refused():
         (["{run}", "--out", "{out}.pth", "--to", "release", "--push", "me/x"], 2, "goes with --to weights or pipeline"),
         (["{run}", "--out", "{out}", "--recipe", "digits"], 2, "for a file of the release"),
         (["{run}", "--out", "{out}", "--ema", "0.7"], 77, "no EMA with decay 0.7"),
-        (["{run}", "--out", "{full}"], 74, "holds something else"),
+        (["{run}", "--out", "{full}"], 74, "holds mine.txt, which is not ours"),
         (["{run}", "--out", "{file}"], 74, "is not a folder"),
         (["{out}", "--out", "{out}"], 77, "no checkpoint here"),
         (["{file}", "--out", "{out}"], 77, "cannot be read as a state dict"),
