@@ -17,7 +17,7 @@ from epg.data.colour import Profile, other_claim, read_head, to_srgb
 from epg.data.deep import Depth, eight_bits, kind_of, raw_mode, strips
 from epg.data.resize import MAX_PIXELS, center_crop
 from epg.data.rules import RULES, PixelRules
-from epg.errors import DataError
+from epg.errors import DataError, InterruptedRunError
 
 # Extensions looked for in folders, and the only decoders that Pillow may use on them: leaving out the others keeps
 # e.g. PostScript, which starts an external program, away from data that nobody has checked.
@@ -98,7 +98,7 @@ def decode_with_origin(
     try:
         flat, origin = open_flat(source, channels, rules)
         array = np.asarray(center_crop(flat, image_size, rules.resize), dtype=np.uint8)
-    except MemoryError:
+    except (MemoryError, InterruptedRunError):  # a stop signal may arrive in the middle of an image
         raise
     except Exception as error:  # decoders meet arbitrary bytes and raise nearly every exception class there is
         raise DataError(f"{name}: cannot decode this image: {error}. Replace it or remove it.") from error

@@ -9,7 +9,7 @@ from epg.data.sources.archives import LocalFile
 from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.tables import TableSource
 from epg.data.splits import NoSplitError, pick, split_names
-from epg.errors import DataError
+from epg.errors import DataError, InterruptedRunError
 
 if TYPE_CHECKING:
     import datasets
@@ -47,7 +47,7 @@ def _load(name: str, split: str) -> "datasets.Dataset":
         names = datasets.get_dataset_split_names(name)
         chosen = pick(split_names(names) or {str(n): str(n) for n in names}, split, name)[0]
         table = datasets.load_dataset(name, split=chosen)
-    except NoSplitError:
+    except (NoSplitError, InterruptedRunError):
         raise
     except Exception as error:  # the library and what it builds on raise dozens of classes
         detail = str(error).strip().split("\n")[0] or type(error).__name__

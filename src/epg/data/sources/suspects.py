@@ -11,7 +11,7 @@ from PIL import Image
 from epg.data.decode import FORMATS
 from epg.data.sources.base import SourceOptions, readable
 from epg.data.sources.names import Names
-from epg.errors import DataError
+from epg.errors import DataError, InterruptedRunError
 
 MAX_FOLDERS = 8  # pictures and label maps lie in few
 SHARE = 0.9
@@ -83,7 +83,7 @@ def _has_few_colours(read: Callable[[int], bytes], index: int) -> bool:
         with Image.open(io.BytesIO(read(index)), formats=FORMATS) as image:
             image.thumbnail((512, 512), Image.Resampling.NEAREST)
             return image.convert("RGB").getcolors(COLOURS) is not None
-    except MemoryError:
+    except (MemoryError, InterruptedRunError):
         raise
     except Exception:  # decoders raise nearly every exception class there is; a broken image says nothing here
         return False
