@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import signal
 
 import datasets
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 
 from epg.data.dataset import CachedDataset, NoSplitError, open_dataset
-from epg.errors import DataError, UserError
+from epg.data.decode import decode_image
+from epg.errors import DataError, InterruptedRunError, UserError
 
 SIZE = 8
 
@@ -185,6 +187,28 @@ def test_a_broken_image_is_named(tmp_path):
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     with pytest.raises(DataError, match=r"b\.png: cannot decode"):
         open_small(tmp_path)[1]
+
+
+def test_a_stop_signal_within_an_image_is_no_damaged_image(tmp_path):
+    write(tmp_path, a=1)
+    dataset = open_small(tmp_path)
+
+    def stop(number, frame):
+        raise InterruptedRunError("stopped")
+
+    before = signal.signal(signal.SIGALRM, stop)
+
+    def read_on():
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        while True:  # until it arrives, nearly always while decoding
+            decode_image(tmp_path / "a.png", SIZE, 3)
+            dataset[0]
+
+    try:
+        with pytest.raises(InterruptedRunError, match=r"^stopped$"):
+            read_on()
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_links_are_followed_but_not_for_ever(tmp_path):

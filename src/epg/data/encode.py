@@ -13,7 +13,7 @@ from PIL import Image
 from epg.data.decode import FORMATS, Origin, decode_image, open_flat
 from epg.data.resize import MAX_PIXELS, center_crop, resize_short_side
 from epg.data.rules import RULES, PixelRules
-from epg.errors import DataError
+from epg.errors import DataError, InterruptedRunError
 
 StoreFormat = Literal["png", "webp", "raw"]
 PPM_MAGIC = {3: b"P6", 1: b"P5"}
@@ -64,6 +64,8 @@ def make_record(data: bytes, options: PixelOptions) -> Record:
             _sums(image),
             image.width * image.height,
         )
+    except InterruptedRunError:  # a stop signal may arrive in the middle of an image
+        raise
     except MemoryError as error:
         raise DataError("there is not enough memory to decode it") from error
     except Exception as error:  # decoders meet arbitrary bytes and raise nearly every exception class there is
@@ -97,7 +99,7 @@ def decode_stored(data: bytes, image_size: int, channels: int, rules: PixelRules
             if exact and "transparency" not in image.info:
                 pixels = np.asarray(image).reshape(image_size, image_size, channels)
                 return pixels.transpose(2, 0, 1)
-    except MemoryError:
+    except (MemoryError, InterruptedRunError):
         raise
     except Exception as error:  # decoders meet arbitrary bytes and raise nearly every exception class there is
         raise DataError(f"cannot decode this image: {error}") from error
