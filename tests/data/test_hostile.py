@@ -157,9 +157,9 @@ def test_members_that_point_elsewhere_are_reported_and_nothing_is_written_outsid
     archives = evil_archives(inside)
     before = everything_below(tmp_path)
     for name, path in archives.items():
-        start = time.perf_counter()
+        start = time.process_time()
         prepared = prepare(str(path), inside / "out" / name, PixelOptions(32), options=SourceOptions(labels="none"))
-        assert time.perf_counter() - start < MAX_SECONDS
+        assert time.process_time() - start < MAX_SECONDS
         report = {i["name"]: i["reason"] for i in map(json.loads, (inside / "out" / name / "report.jsonl").open())}
         assert set(EVIL_NAMES) - {"..\\evil.png"} <= report.keys() or name == "a.zip"
         assert sum("outside" in reason for reason in report.values()) == 5, report
@@ -193,11 +193,11 @@ def test_bombs_in_archives_are_refused_quickly(tmp_path):
         assert path.stat().st_size < 1_000_000
         code = (
             "import resource, sys, time; from pathlib import Path; from epg.data.encode import PixelOptions;"
-            "from epg.data.prepare import prepare; import epg.data.finish; start = time.perf_counter();"
+            "from epg.data.prepare import prepare; import epg.data.finish; start = time.process_time();"
             "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "try: print(prepare(sys.argv[1], Path(sys.argv[2]), PixelOptions(32)).manifest['rejected'])\n"
             "except Exception as error: print('refused', type(error).__name__, error)\n"
-            "print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)"
+            "print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)"
         )
         done = subprocess.run(
             [sys.executable, "-c", code, str(path), str(tmp_path / f"{name}.out")], capture_output=True, text=True

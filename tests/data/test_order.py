@@ -65,9 +65,9 @@ def test_a_billion_samples_cost_no_memory_and_little_time(length):
     positions = np.arange(10**6) + 7 * length // 2
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         indices = order.indices(positions)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 1
     assert len(np.unique(indices[: length - length // 2])) == 10**6
     assert indices.min() >= 0

@@ -182,7 +182,7 @@ def test_references_that_do_not_fit() -> None:
         evaluate(samples, reference_of(), [replace(extractor, preprocessing="another resize")])
     with pytest.raises(UserError, match="has 5 images; these metrics need at least 6"):
         evaluate(samples, reference_of(5), [extractor])
-    with pytest.raises(UserError, match=r"takes images of shape \(1, 8, 8\)"):
+    with pytest.raises(UserError, match=r"takes 8x8 grey images, but those of .* are 8x8 colour"):
         evaluate(samples, reference_of(), [replace(extractor, shape=(1, 8, 8))])
     with pytest.raises(UserError, match="at least 6 images"):
         evaluate(TensorSource(random_images(5)), reference_of(), [extractor])

@@ -5,7 +5,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from epg.data.sources.columns import find_image_column, read_labels
 from epg.data.sources.files import read_file
 from epg.data.sources.kinds import kind_of
 from epg.errors import DataError
-
-if TYPE_CHECKING:
-    pass
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
 Opener = Callable[[], BinaryIO]
@@ -68,7 +65,8 @@ class TableSource(Source):
         kinds = Counter(kind_of(os.fsencode(file)) for file in unread)
         overview = Overview(rule + said.rule, kinds.most_common(), said.notes)
         super().__init__(kind, name, Images.rows(names, labelled, overview))
-        self.where = "" if streamed else f"{getattr(self.files[0][1], 'path', Path(name)).parent}/"
+        first = self.files[0][1]
+        self.where = f"{first.path.parent}/" if isinstance(first, LocalFile) and not streamed else ""
         self.keep_groups = RUN_GROUPS if streamed else 1
         self.cached: OrderedDict[int, Any] = OrderedDict()
         self.opened: tuple[int, _Table] | None = None
