@@ -299,7 +299,7 @@ def test_images_that_no_row_names_are_counted(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,label\na.png,x\nb.png,X\n")
     lines = opened(tmp_path).report()
     assert any("1 images that no row of metadata.csv names were left out" in line for line in lines)
-    assert any("differ in case alone: X, x" in line for line in lines)
+    assert any("differ in case, spaces, zeros or Unicode form alone: 'X', 'x'" in line for line in lines)
 
 
 # What is not read
@@ -426,3 +426,167 @@ def test_zip_names_of_other_systems(tmp_path):
         data = data[:place] + b"\0\0" + data[place + 2 :]
     (tmp_path / "a.zip").write_bytes(data)
     assert opened(tmp_path / "a.zip").class_names == ("caf\u00e9", "dog")
+
+
+# What looks like something else
+
+
+def mask(k):
+    image = Image.new("L", (32, 32))
+    image.paste(k + 1, (4, 4, 20, 20))
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("picture", "label_map"),
+    [("{}.jpg", "{}_mask.png"), ("{}.jpg", "{}-gt.png"), ("benign/b ({}).png", "benign/b ({})_mask.png"),
+     ("{}.jpg", "{}_L.png"), ("a{0}/images/{0}.jpg", "a{0}/masks/{0}.png"), ("a{0}/{0}.jpg", "a{0}/labels/{0}.png")],
+)  # fmt: skip
+def test_label_maps_beside_pictures_are_refused(tmp_path, capsys, picture, label_map):
+    put(tmp_path / "set", *(picture.format(k) for k in range(4)))
+    put(tmp_path / "set", *((label_map.format(k), mask(k)) for k in range(3)), ("note.txt", b"x"))
+    code, said = prepared(capsys, tmp_path / "set", tmp_path / "out")
+    assert code == 65
+    assert "looks like the label map of" in said
+    assert prepared(capsys, tmp_path / "set", tmp_path / "out", "--labels", "none")[0] == 0
+
+
+def test_names_that_only_sound_like_label_maps(tmp_path):
+    put(tmp_path, "mask/0.png", "mask/1_mask.png", "no_mask/0.png", "no_mask/2.png", "no_mask/3_l.png")
+    assert opened(tmp_path).class_names == ("mask", "no_mask")
+
+
+@pytest.mark.parametrize(
+    "stems", [("s-00000", "s-00002"), ("s-00003", "s-00004", "s-00005"), ("00003", "00004"), ("x_10", "x_20")]
+)
+def test_shards_of_which_some_are_missing_are_no_classes(tmp_path, capsys, stems):
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        for name, data in (("0.png", grey(9)), ("0.cls", b"3")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    put(tmp_path / "s", *((f"{stem}.tar", tar.getvalue()) for stem in stems))
+    code, said = prepared(capsys, tmp_path / "s", tmp_path / "out")
+    assert code == 65
+    assert "--labels folder" in said
+    assert "--labels column" in said
+    code, said = prepared(capsys, tmp_path / "s", tmp_path / "out", "--labels", "column")
+    assert code == 0
+    assert f"3 ({len(stems)})" in said
+    for stem in stems:
+        (tmp_path / "s" / f"{stem}.tar").rename(tmp_path / "s" / f"n0{1440764 + int(stem[-2:]) ** 2}.tar")
+    code, said = prepared(capsys, tmp_path / "s", tmp_path / "other", "--labels", "folder")
+    assert code == 0, "WordNet ids are classes"
+    assert f"{len(stems)} classes" in said
+
+
+def test_missing_shards_that_names_speak_of_are_told(tmp_path, capsys):
+    whole = zip_of(("0.png", grey(9)))
+    put(tmp_path / "s", *((f"s-0000{k}-of-00005.zip", whole) for k in (1, 4)))
+    code, said = prepared(capsys, tmp_path / "s", tmp_path / "out")
+    assert code == 0
+    assert "no labels" in said
+    assert "only 2 of 5 shards are there" in said
+
+
+def zip_of(*members):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return stream.getvalue()
+
+
+# Label files, once more
+
+
+@pytest.mark.parametrize(
+    ("labels", "code", "told"),
+    [([["a.png", -1], ["b.png", -1]], 0, "no labels: all of dataset.json are -1"),
+     ([["a.png", -1], ["b.png", 1]], 65, "negative"),
+     ([["a.png", 0], ["a.png", 1], ["b.png", 0]], 65, "a.png has two labels"),
+     ([["a.png", 0], ["b.png", 1], ["gone.png", 2]], 0, "1 images that dataset.json names are not there"),
+     ([["a.png", [1]], ["b.png", [0]]], 0, "0 (1), 1 (1)"), ([["a.png", [0, 1]], ["b.png", [1, 0]]], 65, "no class")],
+)  # fmt: skip
+def test_labels_of_a_dataset_json(tmp_path, capsys, labels, code, told):
+    put(tmp_path / "set", "a.png", "b.png", ("dataset.json", json.dumps({"labels": labels}).encode()))
+    got, said = prepared(capsys, tmp_path / "set", tmp_path / "out")
+    assert got == code
+    assert told in said
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("file_name,label\na.png,cat, big\nb.png,dog\n", "more cells"),
+     ("file_name,label,label\na.png,1,2\nb.png,2,1\n", "two columns label"),
+     ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "metadata.csv: it is a Git LFS pointer")],
+)  # fmt: skip
+def test_tables_that_say_two_things_are_refused(tmp_path, capsys, content, told):
+    put(tmp_path / "set", "a.png", "b.png", ("metadata.csv", content.encode()))
+    code, said = prepared(capsys, tmp_path / "set", tmp_path / "out")
+    assert code == 65
+    assert told in said
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("labels.json", '{"a.png": "x", "b.png": "y"}'), ("t.csv", "ImageId,PredictionString\na,x 1 2 3 4\nb,y 1 2 3 4\n"),
+     ("t.csv", "Image File Name,class index\na.png,x\nb.png,y\n"), ("t.csv", "file,label,\na.png,x,\nb.png,y,\n")],
+)  # fmt: skip
+def test_label_files_of_other_spellings(tmp_path, file, content):
+    put(tmp_path, "a.png", "b.png", (file, content.encode()))
+    assert labels_by_name(opened(tmp_path, label_file=file)) == {"a.png": "x", "b.png": "y"}
+
+
+@pytest.mark.parametrize("names", [("café", "cafe\u0301"), ("1", "01"), ("a", "a "), ("Cat", "cat")])
+def test_class_names_that_are_nearly_the_same_are_told(tmp_path, capsys, names):
+    put(tmp_path / "set", *(f"{name}/{k}.png" for k, name in enumerate(names)))
+    assert "Unicode form alone" in prepared(capsys, tmp_path / "set", tmp_path / "out")[1]
+
+
+def test_unlabelled_images_beside_the_training_split_are_no_class(tmp_path):
+    put(tmp_path, "train/a/0.png", "train/b/0.png", "unlabeled/2.png", "extra/a/3.png")
+    assert opened(tmp_path).class_names == ("a", "b")
+
+
+# Arrays, once more
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("data", "target"), ("train_images", "train_labels"), ("x_train", "y_train"), ("images", "fine_label"),
+     ("image", "class_id"), ("X", "Y")],
+)  # fmt: skip
+@pytest.mark.parametrize("packed", [True, False])
+def test_arrays_of_labels_by_their_names(tmp_path, names, packed):
+    arrays = dict(zip(names, (np.zeros((4, 8, 8, 3), np.uint8), np.array([0.0, 1, 2, 1])[:, None]), strict=True))
+    source = tmp_path / ("set.npz" if packed else f"{names[0]}.npy")
+    if packed:
+        np.savez(source, **arrays)
+    else:
+        for name, array in arrays.items():
+            np.save(tmp_path / f"{name}.npy", array)
+    assert opened(source).labels.tolist() == [0, 1, 2, 1]
+
+
+def test_arrays_that_are_not_read_are_told(tmp_path, capsys):
+    np.savez(tmp_path / "set.npz", images=np.zeros((4, 8, 8, 3), np.uint8), kind=np.arange(4))
+    assert "kind not read (--label-column" in prepared(capsys, tmp_path / "set.npz", tmp_path / "out")[1]
+    np.savez(tmp_path / "one.npz", images=np.zeros((8, 8, 3), np.uint8))
+    assert "has the shape (8, 8, 3)" in prepared(capsys, tmp_path / "one.npz", tmp_path / "other")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("cifar-100-python/train", "pickle"), ("train.beton", "FFCV"), ("x.lance/data/0.lance", "Lance"),
+     ("shard.00000.mds", "MosaicML"), ("train-00000-of-00010", "TFRecord"), ("a.dcm", "range"), ("a.cr2", "develop"),
+     ("a/b/x.npz", "name the file itself"), ("en/x/train-0.parquet", "name the folder that holds it"),
+     ("t10k-images.idx3-ubyte", "IDX"), ("a.tar.zst", "unpack it"), ("x.zarr/.zgroup/0.zarray", "")],
+)  # fmt: skip
+def test_formats_of_other_tools_are_named_with_their_cure(tmp_path, capsys, name, told):
+    code, said = prepared(capsys, put(tmp_path / "set", (name, b"x" * 99)), tmp_path / "out")
+    assert code == 65
+    assert told in said

@@ -18,6 +18,7 @@ WORDS = {
     **dict.fromkeys(("train", "training", "trn", "trainset"), "train"),
     **dict.fromkeys(("test", "testing", "tst", "testset"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "validate", "dev", "eval", "evaluation"), "validation"),
+    **dict.fromkeys(("unlabeled", "unlabelled", "unsupervised", "extra"), "unlabelled"),
 }
 # Words that say nothing of their own beside a split: train_images, test-set, validation.data
 NOISE = frozenset(

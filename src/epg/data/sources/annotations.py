@@ -1,6 +1,7 @@
 """Label files beside images: metadata.csv and .jsonl, dataset.json, label lists, .cls and .json of each image."""
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.sources.base import Labelled, Rejected, SourceOptions, readable
-from epg.data.sources.labels import LABEL_WORDS, find_label_column, is_identity, labels_of, unlabelled
+from epg.data.sources.labels import LABEL_WORDS, find_label_column, is_identity, labels_of, rule_of, unlabelled
 from epg.data.sources.lists import Row, headless, rows_of
 from epg.data.sources.names import Names
 from epg.errors import DataError
 
 METADATA = (b"metadata.csv", b"metadata.jsonl")
 DATASET = b"dataset.json"
-FILE_WORDS = (
-    *("file_name", "filename", "file", "image", "path", "image_path", "file_path", "filepath", "img", "image_name"),
-    *("image_file", "name", "image_id", "img_path", "id"),
+FILE_WORDS = (  # without signs, in small letters
+    *("filename", "file", "image", "path", "imagepath", "filepath", "img", "imagename", "imagefilename", "imagefile"),
+    *("imgname", "name", "imageid", "imgpath", "id"),
 )
 
 Read = Callable[[bytes], bytes | None]
@@ -102,13 +103,13 @@ def by_rows(names: Names, content: bytes, file: str, folder: str, options: Sourc
         notes.append(f"{left} images that no row of {file} names were left out")
     if label is None and options.labels != "none" and (others := [name for name in columns if name != column]):
         notes.append(f"labels could be in {file}: {options.flag('label-column')} one of {', '.join(others)}")
-    rule = f"labels: column {label} of {file}" if label else f"no labels: {file} has no column of them"
+    rule = rule_of(labelled, f"column {label} of {file}") if label else f"no labels: {file} has no column of them"
     return Described(np.array(chosen, dtype=np.int64), labelled, rule, rejected, notes, file)
 
 
 def _file_column(rows: list[Row], columns: list[str], file: str) -> str:
-    lower = {name.strip().lower().replace(" ", "_"): name for name in columns}
-    found = next((lower[word] for word in FILE_WORDS if word in lower), None)
+    bare = {re.sub("[^a-z]", "", name.lower()): name for name in reversed(columns)}
+    found = next((bare[word] for word in FILE_WORDS if word in bare), None)
     if found is None or not all(row.get(found) not in (None, "") for row in rows):
         raise DataError(
             f"{file}: every row needs a file_name, the path of an image relative to this file; its columns are "
@@ -137,10 +138,11 @@ def _in_order(names: Names, labels: list[str], file: str) -> Described:
     return Described(order, labels_of(labels, file), rule, used=file)
 
 
-def by_dataset_json(names: Names, content: bytes, file: str, folder: str) -> Described | None:
+def by_dataset_json(names: Names, content: bytes, file: str, folder: str, partial: bool) -> Described | None:
     """The labels of an EDM or StyleGAN archive: {"labels": [[path, label], ...]}, or null for none.
 
-    None where the file is another program's. Raises DataError for labels that are not one number.
+    `partial`: it may name images of other splits, too. None where the file is another program's. Raises DataError for
+    labels that are not one number, and for two labels of one image.
     """
     try:
         data = json.loads(content)
@@ -153,8 +155,11 @@ def by_dataset_json(names: Names, content: bytes, file: str, folder: str) -> Des
         rule = f"no labels: {file} has none, and folders only number files"
         return Described(everything, unlabelled(len(names)), rule, used=file)
     pairs = data["labels"].items() if isinstance(data["labels"], dict) else data["labels"]
+    given: dict[str, object] = {}
     try:
-        given = {plain(str(path)): label for path, label in pairs}
+        for path, label in pairs:
+            if given.setdefault(plain(str(path)), label) != label:
+                raise DataError(f"{file}: {path} has two labels, {given[plain(str(path))]} and {label}; remove one")
     except (TypeError, ValueError) as error:
         raise DataError(f"{file}: labels must be [path, label] pairs") from error
     keys = [plain(name.decode("utf-8", "surrogateescape")).removeprefix(folder) for name in names]
@@ -162,10 +167,12 @@ def by_dataset_json(names: Names, content: bytes, file: str, folder: str) -> Des
     if not kept:
         raise DataError(f"{file}: names none of the {len(names)} images; pass --labels none or folder to ignore it")
     labelled = labels_of([given[keys[i]] for i in kept], file)
-    notes = (
-        [f"{len(names) - len(kept)} images that {file} does not name were left out"] if len(kept) < len(names) else []
-    )
-    return Described(np.array(kept, dtype=np.int64), labelled, f"labels: {file}", notes=notes, used=file)
+    notes = []
+    if len(kept) < len(names):
+        notes.append(f"{len(names) - len(kept)} images that {file} does not name were left out")
+    if not partial and (gone := given.keys() - {keys[i] for i in kept}):
+        notes.append(f"{len(gone)} images that {file} names are not there, such as {min(gone)}")
+    return Described(np.array(kept, dtype=np.int64), labelled, rule_of(labelled, file), notes=notes, used=file)
 
 
 def by_sidecars(
@@ -196,8 +203,8 @@ def by_sidecars(
         return None
     missing = sorted(set(range(len(names))) - set(kept))
     rejected = [Rejected(readable(names[i]), f"it has no *{suffix.decode()} with a label") for i in missing]
-    chosen, ending = np.array(kept, dtype=np.int64), suffix.decode()
-    return Described(chosen, labels_of(values, what), f"labels: {what}", rejected, used=ending)
+    chosen, labelled = np.array(kept, dtype=np.int64), labels_of(values, what)
+    return Described(chosen, labelled, rule_of(labelled, what), rejected, used=suffix.decode())
 
 
 def _beside(name: bytes, texts: dict[bytes, int], suffix: bytes) -> bytes | None:

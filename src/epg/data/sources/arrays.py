@@ -12,15 +12,14 @@ from PIL import Image
 
 from epg.data.sources.archives import open_binary
 from epg.data.sources.base import Images, Labelled, Overview, Source, SourceOptions
-from epg.data.sources.labels import labels_of, unlabelled
+from epg.data.sources.labels import LABEL_WORDS, labels_of, rule_of, unlabelled
 from epg.data.sources.names import Names
 from epg.data.splits import pick, refuse_split, split_names
 from epg.errors import DataError
 from epg.plain_file import open_plain
 
 IMAGE_WORDS = ("arr_0", "images", "image", "x", "data", "imgs", "samples")
-LABEL_WORDS = {"arr_0": "arr_1", "x": "y"}
-OTHER_LABELS = ("labels", "label", "y", "targets", "classes", "arr_1")
+PARTNERS = {"arr_0": "arr_1", "x": "y"}  # of images: their labels
 MAX_PACKED = 2**33  # bytes of a compressed array, which is unpacked into memory
 
 
@@ -81,7 +80,7 @@ class ArraySource(Source):
         self.first = _channels_first(self.array.shape, self.array.dtype, called)
         count = len(self.array)
         labelled = unlabelled(count) if labels is None else _read(labels, count, called)
-        rule += "no labels" if labels is None else f"labels: array {labels.name or labels.path.name}"
+        rule += "no labels" if labels is None else rule_of(labelled, f"array {labels.name or labels.path.name}")
         notes = ["read as (N, channels, height, width)"] if self.first else []
         names = Names.of([b"image %d" % k for k in range(count)])
         sizes = np.full(count, self.array[:1].nbytes, dtype=np.int64)
@@ -116,8 +115,12 @@ def _channels_first(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> 
             f"{what} is {dtype}, whose range is not known: save it as uint8, such as (x * 255).round().astype('uint8') "
             "for values from 0 to 1"
         )
-    if not (len(shape) in (3, 4) and min(shape) > 0 and (len(shape) == 3 or {shape[1], shape[3]} & {1, 3, 4})):
-        raise DataError(f"{what} has the shape {shape}; (N, height, width, channels) of 1, 3 or 4 channels is expected")
+    grey = len(shape) == 3 and shape[2] not in (1, 3, 4)  # else one picture, or lacking an axis
+    if not (min(shape) > 0 and (grey or (len(shape) == 4 and {shape[1], shape[3]} & {1, 3, 4}))):
+        raise DataError(
+            f"{what} has the shape {shape}; (N, height, width, channels) of 1, 3 or 4 channels, or (N, height, width) "
+            "is expected"
+        )
     return len(shape) == 4 and shape[3] not in (1, 3, 4)
 
 
@@ -125,16 +128,12 @@ def _read(labels: Stored, count: int, what: str) -> Labelled:
     values = labels.open()
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
-    if values.ndim != 1 or len(values) != count or values.dtype.kind not in "iuUSb":
+    if values.ndim != 1 or len(values) != count or values.dtype.kind not in "iuUSbf":
         raise DataError(
             f"{what}: {labels.name} is {values.dtype} {values.shape}; one whole number or name for each of the {count} "
             "images is needed, or pass --labels none"
         )
-    if values.dtype.kind == "i" and (values < 0).any():
-        if (values == -1).all():
-            return unlabelled(count)
-        raise DataError(f"{what}: {labels.name} has negative labels; fix or remove them")
-    return labels_of(values.tolist(), f"{what}: {labels.name}")
+    return labels_of(values.tolist(), f"{what}: {labels.name or labels.path.name}")
 
 
 def open_arrays(address: str, options: SourceOptions) -> Source | None:
@@ -145,9 +144,8 @@ def open_arrays(address: str, options: SourceOptions) -> Source | None:
     open_binary(path).close()
     if path.suffix.lower() == ".npy":
         refuse_split(options.split, address)
-        beside = next((path.with_name(f"{name}.npy") for name in ("labels", f"{path.stem}_labels")
-                       if path.with_name(f"{name}.npy").is_file() and name != path.stem), None)  # fmt: skip
-        labels = Stored(beside, None) if beside and options.labels in ("auto", "column") else None
+        beside = _labels_beside(path) if options.labels in ("auto", "column") else None
+        labels = Stored(beside, None) if beside else None
         return ArraySource(Stored(path.resolve(), None), labels, path.name, options, "")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -157,6 +155,15 @@ def open_arrays(address: str, options: SourceOptions) -> Source | None:
     image, label, rule = choose_arrays(names, path.name, options)
     labels = None if label is None else Stored(path.resolve(), label)
     return ArraySource(Stored(path.resolve(), image), labels, path.name, options, rule)
+
+
+def _labels_beside(path: Path) -> Path | None:
+    """The .npy of labels beside one of images: train_labels beside train_images, y beside x, or labels."""
+    here = {_parts(file.stem): file for file in sorted(path.parent.glob("*.npy"), reverse=True) if file != path}
+    split, word = _parts(path.stem)
+    words = (PARTNERS.get(word, ""), *LABEL_WORDS, *(f"{word}_{label}" for label in LABEL_WORDS))
+    places = [(split, label) for label in words] + [("", label) for label in LABEL_WORDS]
+    return next((here[place] for place in places if place in here), None)
 
 
 def choose_arrays(names: list[str], where: str, options: SourceOptions) -> tuple[str, str | None, str]:
@@ -171,7 +178,7 @@ def choose_arrays(names: list[str], where: str, options: SourceOptions) -> tuple
             rule = f"split {options.split}: arrays {', '.join(here)}; "
         else:
             refuse_split(options.split, where)
-        lower = {_bare(name): name for name in reversed(here)}
+        lower = {_parts(name)[1]: name for name in reversed(here)}
         image = next((lower[word] for word in IMAGE_WORDS if word in lower), None)
     if image not in names:
         raise DataError(
@@ -183,13 +190,18 @@ def choose_arrays(names: list[str], where: str, options: SourceOptions) -> tuple
         raise DataError(f"{options.flag('label-column', wanted)}: {where} has only {listed}")
     if options.labels in ("none", "folder"):
         return image, None, rule
-    same = [name for name in names if splits.get(name) == splits.get(image) and name != image]
-    lower = {_bare(name): name for name in reversed(same)}
-    words = (LABEL_WORDS.get(_bare(image), ""), *OTHER_LABELS)
-    return image, wanted or next((lower[word] for word in words if word in lower), None), rule
+    split, word = _parts(image)
+    others = {_parts(name): name for name in reversed(names) if name != image}
+    words = (PARTNERS.get(word, ""), *LABEL_WORDS, "arr_1")
+    label = wanted or next((others[split, label] for label in words if (split, label) in others), None)
+    left = [name for (other, _), name in others.items() if other == split]
+    if label is None and left:
+        rule += f"{', '.join(left)} not read ({options.flag('label-column')} takes one as labels); "
+    return image, label, rule
 
 
-def _bare(name: str) -> str:
-    """A name without its split: train_images, x_train."""
-    parts = [part for part in name.lower().split("_") if not split_names([part])]
-    return "_".join(parts)
+def _parts(name: str) -> tuple[str, str]:
+    """The split that a name has, "" for none, and the rest: train_images, x_train."""
+    parts = name.lower().split("_")
+    found = [part for part in parts if split_names([part])]
+    return (split_names(found)[found[0]] if found else ""), "_".join(part for part in parts if part not in found)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from epg.data.sources.base import Labelled, Overview, SourceOptions
-from epg.data.sources.labels import find_label_column, labels_of, unlabelled
+from epg.data.sources.labels import find_label_column, labels_of, rule_of, unlabelled
 from epg.errors import DataError
 
 if TYPE_CHECKING:
@@ -75,16 +75,12 @@ def read_labels(
         return unlabelled(count), Overview(
             f"no labels: no column of {', '.join(schema.names)} looks like them", (), notes
         )
-    values, names, rule = read(column), _class_names(schema, column), f"labels: column {column}"
-    if values and all(value == -1 for value in values):  # the Hub's convention for test sets without labels
-        return unlabelled(count), Overview(f"no labels: all of column {column} are -1", (), notes)
+    values, names, what = read(column), _class_names(schema, column), f"column {column}"
     if (empty := sum(value is None for value in values)) > 0:
         raise DataError(f"{where}: label column {column!r} has {empty} empty rows; fill or remove them")
-    if names is None:
-        what = f"{where}: column {column}"
-        if any(isinstance(value, int) and value < 0 for value in values):
-            raise DataError(f"{what} has negative labels; fix or remove these rows")
-        return labels_of(values, what), Overview(rule, (), notes)
+    if names is None or all(value == -1 for value in values):  # the Hub's convention for test sets without labels
+        labelled = labels_of(values, f"{where}: {what}")
+        return labelled, Overview(rule_of(labelled, what), (), notes)
     if not all(isinstance(value, int) and 0 <= value < len(names) for value in values):
         raise DataError(f"{where}: column {column} has labels outside 0..{len(names) - 1}; fix or remove these rows")
-    return (np.array(values, dtype=np.int64), names), Overview(rule, (), notes)
+    return (np.array(values, dtype=np.int64), names), Overview(f"labels: {what}", (), notes)

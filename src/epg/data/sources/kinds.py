@@ -33,6 +33,15 @@ CURES = {
     "hdf5": "HDF5; save its images as a uint8 array (N, H, W, C) in .npz, or as image files",
     "mat": "a MATLAB file; save its images as a uint8 array (N, H, W, C) in .npz, or as image files",
     "rec": "RecordIO; export it to image files or parquet",
+    "beton": "FFCV's format; export it to image files, parquet or WebDataset tars",
+    "lance": "Lance; export it to parquet",
+    "mds": "MosaicML's shards; export them to parquet or WebDataset tars",
+    "zarr": "save its images as a uint8 array (N, H, W, C) in .npz",
+    "array": "an array of numbers; name the file itself as the source",
+    "table": "a table; name the folder that holds it as the source",
+    "deep": "convert it to PNG of 8 or 16 bits, with a range that you choose",
+    "raw": "develop it to PNG or JPEG",
+    "other": "convert it to PNG",
     "ubyte": "IDX, as of MNIST; save its images as a uint8 array (N, H, W) and labels (N,) in .npz",
     "cifar": "CIFAR's binary batches; save them as uint8 images (N, 32, 32, 3) and labels (N,) in .npz, or take "
     "uoft-cs/cifar10 from the Hub",
@@ -45,7 +54,13 @@ CURES = {
 _ALIASES = {
     **dict.fromkeys(("pkl", "pickle", "pt", "pth", "ckpt", "joblib"), "pickle"),
     **dict.fromkeys(("mp4", "avi", "mov", "mkv", "webm"), "video"),
-    **dict.fromkeys(("zip", "tar", "tgz", "gz", "bz2", "xz"), "archive"),
+    **dict.fromkeys(("zip", "tar", "tgz", "gz", "bz2", "xz", "zst", "tbz2", "txz", "lzma"), "archive"),
+    **dict.fromkeys(("npy", "npz"), "array"),
+    **dict.fromkeys(("parquet", "arrow"), "table"),
+    **dict.fromkeys(("dcm", "nii", "exr", "hdr", "fits"), "deep"),
+    **dict.fromkeys(("dng", "cr2", "cr3", "nef", "arw"), "raw"),
+    **dict.fromkeys(("ico", "tga", "psd", "jps", "pcx"), "other"),
+    **dict.fromkeys(("zarray", "zattrs"), "zarr"),
     **dict.fromkeys(("h5", "hdf5", "he5"), "h5"),
     "j2k": "jp2",
     "tfrecords": "tfrecord",
@@ -102,13 +117,13 @@ def kind_of(name: bytes) -> str:
 def cure_of(name: bytes) -> str | None:
     """What to do with a file of a known kind that is not read here."""
     base = name.rpartition(b"/")[2].decode("utf-8", "replace").lower()
-    if re.search(r"-idx\d-ubyte(\.gz)?$", base):
+    if re.search(r"[-.]idx\d-ubyte(\.gz)?$", base):
         return CURES["ubyte"]
     if re.fullmatch(r"(data|test|train)(_batch)?(_\d)?\.bin", base):
         return CURES["cifar"]
-    if re.fullmatch(r"(data_batch_\d|test_batch|batches\.meta)", base):
+    if re.fullmatch(r"data_batch_\d|test_batch|batches\.meta|train|test|meta", base):  # CIFAR-10 and CIFAR-100
         return CURES["pickle"]
-    if re.search(r"\.tfrecords?(-\d+-of-\d+)?$", base):
+    if re.search(r"\.tfrecords?(-\d+-of-\d+)?$|^[a-z]+-\d+-of-\d+$", base):
         return CURES["tfrecord"]
     suffix = base.rpartition(".")[2]
     return CURES.get(_ALIASES.get(suffix, suffix))

@@ -12,7 +12,8 @@ from epg.errors import DataError
 LABEL_WORDS = (
     *("label", "labels", "class", "classes", "class_name", "class_label", "classname", "label_name", "category"),
     *("categories", "category_name", "target", "targets", "y", "cls", "label_id", "class_id", "category_id"),
-    *("fine_label", "species", "breed", "identity"),
+    *("fine_label", "class_index", "class_idx", "label_index", "label_idx", "synset", "wnid", "species", "breed"),
+    *("identity", "predictionstring"),
 )
 FEW = 8  # images; fewer say nothing about whether a value is an identity or a class
 MAX_NUMBER = 10_000
@@ -40,11 +41,16 @@ def by_name(texts: Sequence[str]) -> Labelled:
 def labels_of(values: Sequence[object], what: str) -> Labelled:
     """Labels and class names of a column: whole numbers from 0 are classes as they are, anything else goes by name.
 
-    Raises DataError for missing values, lists, and numbers that are not whole, naming `what` holds them.
+    No labels where all are -1, as test sets have them. Raises DataError for missing values, lists, and numbers that
+    are negative or not whole, naming `what` holds them.
     """
     if any(value is None or value == "" or value != value for value in values):
         raise DataError(f"{what}: some rows have no label; fill or remove them, or pass --labels none")
     texts = [_text(value, what) for value in values]
+    if any(text.startswith("-") for text in texts) and all(re.fullmatch(r"-?\d+", text) for text in texts):
+        if set(texts) == {"-1"}:
+            return unlabelled(len(texts))
+        raise DataError(f"{what} has negative labels; fix or remove these rows")
     plain = all(text.isascii() and text.isdecimal() and len(text) < 10 and str(int(text)) == text for text in texts)
     if plain and texts and max(map(int, texts)) < max(MAX_NUMBER, 2 * len(texts)):
         numbers = np.array([int(text) for text in texts], dtype=np.int64)
@@ -53,6 +59,8 @@ def labels_of(values: Sequence[object], what: str) -> Labelled:
 
 
 def _text(value: object, what: str) -> str:
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
     if isinstance(value, (bool, np.bool_)):
         return str(int(value))
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
@@ -66,6 +74,11 @@ def _text(value: object, what: str) -> str:
         f"{what}: {value!r} is no class: one name or whole number for each image is needed (several labels of one "
         "image are not supported); choose another column, or pass --labels none"
     )
+
+
+def rule_of(labelled: Labelled, what: str) -> str:
+    """How labels were found, for people to read."""
+    return f"labels: {what}" if labelled[1] else f"no labels: all of {what} are -1"
 
 
 def is_identity(values: Sequence[object]) -> bool:

@@ -1,9 +1,11 @@
 """From relative paths to splits and classes: the same rules for folders, archives, shards and remote folders."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,7 @@ from epg.data.sources.labels import natural, unlabelled
 from epg.data.sources.listing import Found
 from epg.data.sources.names import Names
 from epg.data.sources.samples import choose_member
-from epg.data.sources.suspects import refuse_chunks, refuse_label_maps
+from epg.data.sources.suspects import refuse_chunks, refuse_label_maps, refuse_maps_beside
 from epg.errors import DataError
 
 LISTS = re.compile(rb"label|annotation|truth|class|identity|list|^(train|val|test)\.", re.IGNORECASE)  # of labels
@@ -55,6 +57,7 @@ def arrange(
     """
     if not len(found.names):
         raise DataError(nothing(found, where))
+    read_text = partial(_read_named, read_text)
     folders, which = found.names.folders()
     place = choose(folders, np.bincount(which, minlength=len(folders)), options.split, where)
     chosen = np.flatnonzero(place.inside[which])
@@ -69,6 +72,8 @@ def arrange(
             short = names.without(place.prefix)
             refuse_label_maps(short, look, options, where)
             refuse_chunks(short, options, where)
+        if options.labels == "auto":
+            refuse_maps_beside(names.without(place.prefix), options, where)
     kept = chosen[described.chosen]
     names, sizes, numbers = found.take(kept)
     if not len(names):
@@ -80,6 +85,13 @@ def arrange(
         names.without(place.prefix), sizes, *described.labelled, overview, [*found.rejected, *described.rejected]
     )
     return Arranged(images, numbers, place.prefix)
+
+
+def _read_named(read: Read, name: bytes) -> bytes | None:
+    try:
+        return read(name)
+    except DataError as error:
+        raise DataError(f"{readable(name)}: {error}") from error
 
 
 def _described(
@@ -97,7 +109,7 @@ def _described(
             if content is None:
                 continue
             if file == DATASET and not options.label_file:
-                found = by_dataset_json(names, content, file.decode(), readable(folder))
+                found = by_dataset_json(names, content, file.decode(), readable(folder), folder != place.prefix)
                 found = _without(found, names) if options.labels == "none" else found
             else:
                 above = folder != place.prefix
@@ -169,14 +181,16 @@ def _unused(texts: dict[bytes, int], described: Described) -> list[bytes]:
 
 
 def _doubtful(described: Described, options: SourceOptions) -> list[str]:
-    """A single class, and class names that differ in case alone: seldom meant."""
+    """A single class, and class names that only case, spaces, zeros or their Unicode form tell apart: seldom meant."""
     if len(described.labelled[1]) == 1:
         return [f"one class says nothing; {options.flag('labels none')} trains without classes"]
     by_fold: dict[str, list[str]] = {}
     for name in described.labelled[1]:
-        by_fold.setdefault(name.casefold(), []).append(name)
-    pairs = [", ".join(names) for names in by_fold.values() if len(names) > 1]
-    return [f"classes whose names differ in case alone: {'; '.join(pairs[:3])}"] if pairs else []
+        fold = " ".join(unicodedata.normalize("NFC", name).casefold().split())
+        by_fold.setdefault(fold.lstrip("0") if fold.isdecimal() else fold, []).append(name)
+    pairs = [", ".join(map(ascii, names)) for names in by_fold.values() if len(names) > 1]
+    told = "classes whose names differ in case, spaces, zeros or Unicode form alone"
+    return [f"{told}: {'; '.join(pairs[:3])}"] if pairs else []
 
 
 def _left_labels(found: Found, described: Described, options: SourceOptions) -> list[str]:

@@ -5,9 +5,11 @@ import io
 import json
 from typing import Any
 
+from epg.data.sources.labels import LABEL_WORDS
 from epg.errors import DataError
 
 MAX_LISTED = 2**28  # bytes of a label file
+BOXES = "PredictionString"  # of Kaggle's ImageNet: a class and its boxes, "n01440764 10 20 90 95"
 Row = dict[str, Any]
 
 
@@ -19,6 +21,8 @@ def rows_of(content: bytes, file: str) -> tuple[list[Row], list[str]]:
         text = content.decode("utf-8-sig")
         if file.endswith(".json"):
             rows = json.loads(text)
+            if isinstance(rows, dict) and not any(isinstance(value, (dict, list)) for value in rows.values()):
+                rows = [{"file_name": name, "label": value} for name, value in rows.items()]
         elif file.endswith(".jsonl"):
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         else:
@@ -33,7 +37,16 @@ def rows_of(content: bytes, file: str) -> tuple[list[Row], list[str]]:
 def _table(text: str) -> list[Row]:
     rows = _cells(text)
     names = rows[0] if rows else []
-    return [dict(zip(names, row, strict=False)) for row in rows[1:]]
+    if twice := next((name for k, name in enumerate(names) if name.lower() in LABEL_WORDS and name in names[:k]), None):
+        raise ValueError(f"it has two columns {twice}")
+    for row in rows[1:]:
+        if any(row[len(names) :]):
+            raise ValueError(f"the row {row} has more cells than the first ({len(names)}); quote cells with the sign")
+    listed = [dict(zip(names, row, strict=False)) for row in rows[1:]]
+    for entry in listed:
+        if BOXES in entry:
+            entry[BOXES] = entry[BOXES].partition(" ")[0]
+    return listed
 
 
 def _cells(text: str) -> list[list[str]]:

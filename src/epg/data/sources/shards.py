@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from epg.data.sources.archives import ARCHIVE_SUFFIXES, ZIP_SUFFIXES, ArchiveSource, LocalFile, Open
@@ -61,16 +62,42 @@ def of_archives(files: list[tuple[str, Open]], name: str, options: SourceOptions
         files = [(file, opener) for file, opener in files if stems[file] in chosen]
     elif not whole:
         refuse_split(options.split, name)
-    numbered = bool(splits) or len(files) == 1 or are_numbered([stems[file] for file, _ in files])
+    chosen_stems = [stems[file] for file, _ in files]
+    numbered = bool(splits) or len(files) == 1 or are_numbered(chosen_stems)
+    if not numbered and differ_in_a_number(chosen_stems):
+        numbered = options.labels != "folder"
+        if options.labels == "auto" and not missing_shards(chosen_stems):
+            folder, column, none = (options.flag(f"labels {kind}") for kind in ("folder", "column", "none"))
+            raise DataError(
+                f"{name}: {files[0][0]} to {files[-1][0]} differ in a number that does not count from 0 or 1 on: they "
+                f"are shards of one set, of which some are missing, or a class each. Pass {folder} if they are "
+                f"classes, {column} if each image has its label beside it, {none} for none"
+            )
+    rule = rule or f"{len(files)} archives; "
+    if gap := missing_shards(chosen_stems):
+        rule += f"{gap}; "
     archives = [(file, opener, b"" if numbered else f"{stems[file]}/".encode()) for file, opener in files]
     kind = "zip" if all(file.lower().endswith(ZIP_SUFFIXES) for file, _ in files) else "tar"
     inner = SourceOptions(**{**options.__dict__, "split": "train"}) if splits or whole else options
-    return ArchiveSource(archives, kind, name, inner, rule or f"{len(files)} archives; ")
+    return ArchiveSource(archives, kind, name, inner, rule)
 
 
 def stem_of(file: str) -> str:
     suffix = next(end for end in sorted(ARCHIVE_SUFFIXES, key=len, reverse=True) if file.lower().endswith(end))
     return file[: -len(suffix)]
+
+
+def differ_in_a_number(stems: list[str]) -> bool:
+    """Whether names differ in one number alone, behind a sign: no WordNet ids (n01440764), which name classes."""
+    return len({re.sub(r"(?<=[-_.])\d+|^\d+", "#", stem) for stem in stems}) == 1 and len(stems) > 1
+
+
+def missing_shards(stems: Collection[str]) -> str:
+    """How many of the shards that "00003-of-00010" speaks of are there; "" where all are, or none speaks of it."""
+    found = [match for stem in stems if (match := re.search(r"(\d+)-of-0*(\d+)$", stem))]
+    sets = {(match.string[: match.start()], int(match[2])) for match in found}
+    there, total = len({match.string for match in found}), sum(count for _, count in sets)
+    return f"only {there} of {total} shards are there" if there < total else ""
 
 
 def are_numbered(stems: list[str]) -> bool:

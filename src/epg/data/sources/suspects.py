@@ -1,9 +1,10 @@
-"""Folders that look like classes and are none: pictures beside their label maps, numbered pieces of one set."""
+"""What looks like classes or pictures and is none: label maps beside pictures, numbered pieces of one set."""
 
 import io
 import itertools
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
@@ -37,6 +38,7 @@ MAP_WORDS = frozenset(
         *("alpha", "alphas", "parsing", "labelmap", "labelmaps", "target", "targets"),
     ]
 )
+MAP_END = re.compile(rf"[-_. ]({'|'.join(sorted(MAP_WORDS))}|l)([-_ ]?\d+)?$".encode(), re.IGNORECASE)  # of a stem
 
 
 def refuse_label_maps(names: Names, read: Callable[[int], bytes], options: SourceOptions, where: str) -> None:
@@ -66,6 +68,47 @@ def refuse_label_maps(names: Names, read: Callable[[int], bytes], options: Sourc
         )
 
 
+def refuse_maps_beside(names: Names, options: SourceOptions, where: str) -> None:
+    """Raises DataError where most pictures have a label map beside them: 1_mask.png, or masks/1.png below a class."""
+    maps: dict[bytes, bytes] = {}
+    for name in names:
+        if (key := _mapped(name)) is not None:
+            maps[key] = name
+    if not maps:
+        return
+    pictures, found = 0, None
+    for name in names:
+        if _mapped(name) is None:
+            folder, stem = _folder_and_stem(name)
+            first = next((key for key in (folder + b"/" + stem, _above(folder) + b"/" + stem) if key in maps), None)
+            pictures += 1 if first is None else -1
+            found = found or (first and (name, maps[first]))
+    if found and pictures < 0:
+        raise DataError(
+            f"{where}: {readable(found[1])} looks like the label map of {readable(found[0])}, and most pictures have "
+            f"one. Move the maps to another folder; to train on them, too, pass {options.flag('labels folder')} or none"
+        )
+
+
+def _mapped(name: bytes) -> bytes | None:
+    """Folder and stem of the picture whose label map this may be by its name, None where it is none."""
+    folder, stem = _folder_and_stem(name)
+    if end := MAP_END.search(stem):
+        return folder + b"/" + stem[: end.start()]
+    above, slash, last = folder.rpartition(b"/")
+    return above + b"/" + stem if slash and _words(last) & MAP_WORDS else None
+
+
+def _folder_and_stem(name: bytes) -> tuple[bytes, bytes]:
+    folder, _, base = name.rpartition(b"/")
+    return folder, base.rpartition(b".")[0]
+
+
+def _above(folder: bytes) -> bytes:
+    return folder.rpartition(b"/")[0]
+
+
+@lru_cache(2**10)
 def _words(name: bytes) -> set[str]:
     text = readable(name)
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)

@@ -10,6 +10,7 @@ from typing import Any
 from epg.data.sources.archives import LocalFile
 from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.kinds import is_image_suffix, list_folder
+from epg.data.sources.shards import missing_shards
 from epg.data.sources.tables import TABLE_SUFFIXES, Opener, TableSource
 from epg.data.splits import pick, refuse_split, split_names
 from epg.errors import DataError
@@ -62,7 +63,8 @@ def of_split(files: Sequence[str], split: str, where: str) -> tuple[list[str], s
         )
     wanted = {splits[stem] for stem in pick(splits, split, where)}
     chosen = sorted(file for file in files if splits[stems[file]] in wanted)
-    return chosen, f"split {split}: {len(chosen)} of {len(files)} files; "
+    gap = missing_shards([stems[file] for file in chosen])
+    return chosen, f"split {split}: {len(chosen)} of {len(files)} files; " + (f"{gap}; " if gap else "")
 
 
 def _others(folder: Path, files: Sequence[tuple[str, object]]) -> list[str]:
