@@ -9,6 +9,7 @@ training is `benchmarks/checkpoint.py`.
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' harness is used at other sizes
 
@@ -37,7 +39,9 @@ from tests.reliability import (
     launched,
     leaks,
     same_bytes,
+    sampled,
     signals,
+    spikes,
     test_crash_points,
     test_retention,
     workers,
@@ -47,7 +51,9 @@ from tests.reliability.common import Recorder, save
 from tests.reliability.driver import Driver, run_config
 from tests.reliability.mutations import MUTATIONS
 
+from epg.sampling import write_samples
 from epg.training import artefact, checkpoint, verify
+from epg.training.spikes import SpikeDetector
 
 SIZES = {  # how many, or how long, of each part
     "quick": {
@@ -65,6 +71,8 @@ SIZES = {  # how many, or how long, of each part
         "inside": 2,
         "launched": 1,
         "loaders": 1,
+        "spikes": 6,
+        "samples": 24,
         "leaks": 400,
     },
     "nightly": {
@@ -82,6 +90,8 @@ SIZES = {  # how many, or how long, of each part
         "inside": 99,
         "launched": 7,
         "loaders": 4,
+        "spikes": 300,
+        "samples": 512,
         "leaks": 10_000,
     },
     "release": {
@@ -99,6 +109,8 @@ SIZES = {  # how many, or how long, of each part
         "inside": 99,
         "launched": 7,
         "loaders": 4,
+        "spikes": 900,
+        "samples": 512,
         "leaks": 30_000,
     },
 }
@@ -406,6 +418,85 @@ def inside_a_step(count: int, folder: Path) -> list[Figure]:
     return figures
 
 
+def spiking(trials: int, folder: Path) -> list[Figure]:
+    """F2: spikes of the loss, a third of them in each stage; what caused them; and the batch left out."""
+    figures = []
+    with running() as driver:
+        source, wanted = encoder(driver, folder), spikes.raised_steps(trials // 3)
+        for stage in ("pretraining", "diffusion", "consistency"):
+            given, place = None if stage == "pretraining" else source, folder / stage
+            spikes.train(place, stage, trials // 3, given)
+            spikes.train(place / "clean", stage, trials // 3, given, factor=1.0)
+            found, clean = spikes.noticed(place, wanted), spikes.noticed(place / "clean", set())
+            met = found.found >= 0.99 * found.raised and not found.alarms + clean.alarms
+            figures.append(Figure("F2", f"{stage}: loss x 20", f"{found}; {clean} of another run", met))
+            problem = spikes.rolled_back(driver, folder / f"{stage}-back", stage, 5, given)
+            what = f"{stage}: rolled back and the batch left out, as without it"
+            figures.append(Figure("F2", what, problem or "bit-identical", not problem))
+        off = spikes.noticed(place, wanted, SpikeDetector(factor=math.inf))
+        figures.append(Figure("F2", "control: threshold off", str(off), not off.found))
+        chooser, each = random.Random(1), max(1, trials // 15)
+        for kind, cause in {"data": "data", "loss": "machine", "bit": "machine"}.items():
+            told = [spikes.told_apart(driver, folder / f"{kind}-{i}", kind, chooser) for i in range(each)]
+            what = {"data": "a bad batch", "loss": "a loss wrong once", "bit": "a gradient's bit flipped once"}[kind]
+            right = told.count(cause)
+            figures.append(Figure("F2", what, f"{right} of {each} told to be the {cause}", right == each))
+        told = [spikes.told_apart(driver, folder / "broken", "data", chooser, global_generator={})]
+        figures.append(Figure("F2", "control: noise with a history, a bad batch", f"told: {told[0]}", told != ["data"]))
+    return figures
+
+
+def sampling(count: int, folder: Path) -> list[Figure]:
+    """D5: other batches, orders and processes, kills on the way; metrics of one and of two processes."""
+    export, kills = sampled.export(folder / "export"), min(10, count // 8)
+    chooser, request = random.Random(1), sampled.request(count)
+    batches = (1, 7, 64)
+    apart = sampled.largest_difference(export, count, batches, chooser)
+    write_samples(export, folder / "whole", request)
+    wanted, grey = sampled.pictures(folder / "whole"), 0
+    for batch in batches:
+        write_samples(export, folder / f"by-{batch}", sampled.request(count, batch_size=batch))
+        one, other = (sampled.pixels(folder / name, count) for name in ("whole", f"by-{batch}"))
+        grey = max(grey, int(abs(one - other).max()))
+    done = sampled.sample(export, folder / "two", count, processes=2)
+    two = done.returncode == 0 and sampled.pictures(folder / "two") == wanted
+    (killed := folder / "killed").mkdir()
+    times = sampled.run_and_kill(lambda: write_samples(export, killed, request), killed, count, kills, chooser)
+    with sampled.OneGenerator() as control:
+        off = sampled.largest_difference(export, min(count, 128), batches, chooser)
+        control.restart()
+        write_samples(export, folder / "one generator", request)
+        control.restart()
+        (broken := folder / "broken").mkdir()
+        sampled.run_and_kill(lambda: write_samples(export, broken, request), broken, count, kills, chooser)
+    survived = sampled.pictures(broken) == sampled.pictures(folder / "one generator")
+    run = sampled.run_of_digits(folder / "run")
+    one, two_metrics, other = (
+        sampled.metrics(run, folder / f"{name}.json", max(count, 40), *more, processes=processes)
+        for name, processes, more in [("one", 1, ()), ("both", 2, ()), ("other", 1, ("--seed", "1"))]
+    )
+    far, control_far = sampled.relative(one, two_metrics), sampled.relative(one, other)
+    sizes, names = ", ".join(map(str, batches)), ", ".join(one)
+    met = apart <= sampled.VALUES and grey <= sampled.LEVELS
+    same = {True: "identical files", False: "DIFFERENT files"}
+    killed_as = sampled.pictures(killed) == wanted
+    return [
+        Figure(
+            "D5", f"{count} images in batches of {sizes}, two orders", f"values {apart:.1e}, grey levels {grey}", met
+        ),
+        Figure("D5", "by two processes as by one", same[two], two),
+        Figure("D5", f"killed {times} times", same[killed_as], killed_as and times >= kills - 2),
+        Figure("D5", f"{names} by two processes", f"{far:.1e} apart", far <= sampled.METRICS),
+        Figure(
+            "D5",
+            "control: one generator for all batches",
+            f"values {off:.1e}, after kills {same[survived]}",
+            off > sampled.VALUES and not survived,
+        ),
+        Figure("D5", "control: metrics of another seed", f"{control_far:.1e} apart", control_far > sampled.METRICS),
+    ]
+
+
 def under_torchrun(count: int, folder: Path) -> list[Figure]:
     """F3: rank 1 of two dies or hangs."""
     assert launched.torchrun(folder / "undisturbed").code == 0
@@ -458,6 +549,8 @@ PARTS: dict[str, tuple[str, Callable[[int, Path], list[Figure]]]] = {
     "draws": ("D4", drawn),
     "bytes": ("D1", surroundings),
     "inside": ("F1", inside_a_step),
+    "spikes": ("F2", spiking),
+    "samples": ("D5", sampling),
     "launched": ("F3", under_torchrun),
     "loaders": ("F4", loaders),
     "leaks": ("F5", leaking),
@@ -468,7 +561,8 @@ def show(figures: Sequence[Figure]) -> None:
     table = Table("goal", "what", "found", "met", "s", box=None)
     for figure in figures:
         met = "yes" if figure.met else "NO"
-        table.add_row(figure.goal, figure.what, figure.found, met, f"{figure.seconds:.0f}" if figure.seconds else "")
+        what, found = Text(figure.what), Text(figure.found)  # which may hold anything, brackets too
+        table.add_row(figure.goal, what, found, met, f"{figure.seconds:.0f}" if figure.seconds else "")
     Console(width=160).print(table)
 
 
@@ -484,6 +578,7 @@ def show_stored(files: Sequence[Path]) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tier", choices=SIZES, default="nightly")
+    parser.add_argument("--size", type=int, help="how many, or how long, instead of the tier's")
     parser.add_argument("--out", type=Path, help="JSON file for the figures, written after every part")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
     parser.add_argument("--show", type=Path, nargs="+", help="only print the figures in such JSON files, as markdown")
@@ -502,16 +597,21 @@ def main() -> int:
             goal, part = PARTS[name]
             folder.mkdir()
             try:
-                new = part(SIZES[options.tier][name], folder)
+                new = part(options.size or SIZES[options.tier][name], folder)
             except Exception as error:  # the other parts have figures of their own
                 new = [Figure(goal, f"{name}: could not be run", f"{type(error).__name__}: {error}"[:300], False)]
             new[-1].seconds = time.perf_counter() - started
             figures += new
             shutil.rmtree(folder, ignore_errors=True)
-            show(new)
             if options.out:
-                content = {"tier": options.tier, **machine, "figures": [asdict(figure) for figure in figures]}
+                content = {
+                    "tier": options.tier,
+                    "size": options.size,
+                    **machine,
+                    "figures": [asdict(figure) for figure in figures],
+                }
                 options.out.write_text(json.dumps(content, indent=1) + "\n")
+            show(new)
     show(figures)
     return int(not all(figure.met for figure in figures))
 

@@ -27,7 +27,8 @@ GIVEN = {
     "training": {
         "batch_size": 16,
         "micro_batch": 16,
-        "steps": 1,
+        "steps": 2,
+        "leave_out": [1],
         "ema": [0.9],
         "power_ema": [0.1],
         "preview_every": 0,

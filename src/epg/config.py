@@ -249,6 +249,8 @@ class TrainingConfig(Section):
     """Several processes: a copy each (ddp), or weights, averages and optimizer state in shards (FSDP2)."""
     max_nonfinite: Count = 3
     """Steps with a non-finite gradient that end the run when they come in a row; fewer are skipped and counted."""
+    leave_out: list[CountOrNone] = []
+    """Steps, counted from 0 as warnings name them, whose batch is read and not learnt from."""
     timeout: Seconds = 600.0
     """Seconds without a sign of life (a step, a pass of the network for samples, a write that gets on) after which a
     hanging process ends itself; 0 is never."""

@@ -179,7 +179,8 @@ def problems(
         inside = all(noise[0] <= level <= noise[1] for level in levels)
         if not (levels and inside and all(a > b for a, b in pairwise(levels))):
             given = " ".join(f"{level:g}" for level in levels)
-            yield f"{names['levels']} {given}: must fall, between {noise[1]:g} and {noise[0]:g}, the model's noise"
+            ends = f"between {noise[1]:g} and {noise[0]:g}, the model's noise.sigma_max and noise.sigma_min"
+            yield f"{names['levels']} {given}: must fall, {ends}"
     if not 0 <= scale < 1000:
         yield f"{names['guidance']} {scale}: must be at least 0 and less than 1000; 1 is none"
     if not 0 <= low < high <= HIGHEST_LEVEL:

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def _child(request: dict[str, Any], number: int) -> int:
             folder,
             encoder=None if request["encoder"] is None else Path(request["encoder"]),
             resume=None if request["resume"] is None else Path(request["resume"]),
+            overrides=request["overrides"],
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -153,6 +155,7 @@ class Driver:
         processes: int = 1,
         encoder: Path | None = None,
         resume: Path | None = None,
+        overrides: Sequence[str] = (),
         **sabotage: dict[str, Any],
     ) -> Job:
         """Begins a run into `folder`. Functions of `sabotage.py` named in `sabotage` are called before, with these
@@ -168,6 +171,7 @@ class Driver:
             "port": port,
             "encoder": None if encoder is None else str(encoder),
             "resume": None if resume is None else str(resume),
+            "overrides": overrides,
             "sabotage": sabotage,
         }
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -190,6 +190,38 @@ def spoil_inside(folder: Path, **fault: Any) -> None:
     Trainer._train = train  # type: ignore[method-assign]
 
 
+def raise_loss(folder: Path, steps: tuple[int, ...], factor: float = 20.0) -> None:
+    """The batches of these steps have so many times their loss, and gradient, whenever they are computed."""
+    original = Trainer._train
+
+    def train(self: Trainer) -> None:
+        forward = self.objective.forward
+
+        def raised(batch: Any, step: int) -> Any:
+            losses, by = forward(batch, step), factor if step in steps else 1.0
+            return {name: value if "/" in name else value * by for name, value in losses.items()}
+
+        self.objective.forward = raised  # type: ignore[method-assign]
+        original(self)
+
+    Trainer._train = train  # type: ignore[method-assign]
+
+
+def flip_bit(folder: Path, step: int, parameter: int, bit: int) -> None:
+    """Flips one bit of the largest number in the gradient of the so-many-th parameter, once."""
+    original = Trainer._forward_backward
+
+    def forward_backward(self: Trainer, batches: Any) -> Any:
+        losses = original(self, batches)
+        if self.step == step:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            numbers = gradients[parameter % len(gradients)].view(-1)
+            numbers[numbers.abs().argmax()].view(torch.int32).bitwise_xor_(1 << bit)
+        return losses
+
+    Trainer._forward_backward = forward_backward  # type: ignore[method-assign]
+
+
 def leave_out(folder: Path, step: int) -> None:
     """One step is counted and not taken: its batch is read, and that is all."""
     original = Trainer.train_step
@@ -378,7 +410,10 @@ def global_generator(folder: Path) -> None:
 
 
 def unsorted_names(folder: Path) -> None:
-    """Image files in the order of a set of their names, which changes with PYTHONHASHSEED."""
-    from epg.data import folder as module
+    """Image files in the order in which a set has their names, which changes with PYTHONHASHSEED."""
+    from epg.data.sources import listing
 
-    module.sorted = lambda values, **more: list(set(values))  # type: ignore[attr-defined]
+    def by_hash(values: Any, key: Callable[[Any], Any] = lambda value: value) -> list[Any]:
+        return sorted(values, key=lambda value: hash(key(value)))
+
+    listing.sorted = by_hash  # type: ignore[attr-defined]

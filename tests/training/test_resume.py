@@ -239,6 +239,7 @@ def others(value: Any) -> Iterator[Any]:
         yield [0.5]
         yield [0.1]
         yield ["wandb"]
+        yield [1]
     else:
         yield from (1, 0.5, "other", [0.0, 100.0])
 

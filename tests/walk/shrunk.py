@@ -29,7 +29,7 @@ FLAGS = [  # beginning of a command, and what is added to it: of a flag that is 
     ("epg convert nnet_ema.pth", "--recipe tiny.yaml"),
 ]
 """Words of the page that stand for something smaller."""
-WORDS = {"step-00001000": "step-00000002"}
+WORDS = {"step-00001000": "step-00000002", "1010": "3"}
 DROPPED = {"--compile": "minutes of a C++ compiler"}
 
 INSTALLS = "installs from the network; .ci/run does it"

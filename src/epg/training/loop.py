@@ -152,12 +152,17 @@ class Trainer:
                     reporter.restart()
 
     def train_step(self, micro_batches: Sequence[Batch]) -> StepResult:
-        """One optimizer step; left out, on every process together, where the loss, a gradient or a statistic is not
-        finite: then nothing has changed but the number of the step, and fp16's loss scale where that was the cause.
+        """One optimizer step; left out, on every process together, where `training.leave_out` says so, or the loss, a
+        gradient or a statistic is not finite: then nothing has changed but the number of the step, and fp16's loss
+        scale where that was the cause.
 
-        Raises DivergedError after `training.max_nonfinite` such steps in a row.
+        Raises DivergedError after `training.max_nonfinite` steps in a row that were not finite.
         """
         training = self.config.training
+        lr = learning_rate(self.step, training.steps, self.config.optimizer, training.batch_size)
+        if self.step in training.leave_out:
+            self.step += 1
+            return StepResult({}, lr)
         batches = [batch.to(self.device) for batch in micro_batches]
         self.buffers.keep()
         losses = self._forward_backward(batches)
@@ -172,7 +177,6 @@ class Trainer:
         if failed:
             self.writer.finish()  # raises in the process that writes
             raise PeerError("rank 0 could not write a checkpoint; it says why", int(failed))
-        lr = learning_rate(self.step, training.steps, self.config.optimizer, training.batch_size)
         bad = bool(bad_forward or bad_gradient)
         if bad:
             self._skip(batches, losses, full(norm), scaled_too_much=not bad_forward)
