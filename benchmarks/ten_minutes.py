@@ -91,6 +91,8 @@ class Options:
     samples: int = 5000
     """Of each generator, for its distance; as many real and Gaussian images."""
     guidance: tuple[float, ...] = (1.0, 2.0)
+    interval: tuple[float, float] | None = None
+    """Unshifted levels in which guidance acts; the recipe's if not given."""
     features: Literal["efficientnet", "none"] = "efficientnet"
     device: str = "auto"
     tiny: bool = False
@@ -279,6 +281,8 @@ def examine(study: Study, model: Generator, name: str, judge: Judge | None) -> d
     results: dict[str, Any] = {}
     for guidance in guidances:
         sampling = model.sampling.model_copy(update={"guidance": guidance})
+        if study.options.interval is not None:
+            sampling = sampling.model_copy(update={"interval": study.options.interval})
         batch = 32 if study.options.tiny else 500
         drawn = model.sample(study.labels, seed=0, sampling=sampling, batch_size=batch)
         save_by_class(drawn, study.labels, study.options.out / f"{name}-guidance-{guidance:g}.png")
