@@ -590,3 +590,38 @@ def test_formats_of_other_tools_are_named_with_their_cure(tmp_path, capsys, name
     code, said = prepared(capsys, put(tmp_path / "set", (name, b"x" * 99)), tmp_path / "out")
     assert code == 65
     assert told in said
+
+
+# Squares
+
+
+@pytest.mark.parametrize("size", [["64x32"], ["64", "32"], ["64,32"], ["[64, 32]"], ["64X64"]])
+@pytest.mark.parametrize(
+    "command", ["prepare digits out --image-size", "pretrain digits --data.image-size", "inspect digits --image-size"]
+)
+def test_only_squares_are_trained_on(tmp_path, monkeypatch, capsys, size, command):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.split(), *size]) == 2
+    assert "only squares are trained on" in capsys.readouterr().err
+    assert main(f"{command}=64x32".split()) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_may_be_called_by_a_number(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(put(tmp_path, "2024/a/0.png", "2024/b/0.png"))
+    assert main(["prepare", "--image-size", "8", "2024", "out", "--workers", "0"]) == 0
+
+
+def test_cropped_images_are_counted(tmp_path, capsys):
+    put(tmp_path / "set", "a.png", "b.png", size=(48, 36))
+    put(tmp_path / "set", "c.png")
+    _, said = prepared(capsys, tmp_path / "set", tmp_path / "out")
+    told = "2 of 3 images: not square; their centre square is trained on, without up to 25 % of an image."
+    assert f"{told} To keep all of it, pad" in said
+    assert any(told in line for line in opened(tmp_path / "set").report())
+    assert any(told in line for line in opened(tmp_path / "out").report())
+
+
+def test_what_is_said_of_some_images_says_so(tmp_path):
+    put(tmp_path, *(f"{k}.png" for k in range(40)), size=(9, 6))
+    assert "This is of 32 of 40 images; epg inspect looks at all of them." in opened(tmp_path).report()

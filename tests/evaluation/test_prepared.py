@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from epg.cli import main
 from epg.evaluation import receipt
@@ -77,3 +79,31 @@ def test_another_size_is_refused(home: Path, capsys: pytest.CaptureFixture[str])
     code = main(["reference", str(home / "sets" / "train"), "--image-size", "4", "--out", str(home / "no")])
     assert code == 2
     assert not (home / "no").exists()
+
+
+def test_a_reference_that_is_not_prepared_says_how_its_images_were_read(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for k in range(12):
+        values = np.random.default_rng(k).integers(0, 4096, (8, 8)).astype(np.uint16)
+        Image.fromarray(values).save(tmp_path / f"{k}.png")
+    colour = save_run(home / "colour", tiny_config(data={"channels": 3}))
+    whole = ["reference", str(tmp_path), "--features", f"encoder={colour}", "--image-size", "8"]
+    whole += ["--out", str(home / "deep")]
+    assert main(whole) == 0
+    said = capsys.readouterr().out
+    assert "12 of 12 images: of more than 8 bits" in said
+    assert "--range 0 4095" in said
+    assert main([*whole, "--range", "0", "4095"]) == 0
+    assert "--range" not in capsys.readouterr().out
+    asked = judge(home, home / "sets" / "test", "--reference", tmp_path)
+    assert any("reference: Their values go" in line for line in asked.warnings)
+    answered = judge(home, home / "sets" / "test", "--reference", tmp_path, "--range", "0", "4095")
+    assert not any("Their values go" in line for line in answered.warnings)
+    run = save_run(home / "deep-run", tiny_config(data={"range": [0, 4095]}))
+    inherited = judge(home, run, "--reference", tmp_path, "--count", "8")
+    assert not any("Their values go" in line for line in inherited.warnings)
+    assert inherited.reference["pixels"] == answered.reference["pixels"] != asked.reference["pixels"]
+    assert answered.metrics["fd_encoder"].value != asked.metrics["fd_encoder"].value
+    assert main([*whole, "--background", "nocolour"]) == 2
+    assert "--background nocolour: no colour" in capsys.readouterr().err

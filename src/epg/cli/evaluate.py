@@ -9,6 +9,9 @@ import tyro
 from epg.cli.drawing import Drawing
 from epg.cli.paths import Place
 
+Background = str | None
+Range = tuple[float, float] | None
+Resize = Literal["adm", "exact"] | None
 Metric = Literal["fid", "sfid", "is", "fd", "pr", "dc", "kid", "mmd", "accuracy"]
 
 
@@ -47,6 +50,10 @@ class Evaluate(Drawing):
     """Of a data set as reference: train, or the only split of a prepared set, if not given."""
     kept: int = 10_000
     """Images of a data set as reference that precision, recall, density, coverage and KID use."""
+    background: Background = None
+    """Of a reference that is not prepared, as range and resize: see `epg prepare`. As in training if not given."""
+    range: Range = None
+    resize: Resize = None
     cache: bool = True
     """Keep statistics of the reference in the cache (EPG_CACHE)."""
 
@@ -61,7 +68,7 @@ class Evaluate(Drawing):
             self.metrics or None,
             self.count,
             self.request(),
-            Options(**{name: getattr(self, name) for name in names}),
+            Options(**{name: getattr(self, name) for name in names}, pixels=pixels_of(self)),
             samples_split=self.samples_split,
             out=self.out,
         )
@@ -87,6 +94,10 @@ class MakeReference:
     """Images, chosen at random, whose features are kept for precision, recall, density, coverage and KID."""
     seed: int = 0
     """Of that choice."""
+    background: Background = None
+    """Of a set that is not prepared, as range and resize: see `epg prepare`."""
+    range: Range = None
+    resize: Resize = None
     batch_size: int = 64
     device: str = "auto"
 
@@ -95,4 +106,11 @@ class MakeReference:
         from epg.evaluation.command import run_reference
 
         names = ("features", "inception", "image_size", "split", "kept", "seed", "batch_size", "device")
-        run_reference(self.dataset, self.out, Options(**{name: getattr(self, name) for name in names}))
+        options = Options(**{name: getattr(self, name) for name in names}, pixels=pixels_of(self))
+        run_reference(self.dataset, self.out, options)
+
+
+def pixels_of(verb: Evaluate | MakeReference) -> dict[str, object]:
+    """The flags that say how pixels are read, those that were given."""
+    given = {name: getattr(verb, name) for name in ("background", "range", "resize")}
+    return {name: value for name, value in given.items() if value is not None}

@@ -4,6 +4,7 @@ import difflib
 import re
 from importlib.metadata import version
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -76,6 +77,7 @@ def parse(arguments: list[str]) -> tuple[Any, list[str]]:
             raise UserError(
                 f"{argument.strip('=') or before}: is followed by nothing (a variable of the shell that is not set?)"
             )
+    refuse_oblong(arguments)
     if name not in VERBS:
         close = difflib.get_close_matches(name, VERBS, n=1)
         hint = f"; did you mean {close[0]}?" if close else "."
@@ -84,6 +86,22 @@ def parse(arguments: list[str]) -> tuple[Any, list[str]]:
         verb, overrides = parse_with_overrides(name, rest)
         return usable(verb), overrides
     return usable(tyro.cli(VERBS[name], args=rest, prog=f"epg {name}")), []
+
+
+def refuse_oblong(arguments: list[str]) -> None:
+    """Raises UserError for a size of two numbers: 64x32, 64,32 or 64 32."""
+    for place, argument in enumerate(arguments):
+        flag, sign, value = argument.partition("=")
+        if not re.fullmatch(r"--(data\.)?image[-_]size", flag):
+            continue
+        given = [value] if sign else arguments[place + 1 : place + 3]
+        if len(given) > 1 and not (given[0].isdecimal() and given[1].isdecimal() and not Path(given[1]).exists()):
+            given = given[:1]  # what follows is another argument
+        if re.fullmatch(r"[\[(]?\d+[x\u00d7*, ]+\d+[\])]?", text := " ".join(given), re.IGNORECASE):
+            raise UserError(
+                f"{flag} {text}: only squares are trained on. Give one number: oblong images are cropped to their "
+                "centre square; to keep all of them, pad them beforehand (PIL.ImageOps.pad)"
+            )
 
 
 def parse_with_overrides(verb: str, rest: list[str]) -> tuple[Any, list[str]]:

@@ -61,9 +61,13 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]], ABC):
             self.labels = renumbered(self.labels, self.class_names, class_names, whose)
             self.class_names = class_names
 
-    def report(self) -> list[str]:
-        """What these images are, for people to read: classes with their counts first."""
+    def report(self, prefix: str = "--data.") -> list[str]:
+        """What these images are, for people to read: classes with their counts first; `prefix` is of flags."""
         return [classes_line(self.class_names, self.class_counts())]
+
+    def treatment(self, prefix: str = "--data.") -> list[str]:
+        """What decoding does to images that are not prepared, for people to read; `prefix` is of flags."""
+        return []
 
     def order(self, seed: int) -> Order:
         """The order in which training visits the images. Raises DataError for an empty set."""
@@ -140,8 +144,11 @@ class CachedDataset(ImageDataset):
     def fingerprint(self) -> str:
         return self.dataset.fingerprint()
 
-    def report(self) -> list[str]:
-        return self.dataset.report()
+    def report(self, prefix: str = "--data.") -> list[str]:
+        return self.dataset.report(prefix)
+
+    def treatment(self, prefix: str = "--data.") -> list[str]:
+        return self.dataset.treatment(prefix)
 
 
 def refuse_damaged(message: str, number: int, limit: int) -> None:

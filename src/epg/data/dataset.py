@@ -70,13 +70,13 @@ class SourceDataset(ImageDataset):
     def fingerprint(self) -> str:
         return self._fingerprint
 
-    def report(self) -> list[str]:
+    def report(self, prefix: str = "--data.") -> list[str]:
         rejected = self.source.rejected
         left = [f"left out: {item.name}: {item.reason}" for item in rejected[:3]]
         more = [f"left out: {len(rejected) - 3} more"] if len(rejected) > 3 else []
-        return [*super().report(), *self.source.overview.lines(), *left, *more, *self.treatment()]
+        return [*super().report(), *self.source.overview.lines(), *left, *more, *self.treatment(prefix)]
 
-    def treatment(self) -> list[str]:
+    def treatment(self, prefix: str = "--data.") -> list[str]:
         """What decoding does to the images: of those that were read, or else of some."""
         looked = self.seen
         if not looked.images and not self.source.streamed:
@@ -86,7 +86,10 @@ class SourceDataset(ImageDataset):
             for index in np.unique(np.linspace(0, len(self) - 1, LOOKED_AT).astype(int)).tolist():
                 with contextlib.suppress(DataError):  # which ends the run, or not, when training meets it
                     probe[index]
-        return looked.lines(self.image_size, self.rules, "--data.")
+        lines = looked.lines(self.image_size, self.rules, prefix)
+        if lines and looked.images < len(self):
+            lines.append(f"This is of {looked.images} of {len(self)} images; epg inspect looks at all of them.")
+        return lines
 
 
 def open_dataset(

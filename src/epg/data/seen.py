@@ -18,6 +18,10 @@ class Seen:
     images: int = 0
     enlarged: int = 0
     """Smaller than the size asked for."""
+    cropped: int = 0
+    """Not square: only the centre is trained on."""
+    cut: float = 0.0
+    """The largest part of its area that an image lost so."""
     rotated: int = 0
     """Turned upright by EXIF."""
     composited: int = 0
@@ -42,6 +46,7 @@ class Seen:
         self.images += 1
         found = {
             "enlarged": min(origin.width, origin.height) < image_size,
+            "cropped": origin.width != origin.height,
             "rotated": origin.rotated,
             "composited": origin.transparent,
             "converted": origin.profile == "converted",
@@ -52,14 +57,16 @@ class Seen:
         for key in (key for key, value in found.items() if value):
             setattr(self, key, getattr(self, key) + 1)
             self.first.setdefault(key, name)
+        self.cut = max(self.cut, 1 - min(origin.width, origin.height) / max(origin.width, origin.height))
         if origin.depth is not None:
             self._widen(origin.depth.low, origin.depth.high, origin.depth.kind.white)
 
     def merge(self, other: "Seen") -> None:
         """Add the counts of another part of the set, later in order."""
         for item in fields(self):
-            if isinstance(getattr(other, item.name), int) and item.name not in ("low", "high", "white"):
+            if isinstance(getattr(other, item.name), int) and item.name not in ("low", "high", "white", "cut"):
                 setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+        self.cut = max(self.cut, other.cut)
         for key, name in other.first.items():
             self.first.setdefault(key, name)
         if other.low is not None and other.high is not None:
@@ -82,6 +89,8 @@ class Seen:
         """
         texts = {
             "enlarged": f"smaller than {image_size} and enlarged",
+            "cropped": f"not square; their centre square is trained on, without up to {100 * self.cut:.0f} % of an "
+            "image. To keep all of it, pad the images beforehand (PIL.ImageOps.pad)",
             "rotated": "turned upright (EXIF)",
             "composited": f"partly transparent and put on {rules.background}",
             "converted": "converted from an embedded colour profile to sRGB",

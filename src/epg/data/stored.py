@@ -73,7 +73,7 @@ class StoredDataset(ImageDataset):
     def describe(self, index: int) -> str:
         return self.store.describe(index)
 
-    def report(self) -> list[str]:
+    def report(self, prefix: str = "--data.") -> list[str]:
         manifest = self.store.manifest
         pixels = PixelOptions(**manifest["pixels"])
         seen = Seen.parse(manifest["seen"]).lines(pixels.image_size, pixels)

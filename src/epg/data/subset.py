@@ -29,8 +29,11 @@ class SubsetDataset(ImageDataset):
     def describe(self, index: int) -> str:
         return self.dataset.describe(int(self.indices[index]))
 
-    def report(self) -> list[str]:
-        return [*super().report(), *self.dataset.report()[1:]]  # of the whole without its classes
+    def report(self, prefix: str = "--data.") -> list[str]:
+        return [*super().report(), *self.dataset.report(prefix)[1:]]  # of the whole without its classes
+
+    def treatment(self, prefix: str = "--data.") -> list[str]:
+        return self.dataset.treatment(prefix)
 
     def fingerprint(self) -> str:
         return self._digest("subset", [self.dataset.fingerprint(), self.indices.tobytes()])

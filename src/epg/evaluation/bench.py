@@ -1,15 +1,17 @@
 """What samples are judged with: features, reference and metrics, opened once for any number of judgements."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from epg import progress
 from epg.config import DataConfig
 from epg.data.base import ImageDataset, NoSplitError
+from epg.data.rules import RULES, PixelRules, check_rules
 from epg.distributed import failing_together, rank, world_size
 from epg.errors import UserError
 from epg.evaluation import reference_files
@@ -44,6 +46,8 @@ class Options:
     seed: int = 0
     batch_size: int = 64
     device: str = "auto"
+    pixels: Mapping[str, Any] = field(default_factory=dict)
+    """Of `PixelRules`: how a data set that is not prepared is read, where it is not as the run read its own images."""
     cache: bool = True
     """Whether statistics of data sets are kept in the cache."""
 
@@ -51,6 +55,12 @@ class Options:
         for flag, value, least in (("--batch-size", self.batch_size, 1), ("--kept", self.kept, 2)):
             if value < least:
                 raise UserError(f"{flag} {value}: must be at least {least}")
+
+    def rules(self, trained: PixelRules = RULES) -> PixelRules:
+        """How pixels are read: by the flags, else as in training. Raises UserError for what is no rule."""
+        rules = replace(trained, **self.pixels)
+        check_rules(rules)
+        return rules
 
 
 @dataclass(frozen=True)
@@ -151,10 +161,11 @@ def _real(place: str | DataConfig, subject: Subject, options: Options) -> Real |
     if place.endswith(".npz") or reference_files.is_saved(Path(place)):
         return None
     split = options.split or only_split(place) or "train"
-    train = open_whole(place, image_size=size, channels=channels, split=split)
+    rules = options.rules(subject.rules)
+    train = open_whole(place, image_size=size, channels=channels, split=split, rules=rules)
     try:
         other = "train" if split != "train" else "test"
-        held_out = open_whole(place, image_size=size, channels=channels, split=other)
+        held_out = open_whole(place, image_size=size, channels=channels, split=other, rules=rules)
     except NoSplitError:
         held_out = None
     return _of_one_kind(Path(place).name, train, held_out, split)
@@ -258,9 +269,10 @@ def _reference(
 
 def _doubts(subject: Subject, real: Real | None) -> list[str]:
     """What the receipt should say about samples and reference together."""
-    if real is None or subject.trained_on is None or real.train.fingerprint() == subject.trained_on:
+    if real is None or real.train.fingerprint() == subject.trained_on:
         return []
-    return ["the run was trained on other images than this reference"]
+    other = [] if subject.trained_on is None else ["the run was trained on other images than this reference"]
+    return other + [f"reference: {line}" for line in real.train.treatment("--")]
 
 
 def _floors(

@@ -62,11 +62,12 @@ def run_reference(dataset: str, out: Path, options: Options) -> Reference | None
                     "`epg evaluate` as --reference"
                 )
             source: ImageSource
+            whole = None
             if dataset.endswith(".npz"):
                 source = NpzSource(Path(dataset))
             else:
                 split = options.split or only_split(dataset) or "train"
-                whole = open_whole(dataset, image_size=options.image_size, split=split)
+                whole = open_whole(dataset, image_size=options.image_size, split=split, rules=options.rules())
                 source = DatasetSource(whole, Path(dataset).name, details={"split": split})
         extractors = open_extractors(chosen, None, None, options)
         with reporting("reference") as report:
@@ -81,6 +82,8 @@ def run_reference(dataset: str, out: Path, options: Options) -> Reference | None
     if made is None:
         return None
     reference_files.save(made, out)
+    for line in whole.report("--") if whole else ():
+        print(line)
     print(f"{made.manifest['count']} images, features of {made.manifest['kept']} of them, in {out}")
     print(f"It is compared with by epg evaluate SAMPLES --reference {written(out)}")
     return made

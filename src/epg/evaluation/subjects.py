@@ -10,6 +10,7 @@ from epg import hub
 from epg.config import DataConfig
 from epg.data.base import ImageDataset
 from epg.data.dataset import find_store, open_dataset
+from epg.data.rules import RULES, PixelRules
 from epg.data.sources.open import is_packed
 from epg.data.sources.remote import is_remote
 from epg.data.store import is_store, read_manifest
@@ -39,6 +40,12 @@ class Subject:
     """What a run was trained on: the reference unless another one is named."""
     trained_on: str | None = None
     """Fingerprint of its images."""
+
+    @property
+    def rules(self) -> PixelRules:
+        """By which a run read its images; the usual ones of what is no run."""
+        data = self.data
+        return PixelRules(background=data.background, range=data.range, resize=data.resize) if data else RULES
 
 
 def open_subject(
@@ -111,8 +118,18 @@ def only_split(path: str) -> str | None:
     return str(read_manifest(place)["options"]["split"]) if prepared else None
 
 
-def open_whole(path: str, *, image_size: int | None, channels: int | None = None, split: str = "train") -> ImageDataset:
-    """A data set at the size it was prepared for, or at `image_size`. Raises UserError where neither is known."""
+def open_whole(
+    path: str,
+    *,
+    image_size: int | None,
+    channels: int | None = None,
+    split: str = "train",
+    rules: PixelRules = RULES,
+) -> ImageDataset:
+    """A data set at the size it was prepared for, or, by `rules`, at `image_size`.
+
+    Raises UserError where no size is known.
+    """
     store = None if path == "digits" or is_remote(path) else find_store(Path(path).expanduser(), split)
     if store is not None:
         pixels = read_manifest(store)["pixels"]
@@ -127,7 +144,7 @@ def open_whole(path: str, *, image_size: int | None, channels: int | None = None
         image_size, channels = image_size or 8, channels or 1
     if image_size is None:
         raise UserError(f"--image-size: {path} is not prepared; which size shall its images have?")
-    return open_dataset(path, image_size=image_size, channels=channels or 3, split=split)
+    return open_dataset(path, image_size=image_size, channels=channels or 3, split=split, rules=rules)
 
 
 def _generator(path: str, request: Request) -> Subject:
