@@ -1,5 +1,7 @@
 """Every verb through the real entry point, as a user starts it."""
 
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -300,3 +302,12 @@ def test_a_file_cannot_be_opened_is_said_with_the_cure(runs: Path, tmp_path: Pat
     assert "Traceback" not in done.stderr
     if done.returncode:
         assert "ulimit -n" in done.stderr
+
+
+def test_from_python_a_wrong_option_is_a_wrong_option() -> None:
+    """Where output goes into memory, as in a notebook, there is no pipe that could be gone."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        with pytest.raises(SystemExit) as ended:
+            main(["probe", "run", "--nonsense", "3"])
+    assert ended.value.code == 2
+    assert "--nonsense" in said.getvalue()

@@ -4,11 +4,13 @@ import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
-from epg.cli import main
+from epg.cli import VERBS, main
+from epg.cli.numbers import Between
+from epg.cli.paths import pieces
 from epg.config import RunConfig, Stage
 from epg.data.base import ImageDataset
 from epg.errors import UserError
@@ -145,3 +147,61 @@ def test_flags_out_of_range_are_named(arguments: list[str], message: str, capsys
     said = capsys.readouterr().err
     assert message in said
     assert ".yaml line" not in said
+
+
+CHECKED_WITH_THE_MODEL = {"steps", "levels", "guidance", "interval", "interval_low", "interval_high", "width"}
+CHECKED_BY_THE_VERB = {"sigma_rel", "tolerance", "channels", "range"}
+REQUIRED = {"prepare": ["set", "out", "--image-size", "8"], "reference": ["set", "--out", "out"]}
+
+
+def number_options() -> Iterator[tuple[str, str, Any]]:
+    """Every option of a verb that is a number, or several, and its type."""
+    for verb, kind in VERBS.items():
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            if {int, float} & set(pieces(hint)):
+                yield verb, name, hint
+
+
+@pytest.mark.parametrize(("verb", "name", "hint"), list(number_options()))
+def test_a_hostile_number_of_a_verb_is_refused_before_any_work(
+    verb: str, name: str, hint: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing that is named here is there: refused is what was looked at first."""
+    if name in CHECKED_WITH_THE_MODEL | CHECKED_BY_THE_VERB and not any(isinstance(p, Between) for p in pieces(hint)):
+        return
+    flag = f"--{name.replace('_', '-')}"
+    for value in ("-1", f"{10**30}", *(("nan", "inf", "1e400") if float in set(pieces(hint)) else ())):
+        first = REQUIRED.get(verb, [] if verb == "quickstart" else ["run"])
+        assert main([verb, *first, flag, value, *(["--out", "out"] if verb == "convert" else [])]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {flag} "), said
+        assert "must be" in said, said
+
+
+def test_numbers_of_a_verb_out_of_range_are_found_all_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "run", "--count", "-3", "--seed", "-1", "--ema", "2"]) == 2
+    said = capsys.readouterr().err
+    assert all(words in said for words in ("--count -3: must be at least 1", "--seed -1:", "--ema 2.0:"))
+    assert "--batch-size" not in said
+
+
+@pytest.mark.parametrize("value", ["lr: true", "betas: [yes, 0.9]", "lr_steps: [[on, 0.1]]", "warmup_steps: off"])
+def test_true_is_no_number(value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Text is one: YAML reads 1e-4 so."""
+    recipe = tmp_path / "mine.yaml"
+    for written, place in ((value, value.split(":")[0]), ("lr: 1e-30", "--optimizer.lr 1e-30: must be at least")):
+        recipe.write_text(f"base: small\ndiffusion:\n  optimizer: {{{written}}}\n")
+        assert main(["finetune", str(recipe), "--from-scratch", "--out", str(tmp_path / "run")]) == 2
+        said = capsys.readouterr().err
+        assert all(words in said for words in (place, "mine.yaml line 3"))
+        assert ("a number is expected" in said) == (written == value)
+
+
+@pytest.mark.parametrize("key", ["on", "1", "~", "2024-01-01"])
+def test_what_yaml_does_not_read_as_a_name_is_none(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"base: small\n{key}: 3\n")
+    assert main(["finetune", str(recipe), "--from-scratch", "--out", str(tmp_path / "run")]) == 2
+    assert f"'{key}' is no name of a setting (line 2)" in capsys.readouterr().err

@@ -24,12 +24,14 @@ from epg.ranges import (
     Levels,
     LogMean,
     LogStd,
+    Number,
     PeakRate,
     Probability,
     Seconds,
     Seed,
     Strength,
     Temperature,
+    Whole,
     Width,
     Zoom,
 )
@@ -46,7 +48,7 @@ class DataConfig(Section):
     source: str = "digits"
     """`digits` (built in), a set made by `epg prepare`, or anything that `epg prepare` takes: a folder, an archive, a
     table, arrays, a Hub name."""
-    image_size: Annotated[int, Field(ge=1, le=8192)]
+    image_size: Annotated[Whole, Field(ge=1, le=8192)]
     """Side of the square training images in pixels; larger images are centre-cropped (ADM)."""
     channels: Literal[1, 3] = 3
     """1 (grey) or 3 (colour)."""
@@ -62,7 +64,7 @@ class DataConfig(Section):
     """File within the source that names images and labels, such as labels.csv; metadata.csv is found by itself."""
     background: str = "white"
     """Colour behind transparent pixels; `none` ignores transparency (a fourth band of other data)."""
-    range: tuple[float, float] | None = None
+    range: tuple[Number, Number] | None = None
     """Which values of more than 8 bits are black and white, such as 0 4095; none takes all that the format has."""
     resize: Literal["adm", "exact"] = "adm"
     """`adm` rounds after every halving, as ADM, which brightens a little; `exact` rounds once."""
@@ -70,11 +72,11 @@ class DataConfig(Section):
     """Visit every class equally often, repeating images of small ones."""
     per_class: Count | None = None
     """Use only the first so many images of every class."""
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    fraction: Annotated[Number, Field(gt=0, le=1)] = 1.0
     """Use only this part of every class, the same images in every run; a smaller part lies in a larger one."""
-    workers: Annotated[int, Field(ge=0, le=1024)] = 4
+    workers: Annotated[Whole, Field(ge=0, le=1024)] = 4
     """Loader processes; small sets are decoded once into memory and need none."""
-    timeout: Annotated[float, Field(ge=0.01, le=10**9)] = 120.0
+    timeout: Annotated[Number, Field(ge=0.01, le=10**9)] = 120.0
     """Seconds that reading one image may take a loader process before the run ends; slow storage needs more."""
     max_damaged: CountOrNone = 0
     """Damaged images after which training stops; up to there each is replaced by another, counted and named. 0 stops
@@ -82,7 +84,7 @@ class DataConfig(Section):
 
 
 class EncoderConfig(Section):
-    depth: Annotated[int, Field(ge=1, le=1000)]
+    depth: Annotated[Whole, Field(ge=1, le=1000)]
     width: Width
     heads: Width
 
@@ -93,16 +95,16 @@ class DecoderConfig(Section):
 
 
 class ModelConfig(Section):
-    patch_size: Annotated[int, Field(ge=1, le=8192)]
+    patch_size: Annotated[Whole, Field(ge=1, le=8192)]
     """Side of a patch in pixels; the image size must be a multiple of it."""
-    num_classes: Annotated[int, Field(ge=0, le=10**6)] | None = None
+    num_classes: Annotated[Whole, Field(ge=0, le=10**6)] | None = None
     """Number of classes; 0 builds an unconditional model; none takes the number from the data."""
     encoder: EncoderConfig
     """The ViT encoder, shared by both stages."""
     decoder: DecoderConfig
     """The decoder; it has as many blocks as the encoder."""
-    mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
-    stem: Annotated[int, Field(ge=0, le=1024)] = 0
+    mlp_ratio: Annotated[Number, Field(gt=0, le=64)] = 4.0
+    stem: Annotated[Whole, Field(ge=0, le=1024)] = 0
     """Channels of a thin convolutional stem before the patches, and of a head after them, which sees the stem's
     output too; 0 is the paper's network, which has neither."""
     projector_hidden: Width = 4096
@@ -110,11 +112,11 @@ class ModelConfig(Section):
 
 
 class NoiseConfig(Section):
-    sigma_min: Annotated[float, Field(ge=1e-6, le=1e5)] = 0.002
-    sigma_max: Annotated[float, Field(ge=1e-6, le=1e5)] = 80.0
-    rho: Annotated[float, Field(ge=0.5, le=100)] = 7.0
-    sigma_data: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.5
-    shift: Annotated[float, Field(ge=1e-3, le=1e3)] | None = None
+    sigma_min: Annotated[Number, Field(ge=1e-6, le=1e5)] = 0.002
+    sigma_max: Annotated[Number, Field(ge=1e-6, le=1e5)] = 80.0
+    rho: Annotated[Number, Field(ge=0.5, le=100)] = 7.0
+    sigma_data: Annotated[Number, Field(ge=1e-3, le=1e3)] = 0.5
+    shift: Annotated[Number, Field(ge=1e-3, le=1e3)] | None = None
     """Factor on every level that touches an image; none is image_size / 64. Images below 32 pixels want 1."""
 
 
@@ -123,7 +125,7 @@ class MocoViewsConfig(Section):
     crop_scale: tuple[Area, Area] = (0.08, 1.0)
     """Area of the random crop relative to the image."""
     flip: Probability = 0.5
-    jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] = (0.4, 0.4, 0.2, 0.1)
+    jitter: tuple[Strength, Strength, Strength, Annotated[Number, Field(ge=0, le=0.5)]] = (0.4, 0.4, 0.2, 0.1)
     """Brightness, contrast, saturation, hue."""
     jitter_prob: Probability = 0.8
     gray: Probability = 0.2
@@ -137,7 +139,7 @@ class MocoViewsConfig(Section):
 
 class AffineViewsConfig(Section):
     kind: Literal["affine"] = "affine"
-    degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    degrees: Annotated[Number, Field(ge=0, le=180)] = 15.0
     translate: Probability = 0.1
     """Largest shift as a fraction of the side."""
     scale: tuple[Zoom, Zoom] = (0.85, 1.15)
@@ -172,7 +174,7 @@ class DiffusionConfig(Section):
     mean: LogMean = -1.2
     std: LogStd = 1.6
     """ln t ~ N(mean, std^2)."""
-    levels: Annotated[int, Field(ge=2, le=10**6)] = 1280
+    levels: Annotated[Whole, Field(ge=2, le=10**6)] = 1280
     """The grid that drawn levels are rounded to."""
     label_dropout: Probability = 0.1
     """Probability of training a sample without its label, for guidance."""
@@ -185,17 +187,17 @@ class ConsistencyConfig(Section):
     mean: LogMean = -0.4
     std: LogStd = 1.6
     """ln t ~ N(mean, std^2)."""
-    q: Annotated[float, Field(gt=1, le=1e3)] = 2.0
-    k: Annotated[float, Field(ge=0, le=1e3)] = 8.0
-    b: Annotated[float, Field(ge=0, le=1e3)] = 1.0
+    q: Annotated[Number, Field(gt=1, le=1e3)] = 2.0
+    k: Annotated[Number, Field(ge=0, le=1e3)] = 8.0
+    b: Annotated[Number, Field(ge=0, le=1e3)] = 1.0
     """r(t) = t (1 - (1 + k sigmoid(-b t)) / q^stage)."""
-    delta: Annotated[int, Field(ge=1, le=1000)] = 1
+    delta: Annotated[Whole, Field(ge=1, le=1000)] = 1
     d: Count | None = None
     """stage = delta + step // d; none is a seventh of the steps, the paper's 100,000 of 700,000. The last stage is the
     one whose t - r the precision of training still resolves: 7 in bf16, 10 in fp16, 23 in fp32."""
-    c: Annotated[float, Field(ge=1e-6, le=1e3)] = 0.06
+    c: Annotated[Number, Field(ge=1e-6, le=1e3)] = 0.06
     """Softening constant of the distance."""
-    auxiliary_weight: Annotated[float, Field(ge=0, le=1e4)] = 1.0
+    auxiliary_weight: Annotated[Number, Field(ge=0, le=1e4)] = 1.0
     """Weight of the auxiliary loss from the frozen pre-trained encoder; 0 needs no encoder."""
     auxiliary_temperature: Temperature = 0.1
     dropout: Decay = 0.5
@@ -211,30 +213,30 @@ class OptimizerConfig(Section):
     """Peak learning rate."""
     muon_lr: PeakRate = 0.02
     """Peak learning rate of Muon; it follows the same schedule, in proportion to `lr`."""
-    lr_batch_size: Annotated[int, Field(ge=1, le=10**7)] | None = None
+    lr_batch_size: Annotated[Whole, Field(ge=1, le=10**7)] | None = None
     """Batch size at which `lr` is stated: the rate used is scaled linearly to `training.batch_size`. None: as is."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
+    weight_decay: Annotated[Number, Field(ge=0, le=10)] = 0.01
     """Not applied to the position embedding and the CLS token."""
     warmup_steps: CountOrNone = 10_000
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: cosine to 0 at the last step, or constant."""
     lr_steps: list[tuple[CountOrNone, LearningRate]] = []
     """(step, lr) pairs: from that step on the peak rate is `lr`."""
-    clip: Annotated[float, Field(gt=0, le=10**12)] | None = None
+    clip: Annotated[Number, Field(gt=0, le=10**12)] | None = None
     """Largest gradient norm; none does not clip."""
 
 
 class TrainingConfig(Section):
-    batch_size: Annotated[int, Field(ge=1, le=10**7)]
+    batch_size: Annotated[Whole, Field(ge=1, le=10**7)]
     """Images per step, over all processes and micro-batches."""
-    micro_batch: Annotated[int, Field(ge=1, le=10**7)] | None = None
+    micro_batch: Annotated[Whole, Field(ge=1, le=10**7)] | None = None
     """Images per forward pass of one process; none is batch_size / processes."""
     steps: Count
     ema: list[Decay] = [0.9999]
     """EMA decays kept of the network; the first is the one that samples. In a run of fewer than 10 / (1 - decay) steps
     the average is warmed up: it spans about the last ninth of the steps so far."""
-    power_ema: list[Annotated[float, Field(ge=1e-3, lt=0.28)]] = []
+    power_ema: list[Annotated[Number, Field(ge=1e-3, lt=0.28)]] = []
     """Relative widths (0.05, 0.1) of power-function EMAs kept for post-hoc synthesis; see `epg ema`."""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     """Autocast; fp16 (the paper's mode) has a dynamic loss scale. Norms and losses are always float32. fp64 computes
@@ -262,7 +264,7 @@ class TrainingConfig(Section):
     preview_every: CountOrNone = 5_000
     """Steps between sample grids, each with a checkpoint, the last step included; 0 is never."""
     checkpoint_every: Count = 5_000
-    keep: Annotated[int, Field(ge=2, le=10**12)] = 2
+    keep: Annotated[Whole, Field(ge=2, le=10**12)] = 2
     """Newest checkpoints kept, at least 2; only those that verify count."""
     keep_every: CountOrNone = 0
     """Also keep every checkpoint whose step is a multiple of this; 0 is none."""
@@ -270,11 +272,11 @@ class TrainingConfig(Section):
 
 class SamplingConfig(Section):
     sampler: Literal["heun", "euler", "edm_stochastic", "euler_ancestral", "one_step", "multistep"] = "heun"
-    steps: Annotated[int, Field(ge=1, le=10_000)] = 32
+    steps: Annotated[Whole, Field(ge=1, le=10_000)] = 32
     """Levels of the grid; the final step to 0 comes on top. Of multistep: evaluations."""
     levels: tuple[Level, ...] | None = None
     """Unshifted noise levels to take instead of the grid, falling; they decide the number of steps."""
-    guidance: Annotated[float, Field(ge=0, lt=1000)] = 1.0
+    guidance: Annotated[Number, Field(ge=0, lt=1000)] = 1.0
     """Scale of classifier-free guidance; 1 is none."""
     interval: tuple[Level, Level] = (0.19, 1.61)
     """Unshifted levels (low, high] in which guidance acts."""
@@ -286,7 +288,7 @@ class EvaluationConfig(Section):
     linear_every: CountOrNone = 0
     """Steps between comparisons of a diffusion model's denoising error with the best linear denoiser's, on 512 held-out
     images: `linear/<noise level>` in the log, below 1 is better. The last step included; 0 is never."""
-    count: Annotated[int, Field(ge=20, le=10**7)] = 1000
+    count: Annotated[Whole, Field(ge=20, le=10**7)] = 1000
     """Samples drawn for each; images that an encoder of stage 1 is probed with."""
     features: list[str] = []
     """inception, efficientnet, classifier, encoder=RUN as for `epg evaluate`; none takes a classifier of the labels, or

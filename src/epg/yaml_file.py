@@ -88,8 +88,11 @@ def _checked(root: yaml.Node | None, path: Path) -> Iterator[tuple[Keys, yaml.No
             for key, value in node.value:
                 if not isinstance(key, yaml.ScalarNode):
                     raise UserError(f"{where}: a key must be a word (line {key.start_mark.line + 1})")
-                if len(key.value) > 200 or any(character < " " for character in key.value):
-                    raise UserError(f"{where}: line {key.start_mark.line + 1}: not a name of a setting")
+                is_name = key.tag.endswith((":str", ":merge"))  # unquoted, `on` and `1` are none
+                if not is_name or len(key.value) > 200 or any(character < " " for character in key.value):
+                    raise UserError(
+                        f"{where}: {key.value[:40]!r} is no name of a setting (line {key.start_mark.line + 1})"
+                    )
                 if key.value in seen:
                     raise UserError(f"{where}: {key.value} is given twice (line {key.start_mark.line + 1})")
                 seen.add(key.value)

@@ -134,6 +134,19 @@ def test_what_has_the_name_of_an_output_stays(name: str, file: str, inputs: Path
     assert Path(file).parts[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", ["diffusion", "diffusion/checkpoints", "one-step", "set", "pipeline"])
+def test_no_pictures_among_other_things_of_ours(place: str, inputs: Path, tmp_path: Path, capsys) -> None:
+    if place in ("pipeline", "set"):
+        assert run({"set": "prepare"}.get(place, place), inputs, tmp_path / place) == 0
+    else:
+        shutil.copytree(inputs / place, tmp_path / place)
+    before = sorted((tmp_path / place).rglob("*"))
+    assert run("sample", inputs, tmp_path / place) == 2
+    assert f"such as {tmp_path / place / 'samples'}" in capsys.readouterr().err
+    assert sorted((tmp_path / place).rglob("*")) == before
+    assert run("sample", inputs, tmp_path / place / "samples") == 0
+
+
 def test_a_card_that_somebody_rewrote_stays(inputs: Path, tmp_path: Path) -> None:
     assert run("pipeline", inputs, tmp_path / "out") == 0
     planted = plant(tmp_path / "out", ("README.md",))

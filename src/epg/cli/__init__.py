@@ -4,11 +4,12 @@ This module holds what stands around every verb, and imports nothing heavy: a st
 the first moment on, and `epg --help` is fast.
 """
 
+import io
 import os
 import select
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from epg import signals
 from epg.errors import InterruptedRunError, OutputError, UserError, cause
@@ -95,7 +96,7 @@ def output_is_gone() -> bool:
     """Whether nothing can be written any more, as in `epg info | head`; then the rest of the output goes nowhere."""
     try:
         flush()
-        gone = any(reader_is_gone(stream.fileno()) for stream in (sys.stdout, sys.stderr) if stream is not None)
+        gone = any(reader_is_gone(stream) for stream in (sys.stdout, sys.stderr) if stream is not None)
     except OSError:
         gone = True
     if gone:
@@ -103,12 +104,15 @@ def output_is_gone() -> bool:
     return gone
 
 
-def reader_is_gone(descriptor: int) -> bool:
+def reader_is_gone(stream: TextIO) -> bool:
     """Whether this is a pipe that nobody reads any more: a failed write leaves nothing behind that would fail again."""
     if not hasattr(select, "poll"):  # Windows
         return False
     poll = select.poll()
-    poll.register(descriptor, select.POLLOUT)
+    try:
+        poll.register(stream.fileno(), select.POLLOUT)
+    except io.UnsupportedOperation:  # a notebook's, or text in memory
+        return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 

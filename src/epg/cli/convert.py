@@ -6,6 +6,7 @@ from typing import Literal
 
 import tyro
 
+from epg.cli.numbers import Decay
 from epg.cli.paths import Place
 
 
@@ -29,7 +30,7 @@ class Convert:
     normalization: Literal["imagenet", "symmetric"] | None = None
     """Of pixels, for a file of the release, which does not record it; if not given, symmetric ([-1, 1]) for one-step
     models, whose released configuration sets no std, and the recipe's otherwise."""
-    ema: float | None = None
+    ema: Decay | None = None
     """Which EMA decay to take, 0 for the weights as trained; the first if not given."""
     license: str | None = None
     """Licence for the model card, as the Hub names it: apache-2.0, cc-by-nc-4.0..."""

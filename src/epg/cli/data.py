@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import tyro
 
+from epg.cli.numbers import Side, Workers
 from epg.cli.paths import Place
 from epg.command_line import written
 
@@ -24,7 +25,7 @@ class Prepare:
     gs:// or hf:// address."""
     out: tyro.conf.Positional[Path]
     """Folder for the prepared set; give it to training as --data.source."""
-    image_size: int
+    image_size: Side
     """Side in pixels: halved with a box filter, scaled bicubically and centre-cropped, as ADM does."""
     resize_only: bool = False
     """Scale the short side to --image-size and keep the rest, instead of cropping."""
@@ -50,7 +51,7 @@ class Prepare:
     """File within the source that names images and labels, such as labels.csv; metadata.csv is found by itself."""
     on_error: Literal["skip", "fail"] = "skip"
     """Images that cannot be used: leave them out, or end with an error. Either way report.jsonl lists them."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Processes; one per core if not given."""
     shard: str = "1/1"
     """I/N: do the I-th of N parts; N machines share the folder."""
@@ -95,7 +96,7 @@ class Inspect:
     """JSON file for everything found, with all duplicates."""
     verify: bool = False
     """Compare every byte of a prepared set with its checksums first."""
-    image_size: int = 64
+    image_size: Side = 64
     """For sources that are not prepared: the size at which mean, std and duplicates are computed."""
     background: str = "white"
     range: tuple[float, float] | None = None
@@ -104,7 +105,7 @@ class Inspect:
     image_column: str | None = None
     label_column: str | None = None
     label_file: str | None = None
-    workers: int | None = None
+    workers: Workers | None = None
     """Processes; one per core if not given."""
 
     def __call__(self) -> None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from epg.cli.numbers import BatchSize, Decay, Seed
+
 if TYPE_CHECKING:
     from epg.sampling import Request
 
@@ -16,7 +18,7 @@ class Drawing:
     """Class names (or one of their synonyms) or numbers to draw; all classes if not given."""
     labels: Literal["balanced", "random"] = "balanced"
     """Classes in turn, or drawn at random as in training, which is how ADM's published numbers are made."""
-    seed: int = 0
+    seed: Seed = 0
     """Image i depends on the seed, its label and i alone, not on batches or processes."""
     sampler: Literal["heun", "euler", "edm_stochastic", "euler_ancestral", "one_step", "multistep"] | None = None
     """The recipe's if not given."""
@@ -30,11 +32,11 @@ class Drawing:
     """Unshifted noise levels (low, high] in which guidance acts."""
     guide: Path | None = None
     """A weaker checkpoint: autoguidance instead of classifier-free guidance."""
-    ema: float | None = None
+    ema: Decay | None = None
     """Which EMA decay to load, 0 for the weights as trained; the first if not given."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the network; samplers, norms, sums and features stay in float32."""
-    batch_size: int = 64
+    batch_size: BatchSize = 64
     """Images drawn together by one process; none of them depends on it beyond rounding."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""

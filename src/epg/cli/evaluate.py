@@ -7,6 +7,7 @@ from typing import Literal
 import tyro
 
 from epg.cli.drawing import Drawing
+from epg.cli.numbers import BatchSize, Compared, Images, Seed, Side
 from epg.cli.paths import Place
 
 Background = str | None
@@ -38,17 +39,17 @@ class Evaluate(Drawing):
     what needs no download if not given."""
     inception: Path | None = None
     """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""
-    count: int | None = None
+    count: Compared | None = None
     """Number of samples; 1000 of a generator and all otherwise if not given. Papers use 50000."""
     out: Path | None = None
     """JSON file for the receipt; evaluation.json in the folder of the samples, or here, if not given."""
-    image_size: int | None = None
+    image_size: Side | None = None
     """Of samples that are a data set which is not prepared."""
     samples_split: str | None = None
     """Of samples that are a data set: test, or the only split of a prepared set, if not given."""
     split: str | None = None
     """Of a data set as reference: train, or the only split of a prepared set, if not given."""
-    kept: int = 10_000
+    kept: Images = 10_000
     """Images of a data set as reference that precision, recall, density, coverage and KID use."""
     background: Background = None
     """Of a reference that is not prepared, as range and resize: see `epg prepare`. As in training if not given."""
@@ -86,19 +87,20 @@ class MakeReference:
     """inception, encoder=RUN; several are computed in one pass."""
     inception: Path | None = None
     """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""
-    image_size: int | None = None
+    image_size: Side | None = None
     """Of a set that is not prepared; FID depends on how images were scaled."""
     split: str | None = None
     """train, test, validation or val; train, or the only split of a prepared set, if not given."""
-    kept: int = 10_000
+    kept: Images = 10_000
     """Images, chosen at random, whose features are kept for precision, recall, density, coverage and KID."""
-    seed: int = 0
+    seed: Seed = 0
     """Of that choice."""
     background: Background = None
     """Of a set that is not prepared, as range and resize: see `epg prepare`."""
     range: Range = None
     resize: Resize = None
     batch_size: int = 64
+    batch_size: BatchSize = 64
     device: str = "auto"
 
     def __call__(self) -> None:

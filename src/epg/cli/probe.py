@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
+from epg.cli.numbers import BatchSize, Between, Compared, Decay, Level, Seed
 from epg.cli.paths import Place
 
 
@@ -23,17 +24,17 @@ class Probe:
     """Labelled images; the encoder's own if not given."""
     recipe: Place | None = None
     """Architecture of a weight file, a .yaml file, where no recipe of ours has it."""
-    ema: float | None = None
+    ema: Decay | None = None
     """Of a generator: which EMA decay to load, 0 for the weights as trained; the first if not given."""
-    levels: tuple[float, ...] = (0.002, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+    levels: tuple[Level, ...] = (0.002, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
     """Unshifted noise levels."""
     pool: Literal["cls", "patches"] = "cls"
     """Features: the CLS token, or the mean of the patch tokens."""
-    train_count: int = 10_000
+    train_count: Compared = 10_000
     """Images that the probes are trained on, at most."""
-    test_count: int = 5_000
+    test_count: Compared = 5_000
     """Images that they are tested on, at most."""
-    seed: int = 0
+    seed: Seed = 0
     out: Path | None = None
     """Folder for probe.json and probe.png; `analysis` in the run folder if not given."""
     device: str = "auto"
@@ -73,20 +74,20 @@ class Neighbours:
     """Compared besides pixels: inception, encoder=RUN."""
     inception: Path | None = None
     """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""
-    count: int | None = None
+    count: Compared | None = None
     """Number of samples; 1000 of a generator and all otherwise if not given."""
-    most: int = 50_000
+    most: Compared = 50_000
     """Training images (and held-out images) at most; of more, so many are chosen at random."""
-    seed: int = 0
+    seed: Seed = 0
     guidance: float | None = None
     """Scale of guidance; 1 is none."""
     steps: int | None = None
     """Levels of the sampling grid."""
-    ema: float | None = None
+    ema: Decay | None = None
     """Which EMA decay to load, 0 for the weights as trained; the first if not given."""
     out: Path | None = None
     """Folder for neighbours.json, curves and sheets; `analysis` in the run folder if not given."""
-    batch_size: int = 64
+    batch_size: BatchSize = 64
     device: str = "auto"
 
     def __call__(self) -> None:
@@ -116,13 +117,13 @@ class Denoising:
     """Run folder, checkpoint or export."""
     held_out: Place | None = None
     """Images of the same kind it has never seen; the test split, and what --data.fraction left out, if not given."""
-    ema: float | None = None
+    ema: Decay | None = None
     """Which EMA decay to load, 0 for the weights as trained; the first if not given."""
-    levels: int = 16
+    levels: Annotated[int, Between(2, 1000)] = 16
     """Noise levels, from sigma_min to sigma_max."""
-    count: int = 2000
+    count: Compared = 2000
     """Training images, and held-out images, at most."""
-    seed: int = 0
+    seed: Seed = 0
     out: Path | None = None
     """Folder for denoising.json and denoising.png; `analysis` in the run folder if not given."""
     device: str = "auto"

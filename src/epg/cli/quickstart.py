@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from epg.cli.numbers import Between, Seed, Side
 from epg.cli.paths import Place
 
 
@@ -19,14 +20,14 @@ class Quickstart:
 
     data: Place = "digits"
     """`digits`, or whatever `epg prepare` takes: a folder of images (class folders or flat), an archive, a table..."""
-    minutes: float = 10.0
+    minutes: Annotated[float, Between(0, 10**6, open_low=True)] = 10.0
     """Time for everything; longer is better."""
     out: Path | None = None
     """Folder for runs and page; runs/quickstart-NAME if not given, and -MINUTESmin behind it where that holds a study
     of another length."""
-    image_size: int | None = None
+    image_size: Side | None = None
     """Side in pixels; 8 for digits, 32 otherwise."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __call__(self) -> None:
         from epg.quickstart import run_quickstart

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import tyro
 
 from epg.cli.drawing import Drawing
+from epg.cli.numbers import Images
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Sample(Drawing):
     """Run folder, checkpoint or export."""
     out: Path = Path("samples")
     """Folder for the images."""
-    count: int = 64
+    count: Images = 64
     """Number of images; a larger one continues a finished folder."""
     compile: bool = False
     """torch.compile every transformer block: faster on a GPU after a minute of compiling."""

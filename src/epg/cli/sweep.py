@@ -7,6 +7,7 @@ from typing import ClassVar
 import tyro
 
 from epg.cli.evaluate import Metric
+from epg.cli.numbers import BatchSize, Compared, Decay, Seed
 from epg.cli.paths import Place
 
 
@@ -30,7 +31,7 @@ class Sweep:
     """Unshifted noise levels up to which guidance acts."""
     steps: tuple[int, ...] = ()
     """Levels of the sampling grid."""
-    ema: tuple[float, ...] = ()
+    ema: tuple[Decay, ...] = ()
     """Decays that the run kept."""
     width: tuple[float, ...] = ()
     """Relative widths of power-function averages, made after training from those the run kept (see `epg ema`)."""
@@ -49,12 +50,12 @@ class Sweep:
     """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""
     reference: Place | None = None
     """As for `epg evaluate`; the run's own training images if not given."""
-    count: int | None = None
+    count: Compared | None = None
     """Samples at each point; 1000 if not given."""
-    seed: int = 0
+    seed: Seed = 0
     out: Path | None = None
     """Folder for receipts, sweep.json and sweep.png; `sweep` in the run folder if not given."""
-    batch_size: int = 64
+    batch_size: BatchSize = 64
     device: str = "auto"
 
     def __call__(self) -> None:

@@ -14,6 +14,7 @@ from epg.cli.compare import Compare
 from epg.cli.convert import Convert
 from epg.cli.data import Inspect, Prepare
 from epg.cli.evaluate import Evaluate, MakeReference
+from epg.cli.numbers import in_range
 from epg.cli.paths import usable
 from epg.cli.probe import Denoising, Neighbours, Probe
 from epg.cli.quickstart import Quickstart
@@ -84,8 +85,8 @@ def parse(arguments: list[str]) -> tuple[Any, list[str]]:
         raise UserError(f"{name!r} is no command{hint} Commands: {', '.join(VERBS)}")
     if VERBS[name] in TAKES_OVERRIDES:
         verb, overrides = parse_with_overrides(name, rest)
-        return usable(verb), overrides
-    return usable(tyro.cli(VERBS[name], args=rest, prog=f"epg {name}")), []
+        return in_range(usable(verb)), overrides
+    return in_range(usable(tyro.cli(VERBS[name], args=rest, prog=f"epg {name}"))), []
 
 
 def refuse_oblong(arguments: list[str]) -> None:

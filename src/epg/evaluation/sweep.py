@@ -22,6 +22,7 @@ from epg.evaluation.receipt import Receipt
 from epg.evaluation.search import golden_section
 from epg.evaluation.sources import GeneratorSource
 from epg.evaluation.subjects import Subject, open_subject
+from epg.loading import read
 from epg.sampling import Request, changed
 from epg.training import export
 from epg.training.artefact import digest_of
@@ -117,6 +118,17 @@ class Sweep:
     """Points that were not in the folder already."""
     _subject: tuple[Point, Subject] | None = None
     _bench: Bench | None = None
+
+    def check(self, points: Sequence[Point]) -> None:
+        """Raises UserError for a point that cannot be sampled, before any is: each may take an hour."""
+        subject, _ = self._opened(points[0].weights)
+        assert isinstance(subject.source, GeneratorSource)
+        model = subject.source.model
+        for point in points:
+            changed(model, point.changes(model.sampling.interval))
+        with failing_together():
+            for ema in {point.ema for point in points} - {None, points[0].ema}:
+                read(self.run, ema)
 
     def measure(self, point: Point, metric: str | None = None) -> float:
         """Evaluates a point, or reads its receipt; the metric (the smaller the better) on every process."""
@@ -261,6 +273,7 @@ def run_sweep(
     with processes():
         folder = out or (run if (run / "checkpoints").is_dir() else run.parent) / FOLDER
         sweep = Sweep(run, request or Request(), count, reference, words, options or Options(), folder)
+        sweep.check(points)
         if golden:
             search(sweep, axes, metric, tolerance)
         else:

@@ -21,8 +21,9 @@ def write_samples(checkpoint: Path, out: Path, request: Request) -> None:
 
     Raises UserError for impossible settings or a folder begun with others, OutputError where it cannot be written.
     """
-    if request.count < 1 or request.batch_size < 1:
-        raise UserError(f"--count {request.count}, --batch-size {request.batch_size}: must be at least 1")
+    for flag, number in (("--count", request.count), ("--batch-size", request.batch_size)):
+        if number < 1:
+            raise UserError(f"{flag} {number}: must be at least 1")
     try:
         with processes():
             sample_together(checkpoint, out, request)
@@ -38,6 +39,7 @@ def sample_together(checkpoint: Path, out: Path, request: Request) -> None:
         model = load(checkpoint, ema=request.ema)
         guide = None if request.guide is None else load(request.guide)
         job = Job(model, guide, out, request)
+        job.folder.refuse_taken()
     with locked(out):
         with failing_together():
             continued = job.folder.claim(job.record) if rank() == 0 else False

@@ -16,6 +16,8 @@ FORMAT = 2  # 2: noise is Philox's, so images of format 1 are others
 # What decides an image; whatever else a record names changes at most its rounding.
 DECISIVE = ("weights", "guide", "seed", "classes", "labels", "sampling", "dtype")
 OURS = re.compile(r"\d{6,}\.png|grid\.png|samples\.npz")
+# What is in a run, its checkpoints, each of them, an export, a pipeline, a prepared set, a reference and a study.
+TAKEN = re.compile(r"config\.yaml|step-\d{8}|manifest\.json|config\.json|model_index\.json|plan\.json")
 
 
 class SampleFolder:
@@ -26,6 +28,15 @@ class SampleFolder:
 
     def image(self, index: int) -> Path:
         return self.path / f"{index:06d}.png"
+
+    def refuse_taken(self) -> None:
+        """Raises UserError where pictures would come among the files of something else, of which nothing changes."""
+        names = sorted(entry.name for pattern in ("*", "checkpoints/step-*") for entry in self.path.glob(pattern))
+        if taken := next((name for name in names if TAKEN.fullmatch(name)), None):
+            raise UserError(
+                f"--out {self.path}: holds {taken}, so it is no folder for pictures. Give them one of their own, such "
+                f"as {self.path / 'samples'}."
+            )
 
     def claim(self, record: Mapping[str, Any]) -> bool:
         """Makes the folder and records the settings, or compares them with those it was begun with.

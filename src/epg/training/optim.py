@@ -59,7 +59,7 @@ class Optimizer:
                         zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
                         yield parameter, {"step": torch.zeros(()), **zeros}
 
-    def load_state(self, value: Callable[[nn.Parameter, str], Tensor]) -> None:
+    def replace_state(self, value: Callable[[nn.Parameter, str], Tensor]) -> None:
         """Replaces what is kept of every parameter by `value(parameter, key)`."""
         keys = {parameter: tuple(state) for parameter, state in self.zero_state()}
         for part in self.parts:
@@ -120,7 +120,7 @@ def zero_moments(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 def restore_optimizer(network: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`; raises KeyError where a parameter's state is missing."""
     names = {parameter: name for name, parameter in network.named_parameters()}
-    optimizer.load_state(lambda parameter, key: _like(parameter, tensors[f"{names[parameter]}.{key}"]))
+    optimizer.replace_state(lambda parameter, key: _like(parameter, tensors[f"{names[parameter]}.{key}"]))
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:
