@@ -99,7 +99,6 @@ class MakeReference:
     """Of a set that is not prepared, as range and resize: see `epg prepare`."""
     range: Range = None
     resize: Resize = None
-    batch_size: int = 64
     batch_size: BatchSize = 64
     device: str = "auto"
 
