@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 SHARED = ("data", "model", "noise", "seed", "training")
-"""Sections of a configuration that stage 2 takes over from stage 1."""
+"""Sections of a configuration that stage 2 takes over from stage 1..."""
+OF_ONE_RUN = ("training.leave_out",)
+"""... and settings in them that it does not: they are about the batches of one run."""
 
 
 def written(*words: str | Path) -> str:
@@ -30,7 +32,8 @@ def of_sections(flags: Sequence[str], sections: Sequence[str] = SHARED) -> list[
     kept, keep = list[str](), False
     for word in flags:
         if word.startswith("--"):
-            keep = word[2:].partition("=")[0].partition(".")[0] in sections
+            name = word[2:].partition("=")[0].replace("-", "_")
+            keep = name.partition(".")[0] in sections and name not in OF_ONE_RUN
         if keep:
             kept.append(word)
     return kept

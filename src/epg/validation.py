@@ -97,6 +97,8 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield f"--training.micro-batch {micro}: must divide --training.batch-size {training.batch_size}"
     if late := [step for step in training.leave_out if step >= training.steps]:
         yield f"--training.leave-out {late[0]}: the steps are 0 to {training.steps - 1} (--training.steps)"
+    elif len(set(training.leave_out)) == training.steps:
+        yield f"--training.leave-out: leaves none of the {training.steps} steps (--training.steps)"
     if training.precision == "fp64" and training.preview_every:
         yield "--training.precision fp64: is for comparisons and draws no samples; add --training.preview-every 0"
     if 0 < training.timeout < 1:

@@ -57,7 +57,14 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "training.leave_out: [] -> [3]" in capsys.readouterr().err
     assert main([*back, "4", "--override", "training.leave_out"]) == 2
     assert "--training.leave-out 4: the steps are 0 to 3" in capsys.readouterr().err
+    assert main([*back, "0", "1", "2", "3"]) == 2
+    assert "--training.leave-out: leaves none of the 4 steps" in capsys.readouterr().err
     assert main([*back, "3", "--override", "training.leave_out"]) == 0
+    capsys.readouterr()
+    assert main(["pretrain", *common[1:], "--training.leave-out", "1", "3", "--out", str(tmp_path / "encoder")]) == 0
+    (following,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Next:")]
+    assert "--training.steps 4" in following
+    assert "leave-out" not in following  # a bad batch of this run is none of the next one
     (event,) = checkpoint.find(tmp_path / "back").state["history"]
     assert event["changed"] == {"training.leave_out": [[], [3]]}
     steps = [json.loads(line) for line in (tmp_path / "back/log.jsonl").read_text().splitlines()]
