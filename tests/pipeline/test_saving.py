@@ -5,9 +5,11 @@ import json
 import types
 import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from epg import load
@@ -16,6 +18,11 @@ from epg.pipeline import EPGModel, EPGPipeline
 from tests.generators import tiny_generator
 from tests.pipeline.common import LABELS, pixels, quiet, tiny_pipeline
 
+SMALL: dict[str, Any] = {  # a U-Net
+    "block_out_channels": (32,),
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+}
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
 
@@ -112,6 +119,24 @@ def test_from_pipe(dtype: torch.dtype) -> None:
     again(LABELS, generator=0)
     assert again.num_timesteps == 3
     assert torch.equal(drawn(EPGPipeline.from_pipe(pipe)), drawn(pipe))
+
+
+def test_from_pipe_of_another_kind() -> None:
+    with pytest.raises(ValueError, match="from_pipe: DDPMPipeline holds no EPGModel"):
+        EPGPipeline.from_pipe(DDPMPipeline(UNet2DModel(8, **SMALL), DDPMScheduler()))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"generator": "x"}, "generator 'x'"),
+        ({"generator": ["a", "b"]}, "generator"),
+        ({"class_labels": []}, "nothing"),
+    ],
+)
+def test_calls_with_nothing_to_draw_from(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        quiet(tiny_pipeline())(**{"class_labels": [0, 1], **given})
 
 
 def test_usual_properties_and_interruption() -> None:

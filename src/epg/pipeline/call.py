@@ -95,7 +95,12 @@ class EPGPipeline(DiffusionPipeline):
 
         Args:
             kwargs: arguments of the class; `dtype` or `torch_dtype` to convert the model, which both then share.
+
+        Raises ValueError for a pipeline of another kind of model.
         """
+        own = getattr(pipeline, "transformer", None)
+        if type(own).__name__ != "EPGModel":
+            raise ValueError(f"from_pipe: {type(pipeline).__name__} holds no EPGModel; only pipelines with one fit")
         dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
         names = inspect.signature(cls.__init__).parameters.keys() & pipeline.config.keys() - {"transformer"}
         settings = {name: pipeline.config[name] for name in names}
@@ -177,7 +182,9 @@ class EPGPipeline(DiffusionPipeline):
         sampling = self._sampling({name: value for name, value in given.items() if value is not None})
         labels = self._labels(class_labels)
         count = (batch_size or 1) if labels is None else len(labels)
-        if batch_size not in (None, count) or count < 1:
+        if count < 1:
+            raise ValueError("class_labels, batch_size: nothing is asked for")
+        if batch_size not in (None, count):
             raise ValueError(f"batch_size {batch_size}: there are {count} class_labels")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type {output_type!r}: choose pil, np, pt or latent")

@@ -37,7 +37,7 @@ class RequestedGenerator(Generator):
 
 def seeds_of(generator: Randomness, count: int, first: int = 0) -> Seeds:
     """Seeds and the indices of the images that are drawn from each."""
-    if isinstance(generator, Sequence):
+    if isinstance(generator, Sequence) and not isinstance(generator, str):
         if len(generator) != count:
             raise ValueError(f"generator: {len(generator)} of them for {count} images")
         return tuple((seed_of(each), range(first, first + 1)) for each in generator)
@@ -46,7 +46,14 @@ def seeds_of(generator: Randomness, count: int, first: int = 0) -> Seeds:
 
 
 def seed_of(generator: torch.Generator) -> int:
-    """The seed of a fresh generator; of one that was used, a number drawn from it. Either moves on by one number."""
+    """The seed of a fresh generator; of one that was used, a number drawn from it. Either moves on by one number.
+
+    Raises ValueError for anything else.
+    """
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator {generator!r}: a torch.Generator or a list of them is expected, or a number for all"
+        )
     seed = generator.initial_seed()
     untouched = torch.Generator(generator.device).manual_seed(seed).get_state()
     fresh = torch.equal(generator.get_state(), untouched)
