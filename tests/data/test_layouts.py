@@ -625,3 +625,13 @@ def test_cropped_images_are_counted(tmp_path, capsys):
 def test_what_is_said_of_some_images_says_so(tmp_path):
     put(tmp_path, *(f"{k}.png" for k in range(40)), size=(9, 6))
     assert "This is of 32 of 40 images; epg inspect looks at all of them." in opened(tmp_path).report()
+
+
+def test_what_cannot_be_read_is_said_whatever_the_output_holds(tmp_path, capsys):
+    put(tmp_path / "set", "a/0.png", "b/0.png")
+    assert prepared(capsys, tmp_path / "set", tmp_path / "out")[0] == 0
+    put(tmp_path / "lmdb", ("data.mdb", b"x" * 99))
+    assert "LMDB; export it" in prepared(capsys, tmp_path / "lmdb", tmp_path / "out")[1]
+    put(tmp_path / "other", "a/0.png", "b/0.png")
+    assert "source: set -> other" in prepared(capsys, tmp_path / "other", tmp_path / "out")[1]
+    assert "is a prepared set already" in prepared(capsys, tmp_path / "out", tmp_path / "again")[1]

@@ -348,3 +348,15 @@ def test_a_large_set_is_looked_at_before_training(tmp_path):
     assert any("--data.background none" in line for line in dataset.report())
     ignored = open_dataset(source, image_size=SIZE, rules=IGNORE_ALPHA)
     assert (ignored[0][0] == bands[0][..., :3].transpose(2, 0, 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [(b"\n<!DOCTYPE html><title>404</title>", "a web page"), (b"\0\0\0\x18ftypheic", "HEIC: convert"),
+     (b"\0\0\0\x20ftypavif", "AVIF: convert"), (b"\0\0\0\x20ftypisom", "a video"), (b"\xff\x0a\1\2", "JPEG XL"),
+     (b"%PDF-1.4", "a PDF"), (b"PK\3\4", "zip"), (b"\0" * 300, "nothing but zeros"), (b"abc", "(PNG")],
+)  # fmt: skip
+def test_what_is_found_under_the_name_of_an_image(start, told):
+    with pytest.raises(DataError, match="no image of a known kind") as error:
+        decode_image(start.ljust(400, start[-1:]), 8, 3)
+    assert told in str(error.value)

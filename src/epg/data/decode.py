@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,20 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # Beyond this, an image must hold real detail: a file of a few kilobytes that declares a huge size is a bomb.
 FREE_PIXELS = 24_000_000  # at most 8 bytes each
 MIN_BYTES_PER_PIXEL = 1 / 32
+# What is found under the name of an image, by the first bytes.
+OTHERS = {
+    rb"\s*<": "a web page or other text of markup",
+    rb".{4}ftyp(heic|heix|hevc|mif1|msf1)": "HEIC: convert it to PNG or JPEG",
+    rb".{4}ftypavi[fs]": "AVIF: convert it to PNG or JPEG",
+    rb".{4}ftyp": "a video",
+    rb"\xff\x0a|.{4}JXL ": "JPEG XL: convert it to PNG or JPEG",
+    rb".{4}jP  |\xff\x4f\xff\x51": "JPEG 2000: convert it to PNG or JPEG",
+    rb"%PDF": "a PDF",
+    rb"PK\x03\x04": "a zip archive",
+    rb"\x00\x00\x01\x00": "an icon: convert it to PNG",
+    rb"8BPS": "a Photoshop file: convert it to PNG",
+    rb"\x00+$": "nothing but zeros, as a download or disk that failed leaves",
+}
 ORIENTATION = 0x0112
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -191,7 +206,8 @@ def _readable(source: bytes | str | Path) -> tuple[int, Any]:
 def _unidentified(head: bytes) -> str:
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "a TIFF of a kind that cannot be read (bits, channels or sample format); store it with 8 or 16 bits"
-    return f"it is no image of a known kind ({', '.join(FORMATS)})"
+    found = next((kind for start, kind in OTHERS.items() if re.match(start, head, re.DOTALL)), "")
+    return f"it is no image of a known kind ({', '.join(FORMATS)}){found and f', but {found}'}"
 
 
 def _orientation(image: Image.Image) -> int:

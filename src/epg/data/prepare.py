@@ -61,7 +61,14 @@ def prepare(
     it, OutputError where it cannot be written (what is done stays done).
     """
     check_options(pixels, workers, shard)
-    if (done := finished(folder, source, pixels, options)) is not None:
+    if is_store(Path(source).expanduser()):
+        raise UserError(f"{source}: is a prepared set already; it is trained on with --data.source {source}")
+    try:
+        done = finished(folder, source, pixels, options)
+    except UserError:
+        open_source(source, options)  # what cannot be read at all is the nearer fault
+        raise
+    if done is not None:
         refuse_outdated(done, source, options)
         return done
     opened = open_source(source, options)
