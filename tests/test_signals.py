@@ -122,3 +122,29 @@ def test_a_second_ctrl_c_ends_at_once(places: dict[str, Path], tmp_path: Path) -
     assert time.monotonic() - begun < 5
     assert run.returncode == -signal.SIGINT
     assert "the same command continues" in said
+
+
+def test_a_second_ctrl_c_ends_training_at_once(tmp_path: Path) -> None:
+    """In a long step, and where a thread would be waited for."""
+    code = (
+        "import sys, threading, time; from epg.cli import entry; from epg.training import loop\n"
+        "def step(*given):\n"
+        "    print('a step', flush=True)\n"
+        "    for _ in range(600): time.sleep(0.1)\n"
+        "loop.Trainer.train_step = step\n"
+        "threading.Thread(target=lambda: time.sleep(60)).start()\n"
+        "sys.argv[1:] = ['finetune', 'digits', '--from-scratch', '--data.workers', '0']\n"
+        f"sys.argv += ['--out', {str(tmp_path / 'run')!r}]\n"
+        "sys.exit(entry())"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert "a step\n" in run.stdout
+        run.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert run.poll() is None  # the step is to be finished, and saved
+        begun = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        run.wait(timeout=30)
+    assert time.monotonic() - begun < 5
+    assert run.returncode == -signal.SIGINT

@@ -49,6 +49,12 @@ def answer_stop_signals() -> None:
         signal.signal(n, stop)
 
 
+def once_answered(handler: Any) -> Any:
+    """What stands in place of a handler after a first stop signal that somebody else answered: the system's own for
+    ours, which would wait until the interpreter comes to it."""
+    return signal.SIG_DFL if getattr(handler, "__module__", "") == __name__ else handler
+
+
 @contextmanager
 def stop_signals() -> Iterator[None]:
     """`answer_stop_signals` inside the `with`; outside the main thread Python allows no handlers."""

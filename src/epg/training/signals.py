@@ -10,6 +10,7 @@ from typing import Any
 
 from epg.distributed import world_size
 from epg.errors import InterruptedRunError
+from epg.signals import once_answered
 
 ECHO = 5.0  # seconds in which more signals follow a SIGHUP without anybody's asking
 
@@ -44,14 +45,15 @@ class StopSignals:
         elif self._hung_up and (hang_up or time.monotonic() - self._hung_up < ECHO):
             return
         else:
-            self._give_back()
+            for n, handler in self._previous.items():
+                signal.signal(n, once_answered(handler))
         if self.received:
             signal.raise_signal(number)
         self.received = number
 
     def _give_back(self) -> None:
         for n, handler in self._previous.items():
-            signal.signal(n, handler)
+            signal.signal(n, once_answered(handler) if self.received else handler)
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
