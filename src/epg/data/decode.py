@@ -23,19 +23,8 @@ from epg.errors import DataError, InterruptedRunError
 # Extensions looked for in folders, and the only decoders that Pillow may use on them: leaving out the others keeps
 # e.g. PostScript, which starts an external program, away from data that nobody has checked.
 EXTENSIONS = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".ppm",
-    ".pgm",
-    ".pnm",
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pnm"),
 )
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # Beyond this, an image must hold real detail: a file of a few kilobytes that declares a huge size is a bomb.
