@@ -73,7 +73,7 @@ SIZES = {  # how many, or how long, of each part
         "loaders": 1,
         "spikes": 6,
         "samples": 24,
-        "leaks": 400,
+        "leaks": 2_000,
     },
     "nightly": {
         "kills": 50,

@@ -76,9 +76,9 @@ def noticed(folder: Path, wanted: set[int], detector: SpikeDetector | None = Non
 # Told apart? ----------------------------------------------------------------------------------------------------------
 
 
-def numbers(folder: Path, step: int) -> list[tuple[float, float]]:
-    """Losses and gradient norms from this step (counted from 0) on."""
-    return [(line["loss"], line["grad_norm"]) for line in read_log(folder) if line["step"] > step]
+def numbers(folder: Path, step: int) -> list[tuple[float | None, float | None]]:
+    """Losses and gradient norms from this step (counted from 0) on; None for one that was not finite and left out."""
+    return [(line.get("loss"), line.get("grad_norm")) for line in read_log(folder) if line["step"] > step]
 
 
 def cause(folder: Path, again: Path, step: int) -> str:

@@ -26,9 +26,18 @@ def test_spikes_are_noticed_and_nothing_else(tmp_path: Path) -> None:
     assert spikes.noticed(tmp_path, wanted, SpikeDetector(factor=1, sigmas=0)).alarms > 0
 
 
-@pytest.mark.parametrize(("kind", "cause"), [("data", "data"), ("loss", "machine"), ("bit", "machine")])
+@pytest.mark.parametrize(("kind", "cause"), [("data", "data"), ("loss", "machine")])
 def test_causes_are_told_apart(kind: str, cause: str, driver: Driver, tmp_path: Path) -> None:
     assert spikes.told_apart(driver, tmp_path, kind, random.Random(0)) == cause
+
+
+@pytest.mark.parametrize("bit", [23, 30])
+def test_a_flipped_bit_is_the_machines_small_or_infinite(
+    bit: int, driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half or twice a gradient; and one so large that its step is left out."""
+    monkeypatch.setattr(spikes, "BITS", [bit])
+    assert spikes.told_apart(driver, tmp_path, "bit", random.Random(0)) == "machine"
 
 
 def test_control_numbers_with_a_history(driver: Driver, tmp_path: Path) -> None:
