@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from epg.errors import UserError
 from epg.recipe import run_config
 from epg.training.throughput import training_flops
 
@@ -73,5 +74,5 @@ def test_as_a_command_every_variant_has_its_process(tmp_path: Path) -> None:
 
 
 def test_a_wrong_flag_of_the_recipe_is_refused(benchmark: ModuleType) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match=r"did you mean --model\.encoder\.width"):
         benchmark.main(["digits", "--model.encoder.witdh", "16"])

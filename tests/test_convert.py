@@ -330,11 +330,11 @@ def test_converting_again_replaces_and_a_failure_does_not(run, tmp_path, monkeyp
 )
 def test_normalisation_of_a_released_one_step_model(tmp_path, flags, recorded):
     """The released consistency configuration sets no std; the recipes, and the released diffusion models, do."""
-    config = run_config("small", "consistency")
+    config = run_config("cifar10", "consistency")
     model = config.model.model_copy(update={"num_classes": 3})
     network = build_epg(model, config.data)
     torch.save(to_release(network.state_dict(), "consistency"), tmp_path / "nnet_ema.pth")
-    source = ["convert", str(tmp_path / "nnet_ema.pth"), "--recipe", "small"]
+    source = ["convert", str(tmp_path / "nnet_ema.pth"), "--recipe", "cifar10"]
     assert main([*source, "--stage", "consistency", "--out", str(tmp_path / "one"), *flags]) == 0
     assert load(tmp_path / "one").normalizer == (
         Normalizer.symmetric(3) if recorded == "symmetric" else Normalizer.imagenet()

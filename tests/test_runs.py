@@ -68,11 +68,11 @@ def test_a_corrupt_image_is_named(tmp_path: Path) -> None:
 
 def test_an_impossible_configuration_lists_every_problem(tmp_path: Path) -> None:
     config = tiny(
-        "diffusion", data={"image_size": 9}, training={"batch_size": 0}, model={"encoder": {"width": 17, "heads": 2}}
+        "diffusion", data={"image_size": 9}, training={"micro_batch": 7}, model={"encoder": {"width": 17, "heads": 2}}
     )
     with pytest.raises(UserError) as caught:
         prepare_run(config, tmp_path)
-    for flag in ("--data.image-size 9", "--training.batch-size 0", "--model.encoder.width 17"):
+    for flag in ("--data.image-size 9", "--training.micro-batch 7", "--model.encoder.width 17"):
         assert flag in str(caught.value)
 
 

@@ -59,7 +59,7 @@ def test_a_hundred_mutations(start: Path, scratch: Path, capsys: pytest.CaptureF
         check(run, path, what)
         said = capsys.readouterr()
         assert "damaged" in said.out
-        assert re.search(r"error: .*1 of 2 damaged", said.err)
+        assert re.search(r"error: .*1 of 2 not intact", said.err)
         assert str(path) in said.err
         assert valid(run / "checkpoints") == [2]
         shutil.rmtree(run)

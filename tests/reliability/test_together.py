@@ -153,7 +153,7 @@ def test_a_crash_while_they_are_dropped_loses_nothing(tmp_path: Path, monkeypatc
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for module, name in ((os, "fsync"), (Path, "replace")):
+    for module, name in ((os, "fsync"), (os, "replace")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, crash)
             with pytest.raises(KeyboardInterrupt):

@@ -43,7 +43,8 @@ SLOW_COMMANDS = [
     "neighbours runs/digits/diffusion --count 40 --device cpu --out neighbours",
     "quickstart --minutes 0.2 --out quickstart",
 ]
-DIVERGING = f"finetune digits --from-scratch --out diverging --training.max-nonfinite 1 --optimizer.lr 1e38 {TINY}"
+TOO_FAST = "--optimizer.lr 10 --optimizer.warmup-steps 0 --training.precision fp16"  # the first update is beyond half
+DIVERGING = f"finetune digits --from-scratch --out diverging --training.max-nonfinite 1 {TINY} {TOO_FAST}"
 SECRETS = {
     "HF_TOKEN": "hf_CANARYaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "HUGGING_FACE_HUB_TOKEN": "hf_CANARYbbbbbbbbbbbbbbbbbbbbbbbbbbbb",

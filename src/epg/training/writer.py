@@ -186,7 +186,7 @@ class CheckpointWriter:
             except OutputError as error:
                 self._failure = error
             except BaseException as error:  # raised again by `finish`
-                self._failure = error
+                self._failure = moved(self.run) if self._moved() else error
                 return
             if attempt < RETRIES and self._pause(delay):
                 return
