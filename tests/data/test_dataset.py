@@ -311,8 +311,8 @@ def test_parquet_shards_and_splits(tmp_path):
         assert dataset.describe(1).endswith("train-00000-of-2.parquet row 1")
         assert dataset.describe(2).endswith("train-00001-of-2.parquet row 0")
         assert reds(open_small(root, split="test")) == [6]
-    write_parquet(tmp_path / "data" / "extra.parquet", [1], labels=[0])
-    with pytest.raises(DataError, match=r"extra\.parquet does not name its split"):
+    write_parquet(tmp_path / "data" / "more.parquet", [1], labels=[0])
+    with pytest.raises(DataError, match=r"more\.parquet does not name its split"):
         open_small(tmp_path)
 
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -85,11 +86,13 @@ def test_resuming_drops_lines_beyond_the_checkpoint(tmp_path: Path) -> None:
     assert [e.value for e in events.Scalars("loss")] == [1, 2, 30]
 
 
-def test_terminal_shows_the_eta_but_not_every_quarter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_shows_losses_and_the_time_left_but_not_every_quarter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with open_trackers(config(steps=100), tmp_path, 0) as trackers:
         trackers.log(40, {"loss": 1.5, "denoising/q1": 0.25, "eta_seconds": 3723.4})
     line = capsys.readouterr().err
-    assert "diffusion 40/100 loss 1.5 eta 1:02:03" in line
+    assert re.search(r"^diffusion 40/100 .*:\d\d:\d\d left loss 1\.5", line, re.MULTILINE)
     assert "q1" not in line
 
 
@@ -183,7 +186,7 @@ def test_missing_library_is_an_error_before_training(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
-    with pytest.raises(UserError, match=rf'--training.trackers {name}: not installed. pip install "epg\[{name}\]"'):
+    with pytest.raises(UserError, match=rf"--training.trackers {name}: not installed. pip install .*{name}"):
         train(config("tensorboard", name, steps=1), tmp_path / "run")
     assert not (tmp_path / "run" / "log.jsonl").exists()
 

@@ -85,8 +85,10 @@ def test_all_stages(
     epg("convert consistency --out one-step-pipeline")
     epg("convert encoder --out encoder-weights")
     epg("convert diffusion --to weights --out weights")
-    epg("convert diffusion --to release --out release.pth")
     if source is a_folder:  # slow, and they know nothing of the data
+        papers = "--from-scratch --model.stem 0 --objective.parameterization x --optimizer.kind adamw"
+        epg(f"finetune small --data.source {data} {TINY} {papers} --out paper")  # what the authors' code has
+        epg("convert paper --to release --out release.pth")
         epg("convert consistency --to program --out one.pt2")
         epg("convert consistency --to onnx --out one.onnx")
     same_images_in_diffusers(tmp_path)
