@@ -156,7 +156,7 @@ def test_an_unconditional_model():
         ({"class_labels": [-1]}, "class_labels -1: out of range"),
         ({"class_labels": [True]}, "class_labels: True"),
         ({"class_labels": torch.tensor([0.5])}, "class_labels: 0.5"),
-        ({"class_labels": []}, "batch_size None"),
+        ({"class_labels": []}, "class_labels, batch_size: nothing is asked for"),
         ({"class_labels": "cow"}, "class_labels cow: no such class"),
         ({"class_labels": [0], "batch_size": 2}, "batch_size 2: there are 1"),
         ({"class_labels": [0], "num_inference_steps": 1}, "num_inference_steps 1: must be between 2 and 10000"),

@@ -61,6 +61,9 @@ def test_every_field_of_the_state(saved: Path, how: str) -> None:
     places = list(fields(content))
     assert len(places) > 80
     for place in places:
+        if how == "delete" and ".".join(place[1:]) in manifest.ADDED_SETTINGS:  # older checkpoints lack it
+            manifest.check_state(changed(content, place, how), "state.json")
+            continue
         with pytest.raises(ArtefactError) as error:
             manifest.check_state(changed(content, place, how), "state.json")
         assert place[-1] in str(error.value), place
