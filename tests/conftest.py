@@ -7,8 +7,10 @@ import socket
 import pytest
 import torch
 
-# A shell starts what runs in its background with Ctrl-C ignored; tests of interruptions need it.
+# A shell starts what runs in its background with Ctrl-C ignored, and nohup ignores a hangup; tests need both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="session")
