@@ -23,7 +23,7 @@ LONG = {
     "evaluate": ("{run} --count 900000 --features encoder={run} --out {out}", 130),
     "sweep": ("{run} --count 900000 --guidance 1 2 --features encoder={run} --out {out}", 75),
     "neighbours": ("{run} --count 900000 --out {out}", 130),
-    "denoising": ("{run} --levels 90000 --out {out}", 130),
+    "denoising": ("{run} --levels 1000 --out {out}", 130),
     "probe": ("{run} --levels 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1 2 3 4 5 --out {out}", 130),
     "reference": ("{set} --image-size 600 --features encoder={run} --out {out}", 130),
     "prepare": ("{set} {out} --image-size 600 --workers 1", 75),
