@@ -104,7 +104,6 @@ WORLDS: dict[str, Callable[[], Names]] = {
     "evaluation.md": evaluation,
     "pipeline.md": pipeline,
     "reliability.md": reliability,
-    "results.md": dict,
     "sampling.md": sampling,
     "training.md": training,
 }
