@@ -25,7 +25,7 @@ LONG = {
     "neighbours": ("{run} --count 900000 --out {out}", 130),
     "denoising": ("{run} --levels 1000 --out {out}", 130),
     "probe": ("{run} --levels 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1 2 3 4 5 --out {out}", 130),
-    "reference": ("{set} --image-size 600 --features encoder={run} --out {out}", 130),
+    "reference": ("{set} --image-size 600 --features efficientnet --device cpu --out {out}", 130),
     "prepare": ("{set} {out} --image-size 600 --workers 1", 75),
     "inspect": ("{set} --image-size 600 --workers 1 --sheet {out}.png", 130),
     "quickstart": ("--data {set} --minutes 9 --out {out}", 75),
@@ -39,7 +39,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for i in range(40):
         (root / "set" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.effect_noise((1200, 1200), 50).save(root / "set" / "ab"[i % 2] / f"{i}.png", compress_level=0)
-    return {"run": save_run(root / "run", tiny_config(model={"num_classes": 10})), "set": root / "set"}
+    run = save_run(root / "run", tiny_config(model={"num_classes": 10}), names=[str(digit) for digit in range(10)])
+    return {"run": run, "set": root / "set"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
