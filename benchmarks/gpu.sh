@@ -17,7 +17,7 @@ python=${PYTHON:-python3}
 export PYTHONPATH="$root/src:$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 tests() {
-  cd "$root" && "$python" -m pytest -q -n 0 -p no:cacheprovider -m gpu --durations=5 --tb=short \
+  cd "$root" && "$python" -m pytest -q -n 0 -p no:cacheprovider -m gpu --continue-on-collection-errors --durations=5 --tb=short \
     tests/test_gpu.py tests/test_randomness.py tests/data/test_augment.py tests/test_generator.py tests/data/test_loader.py
 }
 
@@ -51,7 +51,7 @@ speed() {
       xl-sampling) sample imagenet256-xl 32 ;;
       *) echo "speed $one: choose small, photos32, rcm-b, xl, l-consistency, xl-sampling" >&2; return 2 ;;
     esac || echo "speed $one: failed" >&2
-  done 2>&1 | grep -v -E "UserWarning|warnings.warn"
+  done 2>&1 | grep --line-buffered -v -E "UserWarning|warnings.warn"
 }
 
 pictures() {
