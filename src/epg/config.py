@@ -245,6 +245,9 @@ class TrainingConfig(Section):
     """TensorFloat-32 for what stays float32 on an NVIDIA GPU."""
     compile: bool = False
     """torch.compile every transformer block."""
+    cuda_graphs: bool = False
+    """torch.compile the whole network and replay it as CUDA graphs: faster on a GPU that waits for its next kernel, as
+    with small networks. Not with fsdp, nor with micro-batches; on a CPU the compiled network alone."""
     activation_checkpointing: bool = False
     """Run each block again in the backward pass instead of keeping its activations: less memory, more time."""
     parallel: Literal["ddp", "fsdp"] = "ddp"

@@ -107,6 +107,8 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield f"--noise.sigma-min {noise.sigma_min}: must be less than --noise.sigma-max {noise.sigma_max}"
     if config.optimizer.kind == "muon" and training.parallel == "fsdp":
         yield "--optimizer.kind muon: needs whole matrices, which --training.parallel fsdp cuts; choose ddp or adamw"
+    if training.cuda_graphs and (training.parallel == "fsdp" or micro is not None or training.activation_checkpointing):
+        yield "--training.cuda-graphs: not with --training.parallel fsdp, micro-batch or activation-checkpointing"
     steps = [step for step, _ in config.optimizer.lr_steps]
     if any(a >= b for a, b in pairwise(steps)):
         yield f"--optimizer.lr-steps: the steps {', '.join(map(str, steps))} must rise"

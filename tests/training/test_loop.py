@@ -138,11 +138,12 @@ def test_micro_batches_change_nothing_but_rounding(stage: Stage, tmp_path: Path)
 @pytest.mark.parametrize("stage", STAGES)
 def test_compiling_changes_nothing_but_rounding(stage: Stage, tmp_path: Path, encoder: Path) -> None:
     source = encoder if stage != "pretraining" else None
-    for name, compiled in (("plain", False), ("compiled", True)):
-        train(tiny(stage, training={"steps": 4, "compile": compiled}), tmp_path / name, encoder=source)
-    for plain, compiled in zip(read_log(tmp_path / "plain"), read_log(tmp_path / "compiled"), strict=True):
-        assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-4)
-        assert compiled["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-3)
+    for name, how in (("plain", {}), ("blocks", {"compile": True}), ("whole", {"cuda_graphs": True})):
+        train(tiny(stage, training={"steps": 4, **how}), tmp_path / name, encoder=source)
+    for name in ("blocks", "whole"):
+        for plain, compiled in zip(read_log(tmp_path / "plain"), read_log(tmp_path / name), strict=True):
+            assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+            assert compiled["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-3)
 
 
 def _train_as(

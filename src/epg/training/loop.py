@@ -196,6 +196,7 @@ class Trainer:
         """Gradients of the mean loss of this process's micro-batches; means of the terms."""
         total: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
+        torch.compiler.cudagraph_mark_step_begin()
         for i, batch in enumerate(batches):
             with gradient_sync(self.wrapped, enabled=i == len(batches) - 1):
                 with self._autocast():

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from epg.config import RunConfig
 from epg.distributed import local_device, world_size
 from epg.errors import UserError
-from epg.networks import EPG
+from epg.networks import EPG, Encoder
 from epg.networks.layers import DecoderBlock, EncoderBlock
 from epg.objectives.base import Objective
 
@@ -23,8 +23,11 @@ def wrap(objective: Objective, config: RunConfig) -> nn.Module:
     for block in transformer_blocks(objective):
         if training.activation_checkpointing:
             recompute(block)
-        if training.compile:
+        if training.compile and not training.cuda_graphs:
             block.compile()
+    if training.cuda_graphs:
+        for network in whole_networks(objective):
+            network.compile(mode="reduce-overhead", dynamic=False)
     if world_size() == 1:
         return objective
     if training.parallel == "ddp":
@@ -42,6 +45,13 @@ def wrap(objective: Objective, config: RunConfig) -> nn.Module:
 def transformer_blocks(module: nn.Module) -> list[nn.Module]:
     """The repeated blocks: the unit of compiling, recomputing and sharding."""
     return [child for child in module.modules() if isinstance(child, EncoderBlock | DecoderBlock)]
+
+
+def whole_networks(module: nn.Module) -> list[nn.Module]:
+    """The generators and the encoders outside of them: the largest unit of compiling."""
+    if isinstance(module, EPG | Encoder):
+        return [module]
+    return [network for child in module.children() for network in whole_networks(child)]
 
 
 def recompute(block: nn.Module) -> None:
