@@ -111,6 +111,32 @@ def test_the_store_moves_and_its_fingerprint_stays(tmp_path):
     assert open_dataset(tmp_path / "elsewhere", image_size=16).fingerprint() != first
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_a_run_goes_on_with_a_copy_of_its_set_elsewhere(tmp_path, stage):
+    """Exactly as it would have with the original, by the same command and by --resume."""
+    original, copy = prepared(tmp_path), tmp_path / "another place" / "called otherwise"
+
+    def train(out, data, *more):
+        main(
+            [stage, "digits", "--out", str(tmp_path / out), "--data.source", str(data), "--data.image-size", "32"]
+            + ["--data.channels", "3", "--training.batch-size", "8", "--training.steps", "4"]
+            + ["--training.checkpoint-every", "2", *(["--from-scratch"] if stage == "finetune" else []), *more]
+        )
+        return tmp_path / out / "checkpoints"
+
+    whole = train("whole", original)
+    copy.parent.mkdir()
+    shutil.copytree(original, copy)
+    for out, more in (("same", ()), ("named", ("--resume", str(tmp_path / "named")))):
+        shutil.rmtree(train(out, original) / "step-00000004")
+        original.rename(tmp_path / "gone")
+        resumed = train(out, copy, *more)
+        (tmp_path / "gone").rename(original)
+        for name in ("model.safetensors", "optimizer.safetensors"):
+            step = f"step-00000004/{name}"
+            assert (resumed / step).read_bytes() == (whole / step).read_bytes(), (out, name)
+
+
 def test_splits_of_a_store(tmp_path):
     from epg.data.base import NoSplitError
 
