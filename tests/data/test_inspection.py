@@ -65,8 +65,8 @@ def test_what_inspection_finds(tmp_path, source, kind):
 def test_statistics_of_a_source_equal_those_of_the_prepared_set(tmp_path, source):
     manifest = prepare(str(source), tmp_path / "out", PixelOptions(48)).manifest
     found = inspect_dataset(str(source), options=SourceOptions(), pixels=PixelOptions(48))
-    assert found.mean == manifest["mean"]
-    assert found.std == manifest["std"]
+    assert found.manifest["mean"] == manifest["mean"]
+    assert found.manifest["std"] == manifest["std"]
 
 
 def test_inspection_leaves_nothing_behind(tmp_path, source, monkeypatch):

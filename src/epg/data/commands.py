@@ -5,20 +5,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from epg.data.classes import classes_line
 from epg.data.duplicates import Groups
 from epg.data.encode import PixelOptions
 from epg.data.inspection import Inspection, contact_sheet, inspect_dataset, size_histogram, verify_store
 from epg.data.inspection import read_report as read_report
 from epg.data.plan import parse_shard
-from epg.data.prepare import Prepared, prepare
-from epg.data.prepare import Progress as Report
-from epg.data.seen import Seen
+from epg.data.prepare import Prepared, Progress, prepare
+from epg.data.seen import manifest_lines
 from epg.data.sources.base import SourceOptions
 from epg.data.sources.kinds import SHEET
 from epg.data.store import REPORT_FILE, is_store
@@ -34,53 +33,41 @@ def run_prepare(
     pixels: PixelOptions,
     options: SourceOptions,
     *,
-    on_error: str = "skip",
+    on_error: Literal["skip", "fail"] = "skip",
     workers: int | None = None,
     shard: str = "1/1",
     parquet: Path | None = None,
 ) -> Prepared:
     """`prepare` with a progress bar and a summary, then parquet files if asked for."""
-    console = Console(highlight=False)
-    if on_error not in ("skip", "fail"):
-        raise UserError(f"--on-error {on_error}: choose skip or fail")
     with counting("preparing") as progress:
         done = prepare(
             source,
             out,
             pixels,
             options=options,
-            on_error="fail" if on_error == "fail" else "skip",
+            on_error=on_error,
             workers=default_workers() if workers is None else workers,
             shard=parse_shard(shard),
             progress=progress,
         )
-    if done.manifest is None:
-        console.print(f"Part {shard} of {out} is done; the set is finished when the other parts are.", soft_wrap=True)
-        return done
     manifest = done.manifest
-    console.print(
+    if manifest is None:
+        say(f"Part {shard} of {out} is done; the set is finished when the other parts are.")
+        return done
+    say(
         f"{'Already prepared' if done.already else 'Prepared'}: {out}, {manifest['images']} images of "
         f"{len(manifest['classes'])} classes, mean {_numbers(manifest['mean'])}, std {_numbers(manifest['std'])}",
-        soft_wrap=True,
+        *manifest_lines(manifest),
     )
-    classes = [(str(entry["name"]), int(entry["images"])) for entry in manifest["classes"]]
-    for line in (classes_line(*zip_classes(classes)), *manifest["overview"]):
-        console.print(line, markup=False, soft_wrap=True)
-    for line in Seen.parse(manifest["seen"]).lines(pixels.image_size, pixels):
-        console.print(line, markup=False, soft_wrap=True)
     if manifest["rejected"]:
-        console.print(f"{manifest['rejected']} could not be used and were left out; why is in {out / REPORT_FILE}:")
-        for item in read_report(out / REPORT_FILE)[:SHOWN]:
-            console.print(f"  {item.name}: {item.reason}", markup=False, soft_wrap=True)
+        say(f"{manifest['rejected']} could not be used and were left out; why is in {out / REPORT_FILE}:")
+        say(*(f"  {item.name}: {item.reason}" for item in read_report(out / REPORT_FILE)[:SHOWN]))
     if parquet is not None:
         from epg.data.export import write_parquet
 
         with counting("writing parquet") as progress:
             files = write_parquet(out, parquet, progress)
-        console.print(
-            f"{len(files)} parquet files in {parquet}; upload with: hf upload USER/NAME {parquet} --repo-type dataset",
-            soft_wrap=True,
-        )
+        say(f"{len(files)} parquet files in {parquet}; upload with: hf upload USER/NAME {parquet} --repo-type dataset")
     return done
 
 
@@ -98,18 +85,16 @@ def run_inspect(
 
     Raises DataError (after showing them) where `verify` finds differences.
     """
-    console = Console(highlight=False)
     count = default_workers() if workers is None else workers
     if verify:
         if not is_store(Path(dataset)):
             raise UserError(f"--verify: {dataset} is no prepared set, so nothing is known about its images to compare")
         with counting("verifying") as progress:
             problems = verify_store(Path(dataset), count, progress)
-        for line in problems:
-            console.print(line, markup=False, soft_wrap=True)
+        say(*problems)
         if problems:
             raise DataError(f"{dataset}: {len(problems)} differences from what was prepared (listed above)")
-        console.print("Every image and file is as it was prepared.")
+        say("Every image and file is as it was prepared.")
     _refuse_sheet_within(sheet, dataset)
     with counting("inspecting") as progress:
         found = inspect_dataset(dataset, options=options, pixels=pixels, workers=count, progress=progress)
@@ -120,12 +105,17 @@ def run_inspect(
             report.write_text(json.dumps(_as_json(found), indent=1))
     except OSError as error:
         raise OutputError(f"{error.filename or sheet}: cannot be written ({cause(error)})") from error
-    _show(console, found, dataset)
+    _show(found, dataset)
     if not is_store(Path(dataset)):
-        text = "Every image was decoded. Damage that still decodes shows only in a prepared set (--verify)."
-        console.print(text, soft_wrap=True)
-    console.print(f"Contact sheet: {sheet}", soft_wrap=True)
+        say("Every image was decoded. Damage that still decodes shows only in a prepared set (--verify).")
+    say(f"Contact sheet: {sheet}")
     return found
+
+
+def say(*lines: str) -> None:
+    """Lines as they are, however long: paths are to be copied."""
+    for line in lines:
+        Console(highlight=False).print(line, markup=False, soft_wrap=True)
 
 
 def _refuse_sheet_within(sheet: Path, dataset: str) -> None:
@@ -143,13 +133,8 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def zip_classes(classes: list[tuple[str, int]]) -> tuple[list[str], list[int]]:
-    """Names and counts apart."""
-    return [name for name, _ in classes], [count for _, count in classes]
-
-
 @contextmanager
-def counting(what: str) -> Iterator[Report]:
+def counting(what: str) -> Iterator[Progress]:
     """A display for what reports how many more are done, of so many in all; the first report is an earlier run's."""
     done = 0
     with reporting(what) as report:
@@ -162,7 +147,7 @@ def counting(what: str) -> Iterator[Report]:
         yield more
 
 
-def _show(console: Console, found: Inspection, dataset: str) -> None:
+def _show(found: Inspection, dataset: str) -> None:
     table = Table(title=dataset, show_header=False)
     table.add_row("kind", found.kind)
     table.add_row("images", str(len(found)))
@@ -174,43 +159,41 @@ def _show(console: Console, found: Inspection, dataset: str) -> None:
         middle = int(np.median([count for count, _ in counts]))
         text = f"{least} ({rare}) to {most} ({common}), median {middle}" if least < most else f"{least} each"
         table.add_row("images per class", text)
-    table.add_row("mean", _numbers(found.mean))
-    table.add_row("std", _numbers(found.std))
-    widths, heights = found.sizes[:, 0], found.sizes[:, 1]
-    low, high = f"{widths.min()}x{heights.min()}", f"{widths.max()}x{heights.max()}"
-    typical = f"{int(np.median(widths))}x{int(np.median(heights))}"
-    table.add_row("original sizes", f"{low} to {high}, median {typical}" if low != high else f"{low}, all")
+    table.add_row("mean", _numbers(found.manifest["mean"]))
+    table.add_row("std", _numbers(found.manifest["std"]))
+    low, middle_size, high = (
+        "x".join(str(int(side)) for side in sides)
+        for sides in (found.sizes.min(axis=0), np.median(found.sizes, axis=0), found.sizes.max(axis=0))
+    )
+    table.add_row("original sizes", f"{low} to {high}, median {middle_size}" if low != high else f"{low}, all")
     for bucket, count in size_histogram(found.sizes):
         table.add_row(f"short side {bucket}", f"{count} ({100 * count / len(found):.1f} %)")
     table.add_row("equal images", _groups(found.equal))
     table.add_row("similar images", _groups(found.similar))
-    console.print(table)
+    Console(highlight=False).print(table)
     for title, groups in (("equal", found.equal), ("similar", found.similar)):
-        for group in groups[:SHOWN]:
-            console.print(
-                f"  {title}: {', '.join(found.name(int(i)) for i in group[:6])}", highlight=False, markup=False
-            )
-    for line in (classes_line(*zip_classes(found.classes)), *found.overview, *found.seen):
-        console.print(line, markup=False, soft_wrap=True)
-    for item in found.rejected[:SHOWN]:
-        console.print(f"  rejected: {item.name}: {item.reason}", markup=False, soft_wrap=True)
+        say(*(f"  {title}: {', '.join(found.name(int(i)) for i in group[:6])}" for group in groups[:SHOWN]))
+    say(*manifest_lines(found.manifest))
+    say(*(f"  rejected: {item.name}: {item.reason}" for item in found.rejected[:SHOWN]))
 
 
 def _as_json(found: Inspection) -> dict[str, object]:
     def names(groups: Groups) -> list[list[str]]:
         return [[found.name(int(i)) for i in group] for group in groups]
 
+    _, *said = manifest_lines(found.manifest)
+    overview = found.manifest["overview"]
     return {
         "kind": found.kind,
         "images": len(found),
         "classes": dict(found.classes),
-        "mean": found.mean,
-        "std": found.std,
+        "mean": found.manifest["mean"],
+        "std": found.manifest["std"],
         "short_side": dict(size_histogram(found.sizes)),
         "equal": names(found.equal),
         "similar": names(found.similar),
-        "overview": found.overview,
-        "seen": found.seen,
+        "overview": overview,
+        "seen": said[len(overview) :],
         "rejected": {item.name: item.reason for item in found.rejected},
     }
 

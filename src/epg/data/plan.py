@@ -9,7 +9,7 @@ from typing import Any
 
 from epg.data.encode import PixelOptions
 from epg.data.rules import check_rules
-from epg.data.shards import PARTS, write_durably
+from epg.data.shards import PARTS, ShardJob, write_durably
 from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.remote import is_remote, public_name
 from epg.data.store import SHARDS
@@ -44,17 +44,21 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def make_plan(address: str, source: Source, pixels: PixelOptions, options: SourceOptions) -> dict[str, Any]:
     """Everything that the bytes of a store depend on."""
-    count = len(source)
-    by_size = SHARD_BYTES // (pixels.channels * pixels.image_size**2)
-    even = max(16, -(-count // 64))  # small sets are cut into enough pieces for many processes
+    job = make_job(source, pixels)
     return {
         **settings(address, pixels, options),
         "kind": source.kind,
-        "images": count,
+        "images": len(source),
         "listing": source.digest(),
-        "items_per_shard": max(16, min(by_size, MAX_SHARD_ITEMS, even)),
+        "shards": len(job),
         "epg": version("epg"),
     }
+
+
+def make_job(source: Source, pixels: PixelOptions, folder: Path | None = None) -> ShardJob:
+    """How the images are cut into shards: small sets into enough pieces for many processes."""
+    by_size = SHARD_BYTES // (pixels.channels * pixels.image_size**2)
+    return ShardJob(source, max(16, min(by_size, MAX_SHARD_ITEMS, -(-len(source) // 64))), pixels, folder)
 
 
 def settings(address: str, pixels: PixelOptions, options: SourceOptions) -> dict[str, Any]:
@@ -89,7 +93,7 @@ def read_plan(path: Path) -> dict[str, Any]:
     """A recorded plan. Raises DataError for a damaged one."""
     try:
         plan = json.loads(read_plain(path))
-        assert {"source", "pixels", "options", "listing", "items_per_shard"} <= plan.keys()
+        assert {"source", "pixels", "options", "listing", "shards"} <= plan.keys()
     except (OSError, ValueError, AttributeError, AssertionError) as error:
         raise DataError(f"{path} is damaged; delete the folder and prepare again") from error
     return dict(plan)
@@ -105,8 +109,3 @@ def refuse_changes(old: dict[str, Any], new: dict[str, Any], folder: Path) -> No
         raise UserError(
             f"{folder}: was begun with other settings:\n" + "\n".join(changed) + "\nChoose another folder, or delete it"
         )
-
-
-def shard_count(plan: dict[str, Any]) -> int:
-    """How many shards there will be."""
-    return int(-(-plan["images"] // plan["items_per_shard"]))

@@ -3,32 +3,32 @@
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 from epg.data.crew import Begin, Call, Crew, Lost
 from epg.errors import UserError
 
 HANG_S = 300.0  # of one image
 
-Job = Callable[[int, dict[int, str], Begin], None]
+Job = Callable[[int, dict[int, str], Begin], Any]
 """(number of the job, images that crashed with the reason, begin)."""
 
 
 def run_jobs(
     job: Job, numbers: Iterable[int], workers: int, on_images: Callable[[int], None], hang_s: float = HANG_S
-) -> None:
-    """Do every job, in this process (workers = 0) or in `workers` others.
+) -> list[Any]:
+    """The results of all jobs in their order, done in this process (workers = 0) or in at most `workers` others.
 
     `on_images(n)` hears now and then how many further images were begun. An image whose process dies twice (once may be
     bad luck: memory ran out), or works for `hang_s` seconds on it, is given to `job` as crashed when its job is done
     again. Raises what `job` raises.
     """
-    queue, told = deque(numbers), 0
+    numbers = list(numbers)
     if workers == 0:
-        for number in queue:
-            job(number, {}, lambda image: on_images(1))
-        return
+        return [job(number, {}, lambda image: on_images(1)) for number in numbers]
+    queue, told, results = deque(numbers), 0, dict[int, Any]()
     deaths, crashed = dict[int, int](), dict[int, str]()
-    crew, running = Crew(partial(_do, job), workers, hang_s, "spawn"), list[Call]()
+    crew, running = Crew(partial(_do, job), min(workers, len(numbers)), hang_s, "spawn"), list[Call]()
     try:
         while queue or running:
             try:
@@ -42,16 +42,17 @@ def run_jobs(
                 queue.extendleft(call.task[0] for call in again)
             for call in [call for call in running if call.done]:
                 running.remove(call)
-                call.result()
+                results[call.task[0]] = call.result()
             begun = crew.begun()
             on_images(begun - told)
             told = begun
     finally:
         crew.close()
+    return [results[number] for number in numbers]
 
 
-def _do(job: Job, task: tuple[int, dict[int, str]], begin: Begin) -> None:
-    job(*task, begin)
+def _do(job: Job, task: tuple[int, dict[int, str]], begin: Begin) -> Any:
+    return job(*task, begin)
 
 
 def _note(lost: Lost, deaths: dict[int, int], crashed: dict[int, str], hang_s: float) -> None:

@@ -5,16 +5,15 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from epg.data.encode import PixelOptions
 from epg.data.finish import finish
-from epg.data.plan import PLAN, check_options, claim, make_plan, read_plan, refuse_changes, settings, shard_count
+from epg.data.plan import PLAN, check_options, claim, make_job, make_plan, read_plan, refuse_changes, settings
 from epg.data.pool import run_jobs
-from epg.data.shards import PARTS, ShardJob, build_shard, part_files
-from epg.data.sources.base import Source, SourceOptions
+from epg.data.shards import PARTS, ShardJob, part_file
+from epg.data.sources.base import SourceOptions
 from epg.data.sources.open import open_source
 from epg.data.store import MANIFEST, SHARDS, is_store, read_manifest
 from epg.errors import OutputError, UserError, cause
@@ -23,7 +22,7 @@ from epg.locks import held
 
 DEFAULT_OPTIONS = SourceOptions()
 LOCK_FILE = re.compile(r"prepare-\d+-of-\d+\.lock|finish\.lock")
-PART_FILE = re.compile(r"\d{5,}\.(npy|json)")
+PART_FILE = re.compile(r"\d{5,}\.json")
 Progress = Callable[[int, int], None]
 """Called with how many images were worked on since the last call, and how many there are in all."""
 
@@ -77,8 +76,8 @@ def prepare(
             if (done := finished(folder, source, pixels, options)) is not None:
                 return done
             plan = claim(folder, make_plan(source, opened, pixels, options))
-            build_missing(opened, ShardJob(folder, plan["items_per_shard"], pixels), workers, progress, shard)
-            if not all(part_files(folder, number)[1].exists() for number in range(shard_count(plan))):
+            build_missing(make_job(opened, pixels, folder), folder, workers, progress, shard)
+            if not all(part_file(folder, number).exists() for number in range(plan["shards"])):
                 return Prepared(folder, None, already=False)
             with held(folder / "finish.lock", str(folder), wait=True):  # of several machines one finishes
                 if (done := finished(folder, source, pixels, options)) is not None:
@@ -93,26 +92,18 @@ def prepare(
         ) from error
 
 
-def build_missing(
-    source: Source, job: ShardJob, workers: int, progress: Progress | None, shard: tuple[int, int] = (1, 1)
-) -> None:
+def build_missing(job: ShardJob, folder: Path, workers: int, progress: Progress | None, shard: tuple[int, int]) -> None:
     """Build the shards of one machine's part that are not there yet."""
-    count, (mine, machines) = len(source), shard
-    ours = range(mine - 1, -(-count // job.items_per_shard), machines)
-    missing = [number for number in ours if not part_files(job.folder, number)[1].exists()]
-    sizes = {number: min(job.items_per_shard, count - number * job.items_per_shard) for number in ours}
-    total = sum(sizes.values())
+    ours = range(shard[0] - 1, len(job), shard[1])
+    missing = [number for number in ours if not part_file(folder, number).exists()]
+    total = sum(len(job.items(number)) for number in ours)
 
-    def report(items: int) -> None:
+    def report(images: int) -> None:
         if progress is not None:
-            progress(items, total)
+            progress(images, total)
 
-    report(total - sum(sizes[number] for number in missing))
-    run_jobs(partial(_build, source, job), missing, min(workers, len(missing)), report)
-
-
-def _build(source: Source, job: ShardJob, number: int, crashed: dict[int, str], on_item: Callable[[int], None]) -> None:
-    build_shard(source, job, number, crashed, on_item)
+    report(total - sum(len(job.items(number)) for number in missing))
+    run_jobs(job, missing, workers, report)
 
 
 def finished(folder: Path, address: str, pixels: PixelOptions, options: SourceOptions) -> Prepared | None:
@@ -159,7 +150,7 @@ def _still_needed(folder: Path) -> str:
     try:
         plan = read_plan(folder / PLAN)
         done = [path.stat().st_size for path in (folder / SHARDS).glob("*.arrow")]
-        shards = shard_count(plan)
+        shards = plan["shards"]
     except (OSError, UserError):
         return ""
     return f"; the rest needs about {(shards - len(done)) * sum(done) / len(done) / 1e9:.2f} GB" if done else ""

@@ -1,24 +1,22 @@
 """One shard: consecutive images of a source, encoded into an Arrow file, with a part file that says it is complete."""
 
+import base64
 import errno
-import io
 import json
-import os
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from epg.data.encode import PixelOptions, Record, make_record
 from epg.data.seen import Seen
 from epg.data.sources.base import Source
-from epg.data.store import INDEX, SHARDS, file_sha256
+from epg.data.store import INDEX, SHARDS, file_sha256, seal
 from epg.errors import DataError
-from epg.files import hidden, replacing, sync_folder
+from epg.files import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,62 +29,107 @@ BATCH_ROWS = 64
 class ShardJob:
     """What a worker needs to know."""
 
-    folder: Path
-    items_per_shard: int
+    source: Source
+    images: int
+    """Of each shard but the last."""
     options: PixelOptions
-    keep_images: bool = True
-    """False: only look at the images, for `epg inspect`."""
+    folder: Path | None = None
+    """None: only look at the images, for `epg inspect`."""
+
+    def __len__(self) -> int:
+        """How many shards there are."""
+        return -(-len(self.source) // self.images)
+
+    def items(self, number: int) -> range:
+        """The images of a shard."""
+        return range(number * self.images, min((number + 1) * self.images, len(self.source)))
+
+    def __call__(self, number: int, crashed: Mapping[int, str], on_item: Callable[[int], None]) -> dict[str, Any]:
+        """Write shard `number` and its part file, each complete or not at all; returns what is in the part file.
+
+        `on_item` hears of each image before it is read. Images in `crashed` are rejected with that reason. Raises
+        OSError where the folder cannot be written.
+        """
+        part, path = _Part(self.source, self.options), None
+        records = part.records(self.items(number), crashed, on_item)
+        if self.folder is None:
+            for _ in records:
+                pass
+            return part.summary([])
+        path = self.folder / SHARDS / shard_file(number)
+        offsets = write_arrow(path, self.source, records)
+        if part.rows:
+            stored = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        else:
+            path.unlink()
+            stored = {"bytes": 0, "sha256": None}
+        summary = seal({**part.summary(offsets), **stored})
+        write_durably(part_file(self.folder, number), json.dumps(summary).encode())
+        return summary
 
 
 def shard_file(number: int) -> str:
     return f"{number:05d}.arrow"
 
 
-def part_files(folder: Path, number: int) -> tuple[Path, Path]:
-    """The part files of a shard: index rows, and everything else. The second is written last."""
-    return folder / PARTS / f"{number:05d}.npy", folder / PARTS / f"{number:05d}.json"
+def part_file(folder: Path, number: int) -> Path:
+    """What is known of a shard besides its images; written last."""
+    return folder / PARTS / f"{number:05d}.json"
 
 
-def build_shard(
-    source: Source,
-    job: ShardJob,
-    number: int,
-    crashed: Mapping[int, str],
-    on_item: Callable[[int], None],
-) -> None:
-    """Write shard `number` and its part files, each complete or not at all.
+class _Part:
+    """What is known of the images of a shard besides their bytes."""
 
-    `on_item` hears of each image before it is read. Images in `crashed` are rejected with that reason. Raises OSError
-    where the folder cannot be written.
-    """
-    items = range(number * job.items_per_shard, min((number + 1) * job.items_per_shard, len(source)))
-    part = _Part(source, job.options)
-    path = job.folder / SHARDS / shard_file(number)
-    with _ArrowShard(path, source) if job.keep_images else nullcontext() as arrow:
+    def __init__(self, source: Source, options: PixelOptions) -> None:
+        self.source, self.options = source, options
+        self.rejected: list[tuple[int, str, str]] = []  # number, name, reason
+        self.names: list[str] = []
+        self.rows: list[tuple[Any, ...]] = []
+        self.sums = np.zeros((2, options.channels), dtype=np.int64)
+        self.pixels = self.kept = 0
+        self.seen = Seen()
+
+    def records(
+        self, items: range, crashed: Mapping[int, str], on_item: Callable[[int], None]
+    ) -> Iterator[tuple[int, Record]]:
+        """Number and record of each image that can be used."""
         for item in items:
             on_item(item)
             try:
                 if item in crashed:
                     raise DataError(crashed[item])
-                record = _read_record(source, item, job.options)
+                record = _read_record(self.source, item, self.options)
             except DataError as error:
-                part.rejected.append((source.describe(item), str(error)))
+                self.rejected.append((item, self.source.describe(item), str(error)))
                 continue
-            part.add(item, record)
-            if arrow:
-                arrow.add(item, record)
-    stored = bool(arrow and part.rows)
-    index = part.index(arrow.offsets if arrow else [])
-    first, last = part_files(job.folder, number)
-    stream = io.BytesIO()
-    np.save(stream, index, allow_pickle=False)
-    write_durably(first, stream.getvalue())
-    files = {
-        "bytes": path.stat().st_size if stored else 0,
-        "sha256": file_sha256(path) if stored else None,
-        "index_sha256": file_sha256(first),
-    }
-    write_durably(last, json.dumps({**part.summary(), **files}).encode())
+            self._add(item, record)
+            yield item, record
+
+    def _add(self, item: int, record: Record) -> None:
+        self.names.append(name := self.source.describe(item))
+        self.seen.add(name, record.origin, image_size=self.options.image_size)
+        sizes = record.origin.width, record.origin.height
+        sha256 = np.frombuffer(record.sha256, np.uint8)
+        self.rows.append((0, 0, record.look, len(record.data), int(self.source.labels[item]), *sizes, sha256))
+        self.sums += record.sums
+        self.pixels += record.pixels
+        self.kept += record.kept
+
+    def summary(self, offsets: list[int]) -> dict[str, Any]:
+        """As JSON has it; the rows of the index lack where names end, and without `offsets` where images are."""
+        index = np.array(self.rows, dtype=INDEX)
+        if offsets:
+            index["offset"] = offsets
+        return {
+            "rows": len(self.rows),
+            "index": base64.b64encode(index.tobytes()).decode(),
+            "names": self.names,
+            "rejected": self.rejected,
+            "sums": self.sums.tolist(),
+            "pixels": self.pixels,
+            "kept": self.kept,
+            "seen": asdict(self.seen),
+        }
 
 
 def _read_record(source: Source, item: int, options: PixelOptions) -> Record:
@@ -99,102 +142,22 @@ def _read_record(source: Source, item: int, options: PixelOptions) -> Record:
     return make_record(data, options)
 
 
-class _Part:
-    """What is known of the images of a shard besides their bytes."""
+def write_arrow(path: Path, source: Source, records: Iterator[tuple[int, Record]]) -> list[int]:
+    """Write the images of a shard, a few at a time; returns where in the file the bytes of each begin."""
+    import pyarrow as pa
 
-    def __init__(self, source: Source, options: PixelOptions) -> None:
-        self.source, self.options = source, options
-        self.rejected: list[tuple[str, str]] = []
-        self.names: list[str] = []
-        self.rows: list[tuple[Any, ...]] = []
-        self.sums = np.zeros((2, options.channels), dtype=np.int64)
-        self.pixels = self.kept = 0
-        self.seen = Seen()
-
-    def add(self, item: int, record: Record) -> None:
-        self.names.append(name := self.source.describe(item))
-        self.seen.add(name, record.origin, image_size=self.options.image_size)
-        label, sha256 = int(self.source.labels[item]), np.frombuffer(record.sha256, np.uint8)
-        self.rows.append(
-            (0, 0, record.look, len(record.data), label, record.origin.width, record.origin.height, sha256)
-        )
-        self.sums += record.sums
-        self.pixels += record.pixels
-        self.kept += record.kept
-
-    def index(self, offsets: list[int]) -> NDArray[np.void]:
-        """Rows of the index, whose `name_end` counts within this shard."""
-        index = np.array(self.rows, dtype=INDEX)
-        if self.rows:
-            index["name_end"] = np.cumsum([len(name.encode()) for name in self.names])
-            index["offset"] = offsets or 0
-        return index
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "rows": len(self.rows),
-            "names": self.names,
-            "rejected": self.rejected,
-            "sums": self.sums.tolist(),
-            "pixels": self.pixels,
-            "kept": self.kept,
-            "seen": asdict(self.seen),
-        }
-
-
-class _ArrowShard:
-    """Writes the Arrow file of a shard a batch at a time; it appears under its name when it is complete."""
-
-    def __init__(self, path: Path, source: Source) -> None:
-        self.path = path
-        self.source = source
-        self.schema = arrow_schema(source.class_names)
-        self.temporary = hidden(path, "tmp")
-        self.pending: list[tuple[int, Record]] = []
-        self.offsets: list[int] = []
-
-    def __enter__(self) -> "_ArrowShard":
-        import pyarrow as pa
-
-        self.stream = self.temporary.open("wb")
-        self.writer = pa.ipc.new_file(self.stream, self.schema)
-        return self
-
-    def add(self, item: int, record: Record) -> None:
-        self.pending.append((item, record))
-        if len(self.pending) == BATCH_ROWS:
-            self._flush()
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
-        try:
-            with self.stream:
-                if kind is None:
-                    self._flush()
-                    self.writer.close()
-                    self.stream.flush()
-                    os.fsync(self.stream.fileno())
-            if kind is None:
-                self.offsets = image_offsets(self.temporary)
-                if self.offsets:
-                    os.replace(self.temporary, self.path)
-                    sync_folder(self.path.parent)
-        finally:
-            self.temporary.unlink(missing_ok=True)
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if not self.pending:
-            return
-        items = [item for item, _ in self.pending]
-        columns: dict[str, list[Any]] = {
-            "image": [{"bytes": r.data, "path": self.source.describe(i)} for i, r in self.pending],
-            "label": [int(self.source.labels[item]) for item in items],
-            "sha256": [r.sha256.hex() for _, r in self.pending],
-        }
-        arrays = [pa.array(columns[field.name], type=field.type) for field in self.schema]
-        self.writer.write_batch(pa.record_batch(arrays, schema=self.schema))
-        self.pending = []
+    schema = arrow_schema(source.class_names)
+    with replacing(path, durable=True) as temporary:
+        with temporary.open("wb") as stream, pa.ipc.new_file(stream, schema) as writer:
+            while batch := list(islice(records, BATCH_ROWS)):
+                columns: dict[str, list[Any]] = {
+                    "image": [{"bytes": record.data, "path": source.describe(item)} for item, record in batch],
+                    "label": [int(source.labels[item]) for item, _ in batch],
+                    "sha256": [record.sha256.hex() for _, record in batch],
+                }
+                arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
+                writer.write_batch(pa.record_batch(arrays, schema=schema))
+        return image_offsets(temporary)
 
 
 def arrow_schema(class_names: tuple[str, ...]) -> "pa.Schema":

@@ -25,14 +25,9 @@ from numpy.typing import NDArray
 from epg.errors import DataError
 from epg.plain_file import open_plain, read_plain
 
-FORMAT_VERSION = 2
-MANIFEST, INDEX_FILE, NAMES_FILE, REPORT_FILE, SHARDS = (
-    "manifest.json",
-    "index.npy",
-    "names.bin",
-    "report.jsonl",
-    "shards",
-)
+FORMAT_VERSION = 3
+MANIFEST, INDEX_FILE, NAMES_FILE, REPORT_FILE = "manifest.json", "index.npy", "names.bin", "report.jsonl"
+SHARDS = "shards"
 INDEX = np.dtype(
     [
         ("offset", "<u8"),  # of the encoded image in its shard
@@ -99,7 +94,7 @@ class Store:
         self.manifest = read_manifest(folder)
         self.shards = [(str(s["file"]), int(s["rows"])) for s in self.manifest["shards"]]
         self.starts = np.cumsum([0, *(rows for _, rows in self.shards)])
-        self._check_file(INDEX_FILE)
+        self.check_file(INDEX_FILE)
         self.index = self._map_index()
         self.maps: OrderedDict[int, mmap.mmap] = OrderedDict()
 
@@ -123,11 +118,18 @@ class Store:
             raise DataError(f"{path} does not fit the manifest; restore it from a copy or prepare again")
         return np.asarray(index)
 
-    def _check_file(self, name: str) -> None:
+    def is_intact(self, name: str) -> bool:
+        """Whether a file of the set has the checksum that the manifest has for it."""
         path = self.folder / name
-        expected = self.manifest["files"][name]
-        if not path.is_file() or file_sha256(path) != expected:
-            raise DataError(f"{path} is missing or differs from the manifest; restore it from a copy or prepare again")
+        shards = {f"{SHARDS}/{shard['file']}": shard["sha256"] for shard in self.manifest["shards"]}
+        return path.is_file() and file_sha256(path) == {**self.manifest["files"], **shards}[name]
+
+    def check_file(self, name: str) -> None:
+        """Raises DataError for a file that is not intact."""
+        if not self.is_intact(name):
+            raise DataError(
+                f"{self.folder / name} is missing or differs from the manifest; restore it from a copy or prepare again"
+            )
 
     def locate(self, index: int) -> tuple[int, int]:
         """(shard, row in it) of an image."""

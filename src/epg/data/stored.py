@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.base import ImageDataset
-from epg.data.encode import PixelOptions, decode_stored
+from epg.data.encode import decode_stored
 from epg.data.rules import RULES, PixelRules, changed_rules
-from epg.data.seen import Seen
+from epg.data.seen import manifest_lines
 from epg.data.splits import NoSplitError, check_split, split_names
 from epg.data.store import Store
 from epg.errors import DataError, UserError
@@ -74,10 +74,7 @@ class StoredDataset(ImageDataset):
         return self.store.describe(index)
 
     def report(self, prefix: str = "--data.") -> list[str]:
-        manifest = self.store.manifest
-        pixels = PixelOptions(**manifest["pixels"])
-        seen = Seen.parse(manifest["seen"]).lines(pixels.image_size, pixels)
-        return [*super().report(), *manifest["overview"], *seen]
+        return [*super().report(), *manifest_lines(self.store.manifest)[1:]]  # classes may be those of another set
 
     def fingerprint(self) -> str:
         return self._digest("store", [self.store.manifest["content_sha256"], *changed_rules(self.rules)])
