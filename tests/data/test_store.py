@@ -117,11 +117,10 @@ def test_a_run_goes_on_with_a_copy_of_its_set_elsewhere(tmp_path, stage):
     original, copy = prepared(tmp_path), tmp_path / "another place" / "called otherwise"
 
     def train(out, data, *more):
-        main(
-            [stage, "digits", "--out", str(tmp_path / out), "--data.source", str(data), "--data.image-size", "32"]
-            + ["--data.channels", "3", "--training.batch-size", "8", "--training.steps", "4"]
-            + ["--training.checkpoint-every", "2", *(["--from-scratch"] if stage == "finetune" else []), *more]
-        )
+        flags = ("--data.image-size 32 --data.channels 3 --training.batch-size 8 --training.steps 4 "
+                 "--training.checkpoint-every 2").split()  # fmt: skip
+        start = ["--from-scratch"] if stage == "finetune" else []
+        main([stage, "digits", "--out", str(tmp_path / out), "--data.source", str(data), *flags, *start, *more])
         return tmp_path / out / "checkpoints"
 
     whole = train("whole", original)
