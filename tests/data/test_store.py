@@ -117,10 +117,10 @@ def test_a_run_goes_on_with_a_copy_of_its_set_elsewhere(tmp_path, stage):
     original, copy = prepared(tmp_path), tmp_path / "another place" / "called otherwise"
 
     def train(out, data, *more):
-        flags = ("--data.image-size 32 --data.channels 3 --training.batch-size 8 --training.steps 4 "
-                 "--training.checkpoint-every 2").split()  # fmt: skip
+        flags = {"data.image-size": 32, "data.channels": 3, "training.batch-size": 8, "training.steps": 4}
+        flags |= {"out": tmp_path / out, "data.source": data, "training.checkpoint-every": 2}
         start = ["--from-scratch"] if stage == "finetune" else []
-        main([stage, "digits", "--out", str(tmp_path / out), "--data.source", str(data), *flags, *start, *more])
+        main([stage, "digits", *(word for name in flags for word in (f"--{name}", str(flags[name]))), *start, *more])
         return tmp_path / out / "checkpoints"
 
     whole = train("whole", original)
