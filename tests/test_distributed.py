@@ -10,7 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from epg.distributed import all_gather, all_reduce_sum, local_device, rank, world_size
+from epg import distributed
+from epg.distributed import all_gather, all_reduce_sum, failing_together, local_device, rank, world_size
+from epg.errors import DataError
 from epg.losses import nt_xent
 from epg.networks.build import build_rcm
 from epg.networks.layers import BatchNorm
@@ -158,3 +160,15 @@ def test_a_process_takes_the_device_of_its_place_on_the_machine(
     if local_rank is not None:
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     assert local_device(count) == device
+
+
+def test_what_is_wrong_here_is_said_although_the_others_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", gone)
+    with pytest.raises(DataError), failing_together():
+        raise DataError("images")
+    with pytest.raises(RuntimeError, match="Connection closed"), failing_together():
+        pass

@@ -2,8 +2,10 @@
 
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +21,7 @@ from epg.errors import PeerError, UserError
 
 SLACK = 60.0  # seconds that a collective waits longer than the watchdog, which says more about a hang
 FOR_EVER = 30 * 24 * 3600.0
+MOMENT = 1.0  # seconds that the ends of several processes, or their stop signals, lie apart at most
 
 
 def world_size() -> int:
@@ -37,20 +40,56 @@ def local_device(count: int) -> int:
     return int(os.environ.get("LOCAL_RANK", str(rank()))) % count
 
 
+def several() -> bool:
+    """Whether a launcher started this process as one of several, joined or not."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 @contextmanager
-def processes(timeout: float = 600.0) -> Iterator[None]:
+def processes(timeout: float = 600.0, told: Callable[[], object] = lambda: False) -> Iterator[None]:
     """Joins the other processes when started by torchrun (or anything that sets its variables).
 
     Args:
         timeout: seconds without a completed step after which the watchdog ends a process (0: never). A collective
             gives up a minute after it.
+        told: whether this process was told to stop, by a signal whose handler raises nothing.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if not several() or dist.is_initialized():
         yield
         return
+    everybody: list[Any] = []
+    try:
+        everybody = join(timedelta(seconds=timeout + SLACK if timeout else FOR_EVER))
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        _wait_a_moment(told)
+        for note in missing(everybody):
+            error.add_note(note)
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join(limit: timedelta) -> list[Any]:
+    """Meets the other processes; host and process id of each, by rank."""
+    answering(lambda: _meet(limit))
+    _take_device()
+    everybody: list[Any] = [None] * world_size()
+    dist.all_gather_object(everybody, (socket.gethostname(), os.getpid()))
+    return everybody
+
+
+def _take_device() -> None:
+    """The current GPU, which every thread has for itself, becomes that of this process."""
     if torch.cuda.is_available():
         torch.cuda.set_device(local_device(torch.cuda.device_count()))
-    limit = timedelta(seconds=timeout + SLACK if timeout else FOR_EVER)
+
+
+def _meet(limit: timedelta) -> None:
+    _take_device()
     store, number, count = next(rendezvous("env://", timeout=limit))
     # After a restart torchrun's store still holds the addresses of the processes that died, which the new ones would
     # call. (On several machines the restarts are counted by machine: there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps.)
@@ -59,23 +98,33 @@ def processes(timeout: float = 600.0) -> Iterator[None]:
         store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=limit)
-    everybody: list[Any] = [None] * count
-    dist.all_gather_object(everybody, (socket.gethostname(), os.getpid()))
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        for note in missing(everybody):
-            error.add_note(note)
-        raise
-    finally:
-        dist.destroy_process_group()
+
+
+def answering(action: Callable[[], None]) -> None:
+    """Calls, in a thread of its own, what may wait in C++ for processes that never come: there no stop signal would be
+    answered, and here it is."""
+    done: Future[None] = Future()
+
+    def call() -> None:
+        try:
+            action()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=call, name="joining", daemon=True).start()
+    done.result()
+
+
+def _wait_a_moment(told: Callable[[], object]) -> None:
+    """Connections close before a process has ended, and what told that one to stop may tell this one a moment later."""
+    until = time.monotonic() + MOMENT
+    while not told() and time.monotonic() < until:
+        time.sleep(0.02)
 
 
 def missing(everybody: Sequence[tuple[str, int]]) -> Iterator[str]:
     """What to say of processes on this machine that have ended: a collective that fails only knows an address."""
-    time.sleep(0.5)  # connections close before a process has ended
     for number, (host, pid) in enumerate(everybody):
         if host == socket.gethostname() and not _alive(pid):
             yield f"rank {number} (process {pid}) has ended, without an error of its own that could be seen from here"
@@ -106,7 +155,11 @@ def failing_together() -> Iterator[None]:
     if world_size() > 1:
         own = None if error is None else (str(error), error.exit_code if isinstance(error, UserError) else 1)
         everywhere: list[Any] = [None] * world_size()
-        dist.all_gather_object(everywhere, own)
+        try:
+            dist.all_gather_object(everywhere, own)
+        except RuntimeError:  # that the others have gone says less than what is wrong here
+            if error is None:
+                raise
         failed = next(((i, found) for i, found in enumerate(everywhere) if found is not None), None)
         if error is None and failed is not None:
             number, (text, exit_code) = failed

@@ -41,7 +41,7 @@ from epg.training.resume import (
     run_folder_of,
     starting_point,
 )
-from epg.training.signals import interruptible
+from epg.training.signals import StopSignals
 from epg.training.spectra import measure
 from epg.validation import check
 from epg.yaml_file import read_yaml
@@ -286,8 +286,8 @@ def train(
         refuse_no_checkpoint(resume)
     if folder is None:
         folder = Path("runs") / config.recipe / config.stage if resume is None else run_folder_of(resume)
-    with processes(config.training.timeout), locked(folder):
-        with interruptible():
-            run = prepare_run(config, folder, encoder=encoder, resume=resume, overrides=overrides)
-        run.trainer.run()
+    signals = StopSignals(starting=True)
+    with signals.caught(), processes(config.training.timeout, lambda: signals.received), locked(folder):
+        run = prepare_run(config, folder, encoder=encoder, resume=resume, overrides=overrides)
+        run.trainer.run(signals)
     return run

@@ -56,14 +56,16 @@ def act(
 
     what: the name of a signal for the own process, `exception`, `exit` (code 0), `sleep`,
     `gil` (sleep without giving others the interpreter), or `crash`.
-    moment: `startup` (before the data is opened), `step` (between forward and backward pass), `micro` (before the
+    moment: `joining` (before it meets the other processes), `startup` (before the data is opened), `building` (before
+    the processes make their weights equal), `step` (between forward and backward pass), `micro` (before the
     second micro-batch), `boundary` (before step `step`), `preview` (of steps `step` to `until` - 1), or `save` (inside
     a write).
     """
 
     def now() -> None:
-        done = Path(f"{folder}.acted-{rank()}")
-        if rank() not in ranks or done.exists():
+        number = int(os.environ.get("RANK", "0"))  # known before the process has joined the others
+        done = Path(f"{folder}.acted-{number}")
+        if number not in ranks or done.exists():
             return
         done.write_text(str(time.time()))
         if what.startswith("SIG"):
@@ -85,16 +87,17 @@ def act(
 
 def _at(moment: str, step: int, now: Callable[[], None], until: int) -> None:
     """Calls `now` at that moment."""
-    if moment == "startup":
+    places = {"joining": "processes", "startup": "open_training_data", "building": "preview_for"}
+    if moment in places:
         from epg import runs
 
-        original_open = runs.open_training_data
+        original = getattr(runs, places[moment])
 
-        def opening(*args: Any) -> Any:
+        def first(*args: Any) -> Any:
             now()
-            return original_open(*args)
+            return original(*args)
 
-        runs.open_training_data = opening
+        setattr(runs, places[moment], first)
     elif moment == "save":
         count = 0
 

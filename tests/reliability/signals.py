@@ -9,7 +9,7 @@ from typing import Any
 
 from epg.training import checkpoint
 from tests.reliability.chains import state_hash
-from tests.reliability.driver import Driver, run_config
+from tests.reliability.driver import Driver, Job, run_config
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 MOMENTS = ("step", "save", "preview", "startup")
@@ -94,6 +94,16 @@ def at_random(
     if (folder / "checkpoints").exists():
         checkpoint.newest(folder / "checkpoints")
     return again(driver, folder, stage, processes, wanted)
+
+
+def while_held(driver: Driver, folder: Path, moment: str, step: int = 0) -> Job:
+    """A run of two processes of which rank 1 is held at a moment, and rank 0 waits for it."""
+    act = {"what": "sleep", "moment": moment, "step": step, "ranks": [1]}
+    job = driver.start(folder, config("diffusion"), processes=2, act=act)
+    while not Path(f"{folder}.acted-1").exists():
+        time.sleep(0.02)
+    time.sleep(0.5)
+    return job
 
 
 def again(driver: Driver, folder: Path, stage: str, processes: int, wanted: str) -> str:

@@ -2,6 +2,7 @@
 
 import random
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,46 @@ def test_signals_to_all_after_a_random_time(
     signals_to = (driver, tmp_path / "run", "diffusion", processes, None, twice, chooser, 2.0, wanted[processes])
     assert signals.at_random(*signals_to, figures) == ""
     assert figures.signals == 1
+
+
+HELD = ("joining", "startup", "building")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", HELD)
+def test_signals_to_all_while_one_waits_for_another_at_the_start(
+    moment: str, number: int, driver: Driver, tmp_path: Path, wanted: dict[int, str]
+) -> None:
+    job, sent = signals.while_held(driver, tmp_path / "run", moment), time.monotonic()
+    job.signal(number)
+    assert job.wait() == [75, 75], job.said
+    assert time.monotonic() - sent < signals.QUICK
+    assert signals.again(driver, tmp_path / "run", "diffusion", 2, wanted[2]) == ""
+
+
+@pytest.mark.parametrize("moment", HELD)
+def test_a_signal_that_comes_a_moment_after_the_loss_of_another(moment: str, driver: Driver, tmp_path: Path) -> None:
+    job = signals.while_held(driver, tmp_path / "run", moment)
+    job.signal(signal.SIGTERM, [1])
+    time.sleep(0.3)
+    job.signal(signal.SIGTERM, [0])
+    assert job.wait() == [75, 75], job.said
+
+
+def test_a_signal_that_comes_a_moment_after_a_death_in_training(driver: Driver, tmp_path: Path) -> None:
+    job = signals.while_held(driver, tmp_path / "run", "step", step=5)
+    job.signal(signal.SIGKILL, [1])
+    time.sleep(0.3)
+    job.signal(signal.SIGTERM, [0])
+    assert job.wait() == [75, -signal.SIGKILL], job.said
+    assert "stopped by SIGTERM while other processes ended" in job.said
+
+
+def test_a_process_that_was_not_told_to_stop_names_the_one_that_it_lost(driver: Driver, tmp_path: Path) -> None:
+    job = signals.while_held(driver, tmp_path / "run", "building")
+    job.signal(signal.SIGTERM, [1])
+    assert job.wait() == [1, 75], job.said
+    assert f"rank 1 (process {job.pids[1]}) has ended" in job.said
 
 
 def test_control_a_handler_that_does_nothing_is_noticed(driver: Driver, tmp_path: Path, wanted: dict[int, str]) -> None:

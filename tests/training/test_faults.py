@@ -1,5 +1,6 @@
 """Faults during a run: every process takes the same decision, a hang ends, fp16 scales itself."""
 
+import contextlib
 import fcntl
 import math
 import os
@@ -301,6 +302,31 @@ def test_a_second_sighup_ends_nothing_and_nohup_is_respected() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.parametrize("error", [ImportError("cannot import name"), InterruptedRunError("of the handler")])
+def test_at_the_start_whatever_follows_a_signal_is_an_interruption(error: Exception) -> None:
+    def interrupted_import() -> None:
+        with StopSignals(starting=True).caught():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(10)
+            except InterruptedRunError:
+                raise error from None
+
+    with pytest.raises(InterruptedRunError):
+        interrupted_import()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_at_the_start_that_somebody_swallowed_stops_the_first_step(tmp_path: Path) -> None:
+    stop = StopSignals(starting=True)
+    with pytest.raises(InterruptedRunError, match="after step 1"), stop.caught():  # noqa: PT012
+        trainer = prepare_run(tiny("diffusion"), tmp_path).trainer
+        with contextlib.suppress(Exception):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        trainer.run(stop)
 
 
 @pytest.mark.parametrize(

@@ -105,9 +105,11 @@ class Trainer:
 
     # The loop -------------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Trains to `config.training.steps`."""
+    def run(self, signals: StopSignals | None = None) -> None:
+        """Trains to `config.training.steps`; `signals` are those that are caught already."""
+        self.signals = signals or self.signals
         with self.signals.caught():
+            self.signals.starting = False
             self.restore()
             if self.step < self.config.training.steps or self._evaluation_missing():
                 self._train()

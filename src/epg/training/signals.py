@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from epg.distributed import world_size
+from epg.distributed import several, world_size
 from epg.errors import InterruptedRunError
 from epg.signals import once_answered
 
@@ -29,9 +29,13 @@ class StopSignals:
     """Stop signals ask the loop to save and stop after the step; a second one acts at once.
 
     Not where a terminal went away: the kernel says so, the shell once more, and torchrun, told twice, says SIGTERM.
+
+    Args:
+        starting: there is nothing to save yet, so a signal raises InterruptedRunError at once. `Trainer.run` ends that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, starting: bool = False) -> None:
+        self.starting = starting
         self.received = 0
         """Number of the signal that came, 0 for none."""
         self._hung_up = 0.0
@@ -50,49 +54,46 @@ class StopSignals:
         if self.received:
             signal.raise_signal(number)
         self.received = number
+        if self.starting:
+            raise self._before_the_first_step()
+
+    def _before_the_first_step(self) -> InterruptedRunError:
+        name = signal.Signals(self.received).name
+        return InterruptedRunError(
+            f"stopped by {name} before the first step; nothing was lost. Run the same command again."
+        )
 
     def _give_back(self) -> None:
         for n, handler in self._previous.items():
             signal.signal(n, once_answered(handler) if self.received else handler)
+        self._previous = {}
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        """Handles the signals inside the `with`; outside the main thread Python allows no handlers.
+        """Handles the signals inside the outermost `with`; outside the main thread Python allows no handlers.
 
         A process that was told to stop and then loses the others, which were told so too, was interrupted and has not
-        failed: it raises InterruptedRunError.
+        failed: it raises InterruptedRunError. At the start it does so whatever follows the signal: an interrupted
+        import, for one, ends in any error.
         """
+        if self._previous:
+            yield
+            return
         if threading.current_thread() is threading.main_thread():
             self._previous = {n: signal.signal(n, self._handle) for n in stop_signals()}
         try:
             yield
-        except RuntimeError as error:
-            if not self.received or world_size() == 1:
+        except InterruptedRunError:
+            raise
+        except Exception as error:
+            if self.received and self.starting:
+                raise self._before_the_first_step() from error
+            if not self.received or not isinstance(error, RuntimeError) or not (several() or world_size() > 1):
                 raise
+            reasons = "; ".join([str(error), *getattr(error, "__notes__", [])])
             raise InterruptedRunError(
-                f"stopped by {signal.Signals(self.received).name} while other processes ended ({error}). "
+                f"stopped by {signal.Signals(self.received).name} while other processes ended ({reasons}). "
                 "Run the same command again to continue from the newest checkpoint."
             ) from error
         finally:
             self._give_back()
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """A stop signal inside the `with` raises InterruptedRunError: for start-up, when there is nothing to save yet."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise InterruptedRunError(
-            f"stopped by {signal.Signals(number).name} before the first step; nothing was lost. Run the same command "
-            "again."
-        )
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {n: signal.signal(n, stop) for n in stop_signals()}
-    try:
-        yield
-    finally:
-        for n, handler in previous.items():
-            signal.signal(n, handler)
