@@ -50,6 +50,8 @@ NOT_RUN = [  # page, beginning of the command, why not
     ("pipeline.md", "hf auth login", HUB),
     ("pipeline.md", "epg convert runs/digits/diffusion --out digits-pipe --license apache-2.0 --dataset", HUB),
     ("pipeline.md", "epg convert runs/digits/pretraining --out digits-rcm", HUB),
+    ("README.md", "benchmarks/gpu.sh", "a GPU"),
+    ("records.md", "benchmarks/gpu.sh", "a GPU"),
     ("results.md", "epg finetune small", "sixteen minutes of a core"),
     ("results.md", "epg sample runs/small/diffusion", "what those minutes left"),
     ("results.md", "benchmarks/gpu.sh", "a GPU"),
