@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from epg.cli import configure
-from epg.config import RunConfig, Stage
+from epg.config.settings import RunConfig, Stage
 from epg.data.base import ImageDataset
 from epg.runs import build_objective
-from epg.training.artefact import size_of
+from epg.storage.artefact import size_of
 from epg.training.loop import Trainer
 from epg.training.snapshot import capture
 from epg.training.throughput import synchronize

@@ -51,8 +51,9 @@ from tests.reliability.common import Recorder, save
 from tests.reliability.driver import Driver, run_config
 from tests.reliability.mutations import MUTATIONS
 
+from epg.checkpoint import checkpoint, verify
 from epg.sampling import write_samples
-from epg.training import artefact, checkpoint, verify
+from epg.storage import artefact
 from epg.training.spikes import SpikeDetector
 
 SIZES = {  # how many, or how long, of each part

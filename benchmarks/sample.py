@@ -29,12 +29,12 @@ from typing import Any, Literal
 import torch
 import tyro
 
+from epg.checkpoint.loading import generator_of
 from epg.cli import configure
-from epg.config import RunConfig
-from epg.cost import epg_cost
+from epg.config.settings import RunConfig
 from epg.generator import Generator, Idle
-from epg.loading import generator_of
 from epg.networks.build import build_epg
+from epg.networks.cost import epg_cost
 from epg.sampling import Request
 from epg.sampling.job import Job
 from epg.training.throughput import peak_flops, peak_memory, synchronize

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from epg.analysis.memorisation import memorisation
 from epg.data.base import CachedDataset
 from epg.evaluation.classifier import Classifier
 from epg.evaluation.evaluate import evaluate
 from epg.evaluation.extractors import FEATURES, Extractor
 from epg.evaluation.extractors.indomain import classifier, images_and_labels
-from epg.evaluation.memorisation import memorisation
 from epg.evaluation.reference import make_reference
 from epg.evaluation.sources import DatasetSource, TensorSource
 from epg.evaluation.subjects import open_whole

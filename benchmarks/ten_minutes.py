@@ -31,9 +31,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from epg.checkpoint.loading import load, read
 from epg.cli import configure
-from epg.config import RunConfig, Stage
+from epg.config.settings import RunConfig, Stage
+from epg.config.validation import check
 from epg.data.base import CachedDataset
+from epg.data.configured import open_training_data
+from epg.distributed import pick_device
 from epg.errors import InterruptedRunError
 from epg.evaluation.extraction import Collector, extract
 from epg.evaluation.extractors import FEATURES, Extractor, choices, open_extractor
@@ -45,19 +49,16 @@ from epg.evaluation.metrics.manifolds import Manifold
 from epg.evaluation.nearest import nearest
 from epg.evaluation.sources import TensorSource
 from epg.generator import Generator
-from epg.loading import load, read
 from epg.networks import Spectrum
 from epg.objectives.base import normalizer_for
-from epg.pictures import save_grid
 from epg.quickstart.length import at_length
 from epg.randomness import normal
-from epg.runs import open_training_data, prepare_run
+from epg.runs import prepare_run
+from epg.sampling.pictures import save_grid
 from epg.training.loop import Trainer
-from epg.training.parallel import pick_device
 from epg.training.spectra import blocks, gaussians_of
 from epg.training.throughput import peak_flops, synchronize, training_flops
 from epg.training.tracking import read_log
-from epg.validation import check
 
 Arm = Literal["pretrained", "scratch", "one-step"]
 STAGES: dict[Arm, tuple[tuple[Stage, float], ...]] = {

@@ -35,16 +35,16 @@ from rich.console import Console
 from rich.table import Table
 
 from epg.cli import configure
-from epg.config import RunConfig, Stage
-from epg.cost import parameters
+from epg.config.settings import RunConfig, Stage
+from epg.config.validation import check
 from epg.data.base import CachedDataset, ImageDataset
 from epg.data.loader import Batch
 from epg.distributed import processes, rank, world_size
+from epg.networks.cost import parameters
 from epg.runs import build_objective, resolve
 from epg.training.loop import Trainer
 from epg.training.parallel import gradient_sync
 from epg.training.throughput import peak_flops, peak_memory, synchronize, training_flops
-from epg.validation import check
 
 Switch = Literal["recipe", "off", "on", "both"]
 

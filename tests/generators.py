@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from epg.config import RunConfig
+from epg.checkpoint import checkpoint, export
+from epg.checkpoint.loading import generator_of
+from epg.config.settings import RunConfig
 from epg.generator import Generator
-from epg.loading import generator_of
 from epg.networks import EPG
 from epg.objectives.diffusion import Diffusion
-from epg.training import checkpoint, export
 from epg.training.ema import EMA
 from tests.helpers import run_state, tiny_config, tiny_epg
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from epg.config import RunConfig, parse
+from epg.config.recipe import merge
+from epg.config.settings import RunConfig, parse
 from epg.data.loader import Batch
 from epg.denoiser import Denoiser
 from epg.networks import EPG
 from epg.networks.build import build_epg
-from epg.recipe import merge
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from epg.config.recipe import run_config
 from epg.errors import UserError
-from epg.recipe import run_config
 from epg.training.throughput import training_flops
 
 FILE = Path(__file__).parent.parent / "benchmarks" / "train_step.py"

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from epg.cli import VERBS, configure, main
+from epg.config.recipe import recipe_names, stages_of
 from epg.extras import install
-from epg.recipe import recipe_names, stages_of
 
 SMALL = [
     *("--training.steps", "4", "--training.batch-size", "16", "--training.log-every", "2"),

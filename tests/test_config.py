@@ -3,11 +3,11 @@ import re
 import pytest
 import yaml
 
-from epg.config import STAGES, AffineViewsConfig, MocoViewsConfig, RunConfig, parse
-from epg.cost import epg_cost
+from epg.config.recipe import merge, read_recipe, recipe_names, run_config, stages_of
+from epg.config.settings import STAGES, AffineViewsConfig, MocoViewsConfig, RunConfig, parse
+from epg.config.validation import check, checked, problems
 from epg.errors import UserError
-from epg.recipe import merge, read_recipe, recipe_names, run_config, stages_of
-from epg.validation import check, checked, problems
+from epg.networks.cost import epg_cost
 from tests.helpers import tiny_config, tiny_content
 
 STAGES_OF_ALL = [(name, stage) for name in recipe_names() for stage in stages_of(name)]

@@ -11,17 +11,17 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from epg.checkpoint import checkpoint, export
+from epg.checkpoint.loading import load
+from epg.checkpoint.official import read_state_dict, to_release
 from epg.cli import main
+from epg.config.recipe import run_config
 from epg.data.normalize import Normalizer
 from epg.errors import OutputError
-from epg.loading import load
 from epg.networks.build import build_epg, build_rcm
 from epg.objectives.pretraining import Pretraining
-from epg.official import read_state_dict, to_release
 from epg.pipeline import EPGPipeline
-from epg.programs import OneStep, compared
-from epg.recipe import run_config
-from epg.training import checkpoint, export
+from epg.publish.programs import OneStep, compared
 from tests.generators import levels_apart, lively_epg, save_run, tiny_generator
 from tests.helpers import GOLDEN, golden_recipe, relative, run_state, tiny_config
 from tests.pipeline.common import pixels, quiet
@@ -319,7 +319,7 @@ def test_converting_again_replaces_and_a_failure_does_not(run, tmp_path, monkeyp
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("epg.convert.write_card", full)
+    monkeypatch.setattr("epg.publish.convert.write_card", full)
     assert main(["convert", str(run), "--out", str(tmp_path / "p"), *options]) == 74
     assert torch.equal(load(tmp_path / "p").sample(labels), second)
 

@@ -7,20 +7,20 @@ import pytest
 import torch
 from PIL import Image
 
+from epg.checkpoint import checkpoint
+from epg.checkpoint.loading import generator_of, load
+from epg.checkpoint.loading import read as read_weights
 from epg.cli import main
-from epg.config import SamplingConfig
+from epg.cli.info import list_recipes, nfe, print_info
+from epg.config.recipe import recipe_names, run_config
+from epg.config.settings import SamplingConfig
 from epg.errors import ArtefactError, UserError
 from epg.generator import to_half_precision
-from epg.info import list_recipes, nfe, print_info
 from epg.labels import class_numbers
-from epg.loading import generator_of, load
-from epg.loading import read as read_weights
 from epg.networks.build import build_rcm
 from epg.objectives.pretraining import Pretraining
-from epg.pictures import grid, save_grid
 from epg.pipeline import EPGPipeline
-from epg.recipe import recipe_names, run_config
-from epg.training import checkpoint
+from epg.sampling.pictures import grid, save_grid
 from tests.generators import NAMES, SAMPLERS, levels_apart, lively_epg, save_run, state_of, tiny_generator
 from tests.helpers import tiny_config, tiny_denoiser
 

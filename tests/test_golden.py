@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from epg import samplers, schedule
-from epg.config import RunConfig, parse
+from epg.checkpoint.official import from_release, read_state_dict
+from epg.config.settings import RunConfig, parse
 from epg.denoiser import Denoiser, bind, clamped
 from epg.guidance import IntervalGuidance
 from epg.networks import EPG, RCM
@@ -15,7 +16,6 @@ from epg.networks.build import build_epg, build_rcm
 from epg.objectives.consistency import Consistency
 from epg.objectives.diffusion import Diffusion
 from epg.objectives.pretraining import Pretraining
-from epg.official import from_release, read_state_dict
 from tests.helpers import GOLDEN, golden_recipe, grad_norm, relative
 
 CASES = json.loads((GOLDEN / "cases.json").read_text())

@@ -10,15 +10,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from epg.checkpoint import checkpoint
+from epg.data.configured import open_training_data
 from epg.distributed import all_gather, all_reduce_sum
 from epg.networks.build import build_rcm
+from epg.networks.layers import transformer_blocks
 from epg.objectives.base import Objective
 from epg.objectives.consistency import Consistency
 from epg.objectives.diffusion import Diffusion
 from epg.objectives.pretraining import Pretraining
-from epg.runs import open_training_data, train
-from epg.training import checkpoint
-from epg.training.parallel import transformer_blocks
+from epg.runs import train
 from epg.training.spectra import measure
 from tests.generators import tiny_generator
 from tests.helpers import random_batch, randomize, relative, tiny_config, tiny_epg

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from epg.checkpoint import checkpoint
 from epg.cli import configure, parse
-from epg.training import checkpoint
 from epg.training.tracking import read_log
 
 ROOT = Path(__file__).parent.parent

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from epg.config import DataConfig, ModelConfig
-from epg.cost import Cost, epg_cost, rcm_parameters
+from epg.config.settings import DataConfig, ModelConfig
 from epg.networks import EPG, RCM, Encoder, Projector
 from epg.networks.build import build_epg, build_rcm
+from epg.networks.cost import Cost, epg_cost, rcm_parameters
 from epg.networks.layers import BatchNorm, LayerNorm, sinusoidal_embedding
 from epg.randomness import Draws
 from tests.helpers import random_batch, randomize, tiny_config, tiny_epg

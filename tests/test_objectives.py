@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from epg import schedule
-from epg.config import RunConfig
+from epg.config.settings import RunConfig
 from epg.data.loader import Batch
 from epg.losses import nt_xent
 from epg.networks import EPG, RCM

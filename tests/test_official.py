@@ -9,11 +9,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from epg.config import RunConfig
+from epg.checkpoint.official import (
+    EPG_NAMES,
+    RCM_NAMES,
+    from_release,
+    read_state_dict,
+    recognise,
+    rename,
+    restore,
+    to_release,
+)
+from epg.config.recipe import recipe_names, run_config
+from epg.config.settings import RunConfig
 from epg.errors import ArtefactError
 from epg.networks.build import build_epg, build_rcm
-from epg.official import EPG_NAMES, RCM_NAMES, from_release, read_state_dict, recognise, rename, restore, to_release
-from epg.recipe import recipe_names, run_config
 from tests.helpers import GOLDEN, golden_recipe
 
 EPG_FILE, RCM_FILE = GOLDEN / "official_epg_weights.safetensors", GOLDEN / "official_rcm_weights.safetensors"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from epg.checkpoint import checkpoint
 from epg.cli import main
 from epg.quickstart.length import at_length
 from epg.quickstart.plan import PARTS, Part, Plan
@@ -17,7 +18,6 @@ from epg.quickstart.plan import read as read_plan
 from epg.quickstart.report import moments, reading
 from epg.quickstart.results import PartResult, StudyResult
 from epg.quickstart.study import advice
-from epg.training import checkpoint
 from tests.test_runs import folder_of_images
 from tests.training.test_loop import tiny
 

@@ -11,12 +11,13 @@ import pytest
 from epg.cli import VERBS, main
 from epg.cli.numbers import Between
 from epg.cli.paths import pieces
-from epg.config import RunConfig, Stage
+from epg.config.recipe import merge
+from epg.config.settings import RunConfig, Stage
+from epg.config.validation import checked, put
 from epg.data.base import ImageDataset
+from epg.data.configured import open_training_data
 from epg.errors import UserError
-from epg.recipe import merge
-from epg.runs import open_training_data, prepare_run
-from epg.validation import checked, put
+from epg.runs import prepare_run
 from tests.helpers import tiny_content
 
 HOSTILE = (-1, -0.5, 0, 0.5, 3, 5, 1e308, -1e308, 1e-308, 10**30, math.nan, math.inf, -math.inf)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from epg.checkpoint.handover import read_encoder
+from epg.checkpoint.loading import load
+from epg.checkpoint.lock import locked
 from epg.cli import main
 from epg.errors import ArtefactError, DataError, OutputError, RunLockedError, UserError
-from epg.loading import load
 from epg.runs import build_objective, prepare_run, train
-from epg.training.handover import read_encoder
-from epg.training.lock import locked
 from tests.training.test_loop import tiny
 
 
@@ -133,7 +133,7 @@ def test_changed_settings_are_listed_and_refused(tmp_path: Path) -> None:
 
 def test_one_writer_per_folder(tmp_path: Path) -> None:
     holder = (
-        "import sys, time; from pathlib import Path; from epg.training.lock import locked\n"
+        "import sys, time; from pathlib import Path; from epg.checkpoint.lock import locked\n"
         f"with locked(Path({str(tmp_path)!r})): print('locked', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as other:

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+from epg.checkpoint.checkpoint import read
+from epg.checkpoint.loading import load
 from epg.cli import main
-from epg.config import SamplingConfig
+from epg.config.settings import SamplingConfig
 from epg.errors import ArtefactError, DivergedError, OutputError, UserError
-from epg.loading import load
 from epg.sampling import Request, changed, class_numbers, write_samples
 from epg.sampling.files import png, write_npz
-from epg.training.checkpoint import read
 from tests.generators import levels_apart, save_export, save_run
 from tests.helpers import tiny_config
 

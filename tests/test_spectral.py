@@ -10,20 +10,20 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from epg.checkpoint import checkpoint
+from epg.checkpoint.loading import load
 from epg.cli import main
-from epg.config import RunConfig
+from epg.config.settings import RunConfig
+from epg.config.validation import check
 from epg.denoiser import Denoiser
 from epg.errors import UserError
-from epg.loading import load
 from epg.networks import Spectrum
 from epg.networks.build import build_epg
 from epg.networks.spectrum import cosines, dct, inverse_dct
 from epg.objectives.diffusion import Diffusion
 from epg.pipeline import EPGPipeline
 from epg.runs import train
-from epg.training import checkpoint
 from epg.training.spectra import PRIOR, gaussians_of
-from epg.validation import check
 from tests.helpers import random_batch, relative, tiny_config, tiny_epg
 from tests.pipeline.common import pixels, python, quiet
 from tests.training.test_loop import assert_identical, tensors, tiny

@@ -1,18 +1,17 @@
 """Preconditioning: the network F becomes a denoiser D(x, sigma, labels). Levels here are shifted: they touch images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
+from epg.samplers import Denoise
 from epg.schedule import SIGMA_DATA, SIGMA_MIN, input_scale, time_condition
 
 if TYPE_CHECKING:
     from epg.networks import EPG
 
 Parameterization = Literal["x", "edm", "spectral"]
-Denoise = Callable[[Tensor, float], Tensor]
-"""What a sampler needs: x (N, C, H, W) at one level -> denoised (N, C, H, W). Labels and guidance are already in it."""
 
 
 class Denoiser(nn.Module):

@@ -226,3 +226,18 @@ def shard_like(x: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, the same on every process, sharded as `like` is."""
     x = x.to(like.device)
     return distribute_tensor(x, like.device_mesh, like.placements) if isinstance(like, DTensor) else x
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA, then Apple's GPU, then the CPU; with several processes each takes the GPU of its local rank.
+
+    Raises UserError for a device that this machine, or this version of torch, does not have.
+    """
+    if name != "auto":
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"--device {name}: cannot be used ({str(error).splitlines()[0]}). Try auto.") from error
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_device(torch.cuda.device_count()))
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from epg import samplers, schedule
 from epg.data.normalize import Normalizer
-from epg.denoiser import Denoise, Denoiser, bind, clamped
+from epg.denoiser import Denoiser, bind, clamped
 from epg.errors import UserError
 from epg.guidance import Autoguidance, EvaluationCounter, IntervalGuidance
 from epg.labels import Labels, class_numbers
 from epg.randomness import doubles, normal
-from epg.samplers import Watch
+from epg.samplers import Denoise, Watch
 
 if TYPE_CHECKING:
-    from epg.config import NoiseConfig, SamplingConfig
+    from epg.config.settings import NoiseConfig, SamplingConfig
 
 HALF = (torch.bfloat16, torch.float16)
 

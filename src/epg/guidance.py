@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from epg.denoiser import Denoise, Denoiser
+from epg.denoiser import Denoiser
+from epg.samplers import Denoise
 
 EVERYWHERE = (0.0, math.inf)
 

@@ -8,28 +8,29 @@ from pathlib import Path
 
 import torch
 
-from epg import files
-from epg.config import ConsistencyConfig, DataConfig, RunConfig
-from epg.data.dataset import CachedDataset, ImageDataset, open_dataset
-from epg.data.rules import PixelRules
-from epg.data.subset import subset
+from epg.checkpoint import export
+from epg.checkpoint.checkpoint import listing
+from epg.checkpoint.handover import EncoderWeights, hand_over, read_encoder, report
+from epg.checkpoint.loading import generator_of
+from epg.checkpoint.lock import locked
+from epg.config.settings import ConsistencyConfig, RunConfig
+from epg.config.validation import check
+from epg.config.yaml_file import read_yaml
+from epg.data.configured import open_training_data
+from epg.data.dataset import ImageDataset
 from epg.distributed import failing_together, processes, rank, world_size
 from epg.errors import ArtefactError, OutputError, UserError, cause
-from epg.files import replace_text
-from epg.loading import generator_of
 from epg.networks import EPG, Spectrum
 from epg.networks.build import build_encoder, build_epg, build_rcm
 from epg.objectives.base import Objective
 from epg.objectives.consistency import Consistency
 from epg.objectives.diffusion import Diffusion
 from epg.objectives.pretraining import Pretraining
-from epg.pictures import save_grid, views_picture
 from epg.randomness import weights_seed
-from epg.training import export
-from epg.training.artefact import read_json
-from epg.training.checkpoint import listing
-from epg.training.handover import EncoderWeights, hand_over, read_encoder, report
-from epg.training.lock import locked
+from epg.sampling.pictures import save_grid, views_picture
+from epg.storage import files
+from epg.storage.artefact import read_json
+from epg.storage.files import replace_text
 from epg.training.loop import Judge, Trainer
 from epg.training.parallel import refuse_uneven_processes
 from epg.training.resume import (
@@ -43,32 +44,6 @@ from epg.training.resume import (
 )
 from epg.training.signals import StopSignals
 from epg.training.spectra import measure
-from epg.validation import check
-from epg.yaml_file import read_yaml
-
-CACHE_BYTES = 512 * 2**20
-
-
-def open_training_data(data: DataConfig, split: str = "train") -> ImageDataset:
-    """The images of a configuration; a small set is decoded into memory at once (which also finds broken files)."""
-    dataset = open_dataset(
-        data.source,
-        image_size=data.image_size,
-        channels=data.channels,
-        split=split,
-        labels=data.labels,
-        image_column=data.image_column,
-        label_column=data.label_column,
-        label_file=data.label_file,
-        rules=PixelRules(background=data.background, range=data.range, resize=data.resize),
-    )
-    if split == "train":
-        dataset = subset(dataset, per_class=data.per_class, fraction=data.fraction)
-    dataset.fingerprint()  # of the images as they are now: a run does not ask the disk again
-    small = len(dataset) * data.channels * data.image_size**2 <= CACHE_BYTES
-    dataset = CachedDataset(dataset, max_damaged=data.max_damaged) if small else dataset
-    dataset.balanced = data.balanced
-    return dataset
 
 
 def resolve(config: RunConfig, dataset: ImageDataset) -> RunConfig:

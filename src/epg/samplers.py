@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from epg.denoiser import Denoise
-
+Denoise = Callable[[Tensor, float], Tensor]
+"""What a sampler needs: x (N, C, H, W) at one level -> denoised (N, C, H, W). Labels and guidance are already in it."""
 Noise = Callable[[int], Tensor]
 Watch = Callable[[int, Tensor, Tensor], None]
 

@@ -8,13 +8,13 @@ from PIL import Image, ImageCms
 from tests.data.made import DISPLAY_P3, png, profile, tiff
 
 from epg.cli import main
-from epg.config import DataConfig
+from epg.config.settings import DataConfig
+from epg.data.configured import open_training_data
 from epg.data.dataset import open_dataset
 from epg.data.decode import decode_image, look_at, open_flat
 from epg.data.rules import RULES, PixelRules
 from epg.errors import DataError, UserError
 from epg.evaluation.folder import FolderSource
-from epg.runs import open_training_data
 
 SIZE = 24
 RNG = np.random.default_rng(0)

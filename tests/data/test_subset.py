@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from epg.config import DataConfig
+from epg.config.settings import DataConfig
+from epg.data.configured import open_training_data
 from epg.data.dataset import CachedDataset, open_dataset
 from epg.data.loader import BatchLoader
 from epg.data.order import BalancedOrder
 from epg.data.subset import subset
 from epg.errors import UserError
-from epg.runs import open_training_data
 
 LABELS = np.repeat(np.arange(5), [1, 7, 100, 20, 3])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from epg.checkpoint import export
 from epg.cli import main
 from epg.data.dataset import open_dataset
 from epg.evaluation import bench, receipt
@@ -16,7 +17,6 @@ from epg.evaluation.extractors import Choice, indomain
 from epg.evaluation.extractors.indomain import images_and_labels
 from epg.evaluation.subjects import open_subject
 from epg.sampling import Request
-from epg.training import export
 from tests.evaluation.test_sources import write_folder
 from tests.helpers import run_state, tiny_config, tiny_epg
 

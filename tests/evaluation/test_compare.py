@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from epg.analysis.compare import compare
+from epg.analysis.compare_report import draw, label, markdown, run_compare, short_names
 from epg.cli import main
 from epg.errors import ArtefactError, UserError
-from epg.evaluation.compare import compare
-from epg.evaluation.compare_report import draw, label, markdown, run_compare, short_names
 from epg.evaluation.receipt import Number, Receipt
 
 SAMPLES = {

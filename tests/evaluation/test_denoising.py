@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from epg.analysis.denoising import compare, levels_between, squared_errors
+from epg.analysis.denoising_report import verdict
+from epg.checkpoint.loading import generator_of
 from epg.cli import main
 from epg.data.dataset import open_dataset
 from epg.errors import UserError
-from epg.evaluation.denoising import compare, levels_between, squared_errors
-from epg.evaluation.denoising_report import verdict
 from epg.evaluation.noisy_features import noise_of
 from epg.evaluation.sources import TensorSource
 from epg.generator import Generator
-from epg.loading import generator_of
 from epg.runs import train
 from tests.helpers import tiny_config, tiny_epg
 from tests.training.test_loop import tiny

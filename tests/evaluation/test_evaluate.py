@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from epg.checkpoint.loading import generator_of
 from epg.errors import ArtefactError, UserError
 from epg.evaluation import receipt
 from epg.evaluation.evaluate import evaluate
@@ -15,7 +16,6 @@ from epg.evaluation.metrics import Manifold, frechet_between, inception_score, p
 from epg.evaluation.receipt import Receipt
 from epg.evaluation.reference import Reference, make_reference
 from epg.evaluation.sources import GeneratorSource, TensorSource
-from epg.loading import generator_of
 from tests.evaluation.helpers import random_extractor, random_images
 from tests.helpers import tiny_config, tiny_epg
 

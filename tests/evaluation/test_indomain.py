@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from epg.checkpoint import export
 from epg.data.dataset import open_dataset
 from epg.errors import UserError
 from epg.evaluation.extractors import FEATURES, LOGITS, Choice, choices, indomain, open_extractor
@@ -13,7 +14,6 @@ from epg.evaluation.extractors.indomain import classifier, encoder, images_and_l
 from epg.networks.encoder import CLS
 from epg.objectives.base import normalizer_for
 from epg.schedule import input_scale, time_condition
-from epg.training import export
 from tests.helpers import run_state, tiny_config, tiny_epg
 
 

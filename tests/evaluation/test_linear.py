@@ -8,12 +8,13 @@ import torch
 from PIL import Image
 
 from epg.cli import main
+from epg.data.configured import open_training_data
 from epg.denoiser import Denoiser
 from epg.errors import UserError
 from epg.evaluation.linear import LEVELS, MEAN, linear_judge
 from epg.evaluation.splits import held_out_of
 from epg.objectives.base import normalizer_for
-from epg.runs import open_training_data, train
+from epg.runs import train
 from epg.training.spectra import measure
 from epg.training.tracking import read_log
 from tests.helpers import tiny_config, tiny_epg

@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu
 
+from epg.analysis.memorisation import copying_statistic, distances, memorisation, rank_sum_z
 from epg.data.dataset import open_dataset
-from epg.evaluation.memorisation import copying_statistic, distances, memorisation, rank_sum_z
 
 Pixels = NDArray[np.float32]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from epg.analysis.neighbours import find_neighbours, pixels, run_neighbours, sheet
 from epg.cli import main
-from epg.config import DataConfig
+from epg.config.settings import DataConfig
 from epg.data.dataset import open_dataset
 from epg.errors import UserError
-from epg.evaluation.neighbours import find_neighbours, pixels, run_neighbours, sheet
 from epg.evaluation.sources import DatasetSource, TensorSource
 from epg.evaluation.splits import training_and_held_out
 from epg.runs import train

@@ -11,17 +11,17 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from epg import files
+from epg.checkpoint import checkpoint
+from epg.checkpoint.best import Best, best_of, mark
+from epg.checkpoint.loading import generator_of
 from epg.cli import main
-from epg.config import RunConfig
+from epg.config.settings import RunConfig
 from epg.errors import InterruptedRunError, UserError
 from epg.evaluation import receipt
 from epg.evaluation.periodic import BLOCK, PeriodicEvaluation, draw
 from epg.evaluation.receipt import Number, Receipt
-from epg.loading import generator_of
 from epg.runs import prepare_run, train
-from epg.training import checkpoint
-from epg.training.best import Best, best_of, mark
+from epg.storage import files
 from epg.training.tracking import read_log
 from tests.helpers import tiny_config, tiny_epg
 from tests.test_runs import folder_of_images

@@ -12,13 +12,13 @@ import torch
 import torch.multiprocessing as mp
 from PIL import Image
 
+from epg.analysis.search import golden_section
+from epg.analysis.sweep import Axes, Point
+from epg.analysis.sweep_report import lines, notes, rank_by, run_sweep
 from epg.cli import main
 from epg.errors import UserError
 from epg.evaluation import receipt
 from epg.evaluation.bench import Options
-from epg.evaluation.search import golden_section
-from epg.evaluation.sweep import Axes, Point, run_sweep
-from epg.evaluation.sweep_report import lines, notes, rank_by
 from epg.runs import train
 from tests.training.test_loop import tiny
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from epg.checkpoint import checkpoint, export
 from epg.cli import main
-from epg.locks import held
-from epg.training import checkpoint, export
+from epg.storage.locks import held
 from tests.data.photos import photo_folder
 from tests.generators import lively_epg, save_run
 from tests.helpers import run_state, tiny_config
@@ -224,7 +224,8 @@ def test_two_writers_of_one_output(name: str, inputs: Path, tmp_path: Path, caps
 def test_many_processes_take_turns(tmp_path: Path) -> None:
     """With a lock file that each of them removes: what is counted under it is never counted twice."""
     code = (
-        "import sys; from pathlib import Path; from epg.errors import RunLockedError; from epg.locks import held\n"
+        "import sys; from pathlib import Path\n"
+        "from epg.errors import RunLockedError; from epg.storage.locks import held\n"
         "place, done = Path(sys.argv[1]), 0\n"
         "while done < 30:\n"
         "    with held(place / '.lock', 'it', wait=True, keep=False):\n"

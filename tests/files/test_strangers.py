@@ -11,8 +11,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from epg.checkpoint.official import read_state_dict
 from epg.cli import main
-from epg.official import read_state_dict
 from tests.generators import save_run
 from tests.helpers import GOLDEN, golden_recipe, tiny_config
 from tests.training.test_loop import tiny

@@ -14,12 +14,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from epg import hub
+from epg.checkpoint import checkpoint
+from epg.checkpoint.loading import load
 from epg.errors import ArtefactError, OutputError
-from epg.loading import load
 from epg.networks.build import build_rcm
 from epg.objectives.pretraining import Pretraining
-from epg.training import checkpoint
+from epg.storage import hub
 from tests.generators import save_run, state_of, tiny_generator
 from tests.helpers import GOLDEN, golden_recipe, run_state, tiny_config
 from tests.hub.server import TOKEN, Hub

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from epg.loading import load
+from epg.checkpoint.loading import load
 from tests.generators import save_run
 from tests.helpers import tiny_config
 from tests.pipeline.common import pixels

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from epg.training import checkpoint
+from epg.checkpoint import checkpoint
 from tests.reliability.chains import state_hash
 from tests.reliability.driver import Driver, run_config
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from epg.training import checkpoint
+from epg.checkpoint import checkpoint
 from tests.reliability.driver import STEPS, Driver, run_config
 
 

@@ -1,4 +1,4 @@
-"""Small checkpoints, and hooks for `epg.files` that crash, fail, cut short or record."""
+"""Small checkpoints, and hooks for `epg.storage.files` that crash, fail, cut short or record."""
 
 import contextlib
 import os
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from epg import files
+from epg.checkpoint import checkpoint
 from epg.errors import ArtefactError
-from epg.files import Operation
-from epg.training import checkpoint
+from epg.storage import files
+from epg.storage.files import Operation
 from tests.helpers import run_state, tiny_config
 
 STATE = run_state(tiny_config(), ["a", "b", "c"])

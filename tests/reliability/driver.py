@@ -27,7 +27,7 @@ STEPS = 120
 
 def run_config(stage: Any, steps: int = STEPS, **changes: Any) -> Any:
     """A tiny run that saves every second step and logs each."""
-    from epg.recipe import merge
+    from epg.config.recipe import merge
     from tests.training.test_loop import tiny
 
     training = {"steps": steps, "checkpoint_every": 2, "log_every": 1, "trackers": []}
@@ -40,7 +40,7 @@ def run_config(stage: Any, steps: int = STEPS, **changes: Any) -> Any:
 def _child(request: dict[str, Any], number: int) -> int:
     """What the command line does with a configuration, for rank `number`: its exit code."""
     from epg import runs
-    from epg.config import parse
+    from epg.config.settings import parse
     from epg.errors import UserError
 
     if request["processes"] > 1:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from epg.training import checkpoint
+from epg.checkpoint import checkpoint
 from epg.training.tracking import read_log
 from tests.reliability.driver import Driver, run_config
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from epg.checkpoint import checkpoint
 from epg.errors import OutputError
-from epg.training import checkpoint
 from tests.reliability.common import STATE, save, tensors_of, valid
 
 SIZE = 60_000  # numbers per tensor: 240 kB in each of three files

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from epg.checkpoint import checkpoint
 from epg.data.loader import Batch
 from epg.distributed import rank
-from epg.training import checkpoint
 from epg.training.loop import Trainer
 from epg.training.snapshot import capture
 from tests.reliability.driver import Driver, run_config

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from epg.config import RunConfig
+from epg.checkpoint.manifest import FORMAT
+from epg.config.settings import RunConfig
 from epg.runs import train
-from epg.training.manifest import FORMAT
 from tests.training.test_loop import tiny
 
 FOLDER = Path(__file__).parent / "golden" / f"format-{FORMAT}"

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from epg.training.manifest import signed
+from epg.checkpoint.manifest import signed
 
 FILES = ("model.safetensors", "optimizer.safetensors", "ema-0.9.safetensors", "state.json", "manifest.json")
 Mutation = Callable[[Path, random.Random], str]

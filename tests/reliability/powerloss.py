@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from epg.files import Operation
+from epg.storage.files import Operation
 
 
 @dataclass

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from epg import files
+from epg.checkpoint import checkpoint, manifest
 from epg.distributed import full, rank, world_size
 from epg.randomness import Draws
-from epg.training import artefact, checkpoint, loop, manifest
+from epg.storage import artefact, files
+from epg.training import loop
 from epg.training.loop import StepResult, Trainer
 
 # Moments --------------------------------------------------------------------------------------------------------------
@@ -318,9 +319,9 @@ def hoard(folder: Path) -> None:
 
 def uncached(folder: Path) -> None:
     """The images are read by worker processes, though they would fit into memory."""
-    from epg import runs
+    from epg.data import configured
 
-    runs.CACHE_BYTES = 0
+    configured.CACHE_BYTES = 0
 
 
 # Controls -------------------------------------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from epg.checkpoint.loading import load
 from epg.evaluation import receipt
 from epg.generator import Generator
-from epg.loading import load
 from epg.sampling import Request
 from tests.generators import lively_epg, save_export
 from tests.helpers import run_state, tiny_config
@@ -135,7 +135,7 @@ class OneGenerator:
 
 def run_of_digits(folder: Path) -> Path:
     """An export that draws pictures of digits' classes."""
-    from epg.training import export
+    from epg.checkpoint import export
 
     config = tiny_config(model={"num_classes": 10})
     state = run_state(config, [str(i) for i in range(10)])

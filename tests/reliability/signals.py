@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from epg.training import checkpoint
+from epg.checkpoint import checkpoint
 from tests.reliability.chains import state_hash
 from tests.reliability.driver import Driver, Job, run_config
 

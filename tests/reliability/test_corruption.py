@@ -11,11 +11,12 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from epg.checkpoint import checkpoint, manifest
+from epg.checkpoint.manifest import IncompatibleError
 from epg.cli import main
 from epg.errors import ArtefactError
 from epg.runs import prepare_run, train
-from epg.training import artefact, checkpoint, manifest
-from epg.training.manifest import IncompatibleError
+from epg.storage import artefact
 from tests.reliability.common import save, valid
 from tests.reliability.mutations import MUTATIONS
 from tests.training.test_loop import assert_identical, tensors, tiny

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from epg import files
-from epg.files import Operation
-from epg.training import checkpoint
+from epg.checkpoint import checkpoint
+from epg.storage import files
+from epg.storage.files import Operation
 from tests.reliability.common import CrashAt, Recorder, crashes, hooked, save, valid
 from tests.reliability.powerloss import Disk
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from epg import files
+from epg.checkpoint import checkpoint, writer
 from epg.cli import main
 from epg.errors import OutputError
-from epg.files import Operation
 from epg.runs import prepare_run
-from epg.training import checkpoint, writer
+from epg.storage import files
+from epg.storage.files import Operation
 from tests.reliability.common import FailAt, Recorder, hooked, save, valid
 from tests.training.test_loop import tiny
 

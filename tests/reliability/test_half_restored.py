@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from epg.checkpoint import checkpoint, manifest
+from epg.checkpoint.manifest import signed
 from epg.errors import ArtefactError
 from epg.runs import Run, prepare_run, train
-from epg.training import artefact, checkpoint, manifest, snapshot
-from epg.training.manifest import signed
+from epg.storage import artefact
+from epg.training import snapshot
 from tests.training.test_loop import tiny
 
 CONFIG = tiny("diffusion", training={"steps": 2, "power_ema": [0.1]})

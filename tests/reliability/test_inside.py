@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from epg.checkpoint import checkpoint
 from epg.errors import DivergedError
 from epg.runs import prepare_run
-from epg.training import checkpoint
 from epg.training.faults import Buffers
 from epg.training.loop import Trainer
 from tests.reliability import inside

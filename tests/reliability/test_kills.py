@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from epg.training import checkpoint
+from epg.checkpoint import checkpoint
 from tests.reliability.chains import campaign, state_hash
 from tests.reliability.driver import Driver
 from tests.training.test_loop import tiny

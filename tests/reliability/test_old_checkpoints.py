@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from epg.checkpoint import checkpoint, manifest
+from epg.checkpoint.loading import load
 from epg.cli import main
 from epg.errors import ArtefactError
-from epg.loading import load
 from epg.runs import prepare_run
-from epg.training import checkpoint, manifest
 from tests.reliability.make_golden import MORE, START, golden_config, losses
 
 GOLDEN = sorted((Path(__file__).parent / "golden").iterdir())

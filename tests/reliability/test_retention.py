@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from epg import files
+from epg.checkpoint import checkpoint
+from epg.checkpoint.lock import locked
 from epg.cli import main
 from epg.errors import OutputError
-from epg.training import checkpoint
-from epg.training.lock import locked
+from epg.storage import files
 from tests.reliability.common import CrashAt, FailAt, crashes, hooked, save, valid
 from tests.training.test_loop import tiny
 
@@ -154,7 +154,7 @@ def test_keeping_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[st
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from epg.training.lock import locked
+from epg.checkpoint.lock import locked
 with locked(Path(sys.argv[1])):
     if os.fork() == 0:  # as a data loader's worker
         time.sleep(60)

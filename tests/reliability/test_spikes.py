@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from epg.checkpoint import checkpoint
 from epg.cli import main
-from epg.training import checkpoint
 from epg.training.spikes import SpikeDetector
 from tests.reliability import spikes
 from tests.reliability.driver import Driver

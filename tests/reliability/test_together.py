@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from epg.training import checkpoint
-from epg.training.lock import locked
+from epg.checkpoint import checkpoint
+from epg.checkpoint.lock import locked
 from epg.training.tracking import JSONLTracker, read_log
 from tests.reliability.driver import Driver, run_config
 

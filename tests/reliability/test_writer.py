@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from epg.checkpoint import checkpoint, export, verify
+from epg.checkpoint.loading import load
+from epg.checkpoint.writer import CheckpointWriter
 from epg.cli import main
 from epg.errors import ArtefactError, InterruptedRunError, OutputError
-from epg.files import Operation
-from epg.loading import load
 from epg.runs import train
-from epg.training import checkpoint, export, verify
-from epg.training.writer import CheckpointWriter
+from epg.storage.files import Operation
 from tests.reliability.common import STATE, FailAt, hooked, tensors_of, valid
 from tests.training.test_loop import tiny
 

@@ -112,7 +112,7 @@ def main() -> None:
     import torch
 
     import epg.cli
-    import epg.recipe
+    import epg.config.recipe
     import epg.sampling  # noqa: F401
 
     torch.set_num_threads(1)

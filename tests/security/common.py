@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from epg.checkpoint import checkpoint, export
 from epg.cli import VERBS
 from epg.objectives.diffusion import Diffusion
-from epg.training import checkpoint, export
 from epg.training.ema import EMA
 from tests.generators import lively_epg, state_of
 from tests.helpers import tiny_config

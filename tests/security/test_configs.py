@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from epg.cli import main
-from epg.complaints import complaints
-from epg.config import RunConfig
+from epg.config.complaints import complaints
+from epg.config.recipe import read_recipe, recipe_names, run_config
+from epg.config.settings import RunConfig
+from epg.config.yaml_file import key_lines, read_yaml
 from epg.errors import UserError
-from epg.recipe import read_recipe, recipe_names, run_config
-from epg.yaml_file import key_lines, read_yaml
 from tests.security.configs import FLAGS, GOOD, hostile
 
 HOSTILE = list(hostile())

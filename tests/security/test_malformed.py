@@ -18,15 +18,15 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from epg.config import parse
+from epg.checkpoint import checkpoint, export
+from epg.checkpoint.loading import load
+from epg.checkpoint.official import read_state_dict
+from epg.checkpoint.verify import verify
+from epg.config.recipe import run_config
+from epg.config.settings import parse
 from epg.errors import ArtefactError, UserError
 from epg.evaluation.npz import Npz
-from epg.loading import load
-from epg.official import read_state_dict
-from epg.recipe import run_config
-from epg.training import checkpoint, export
-from epg.training.artefact import read_json, read_tensors
-from epg.training.verify import verify
+from epg.storage.artefact import read_json, read_tensors
 from tests.helpers import tiny_config
 from tests.security.common import case, make_run, run_audited
 

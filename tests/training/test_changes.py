@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from epg.checkpoint import checkpoint
 from epg.errors import UserError
 from epg.runs import prepare_run, train
-from epg.training import checkpoint
 from tests.training.test_loop import tiny
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from epg.checkpoint import checkpoint
+from epg.checkpoint.manifest import FORMAT, IncompatibleError, signed
 from epg.errors import ArtefactError, OutputError
-from epg.training import checkpoint
-from epg.training.manifest import FORMAT, IncompatibleError, signed
 from tests.helpers import run_state, tiny_config
 
 TENSORS = {

@@ -18,14 +18,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from epg import schedule
-from epg.config import RunConfig, Stage, parse
+from epg.checkpoint import checkpoint
+from epg.config.recipe import merge, run_config
+from epg.config.settings import RunConfig, Stage, parse
 from epg.networks.build import build_encoder, build_epg
 from epg.objectives.base import Objective
 from epg.objectives.consistency import Consistency
 from epg.objectives.diagnostics import by_quarter, feature_std, quarter
-from epg.recipe import merge, run_config
 from epg.runs import build_objective, prepare_run, train
-from epg.training import checkpoint
 from epg.training.meter import Meter, Speed, means
 from epg.training.optim import learning_rate
 from epg.training.spikes import LossSpikeWarning, Spike, SpikeDetector

@@ -18,12 +18,13 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
+from epg.checkpoint import checkpoint
+from epg.checkpoint.lock import locked
 from epg.distributed import processes
 from epg.errors import DivergedError, InterruptedRunError
 from epg.runs import prepare_run, train
-from epg.training import checkpoint, signals
+from epg.training import signals
 from epg.training.faults import LossScale, explain_non_finite
-from epg.training.lock import locked
 from epg.training.signals import ECHO, StopSignals
 from epg.training.tracking import read_log
 from epg.training.watchdog import STUCK_EXIT_CODE

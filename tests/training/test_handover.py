@@ -6,14 +6,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from epg.config import RunConfig
+from epg.checkpoint import checkpoint
+from epg.checkpoint.handover import EncoderWeights, hand_over, read_encoder, report
+from epg.config.settings import RunConfig
 from epg.errors import ArtefactError
 from epg.networks.build import build_encoder, build_rcm
 from epg.objectives.base import Objective
 from epg.objectives.diffusion import Diffusion
 from epg.objectives.pretraining import Pretraining
-from epg.training import checkpoint
-from epg.training.handover import EncoderWeights, hand_over, read_encoder, report
 from tests.helpers import GOLDEN, randomize, run_state, tiny_config, tiny_epg
 
 

@@ -11,13 +11,14 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from epg.config import RunConfig, Stage, parse
+from epg.checkpoint import checkpoint
+from epg.checkpoint.loading import load
+from epg.config.recipe import merge, run_config
+from epg.config.settings import RunConfig, Stage, parse
+from epg.data.configured import open_training_data
 from epg.data.loader import BatchLoader
 from epg.errors import DivergedError, InterruptedRunError, UserError
-from epg.loading import load
-from epg.recipe import merge, run_config
-from epg.runs import open_training_data, prepare_run, train
-from epg.training import checkpoint
+from epg.runs import prepare_run, train
 from epg.training.loop import Trainer
 from epg.training.tracking import read_log
 

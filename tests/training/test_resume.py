@@ -11,12 +11,13 @@ import pytest
 from pydantic import ValidationError
 
 from epg import config as config_module
+from epg.checkpoint import checkpoint
+from epg.checkpoint.manifest import FORMAT
 from epg.cli import main
-from epg.config import RunConfig, Stage
+from epg.config.settings import RunConfig, Stage
 from epg.errors import ArtefactError, UserError
 from epg.runs import prepare_run, train
-from epg.training import checkpoint, resume
-from epg.training.manifest import FORMAT
+from epg.training import resume
 from epg.training.tracking import read_log
 from tests.helpers import run_state, tiny_config
 from tests.training.test_loop import assert_identical, tensors, tiny

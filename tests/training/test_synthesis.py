@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from epg.checkpoint import checkpoint, export
+from epg.checkpoint.loading import load
 from epg.cli import main
-from epg.loading import load
 from epg.runs import train
-from epg.training import checkpoint, export
 from tests.training.test_loop import tiny
 
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from epg.config import RunConfig
+from epg.config.settings import RunConfig
 from epg.errors import UserError
 from epg.runs import prepare_run, train
 from epg.training.tracking import JSONLTracker, Trackers, open_trackers, read_log, require_trackers, tracker_id

@@ -16,6 +16,6 @@ class Compare:
     """Files to write, in the format of their ending: .md, .csv, .json, .png (figure with error bars)."""
 
     def __call__(self) -> None:
-        from epg.evaluation.compare_report import run_compare
+        from epg.analysis.compare_report import run_compare
 
         run_compare(self.receipts, self.out)

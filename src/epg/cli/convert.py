@@ -45,8 +45,8 @@ class Convert:
     device: str = "auto"
 
     def __call__(self) -> None:
-        from epg.convert import Card, convert
-        from epg.training.parallel import pick_device
+        from epg.distributed import pick_device
+        from epg.publish.convert import Card, convert
 
         convert(
             self.source,

@@ -40,7 +40,7 @@ class Probe:
     device: str = "auto"
 
     def __call__(self) -> None:
-        from epg.evaluation.probe_report import run_probe
+        from epg.analysis.probe_report import run_probe
 
         run_probe(
             self.encoder,
@@ -91,7 +91,7 @@ class Neighbours:
     device: str = "auto"
 
     def __call__(self) -> None:
-        from epg.evaluation.neighbours import run_neighbours
+        from epg.analysis.neighbours import run_neighbours
         from epg.sampling import Request
 
         changes = {name: value for name in ("guidance", "steps") if (value := getattr(self, name)) is not None}
@@ -129,7 +129,7 @@ class Denoising:
     device: str = "auto"
 
     def __call__(self) -> None:
-        from epg.evaluation.denoising_report import run_denoising
+        from epg.analysis.denoising_report import run_denoising
 
         run_denoising(
             self.model,

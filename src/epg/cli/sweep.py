@@ -59,8 +59,9 @@ class Sweep:
     device: str = "auto"
 
     def __call__(self) -> None:
+        from epg.analysis.sweep import Axes
+        from epg.analysis.sweep_report import run_sweep
         from epg.evaluation.bench import Options
-        from epg.evaluation.sweep import Axes, run_sweep
         from epg.sampling import Request
 
         run_sweep(

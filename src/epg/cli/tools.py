@@ -18,7 +18,7 @@ class Verify:
     """Accept an export or pipeline folder that was changed by hand as it is now."""
 
     def __call__(self) -> None:
-        from epg.training.verify import reseal, verify
+        from epg.checkpoint.verify import reseal, verify
 
         (reseal if self.reseal else verify)(self.run)
 
@@ -48,7 +48,7 @@ class Info:
     recipe: tyro.conf.Positional[Place | None] = None
 
     def __call__(self) -> None:
-        from epg.info import list_recipes, print_info
+        from epg.cli.info import list_recipes, print_info
 
         if self.recipe is None:
             list_recipes()

@@ -13,13 +13,13 @@ import tyro
 
 from epg.cli.paths import Place
 from epg.command_line import of_sections, written
-from epg.complaints import flag
+from epg.config.complaints import flag
 from epg.errors import UserError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from epg.config import RunConfig, Stage
+    from epg.config.settings import RunConfig, Stage
 
 Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -52,7 +52,7 @@ class Pretrain:
 
     def next(self, folder: Path, overrides: list[str]) -> str:
         """The command that fine-tunes this encoder, with the settings in which the run differs from its recipe."""
-        from epg.recipe import stages_of
+        from epg.config.recipe import stages_of
 
         stages = stages_of(self.recipe)
         stage = [] if "diffusion" in stages or "consistency" not in stages else ["--stage", "consistency"]
@@ -85,8 +85,8 @@ class Finetune:
     """A setting that may differ from the run that is continued, such as optimizer.lr; repeat the flag for more."""
 
     def __call__(self, overrides: list[str]) -> None:
-        from epg import hub
         from epg.runs import train
+        from epg.storage import hub
 
         if self.encoder is None and not self.from_scratch and self.resume is None:
             raise UserError(
@@ -106,9 +106,9 @@ def configure(recipe: str, stage: "Stage", overrides: list[str]) -> "RunConfig":
 
     Raises UserError listing everything that is wrong with the whole.
     """
-    from epg.config import RunConfig
-    from epg.recipe import locator, run_config
-    from epg.validation import checked
+    from epg.config.recipe import locator, run_config
+    from epg.config.settings import RunConfig
+    from epg.config.validation import checked
 
     arguments = spell_out(overrides, set(switches(RunConfig)))
     blank = form(run_config(recipe, stage))
@@ -141,8 +141,8 @@ def form(config: "BaseModel") -> Any:
 
 def refuse_unknown(given: Set[str]) -> None:
     """Raises UserError for flags that are no settings, with what was probably meant."""
-    from epg.complaints import every_setting
-    from epg.config import RunConfig
+    from epg.config.complaints import every_setting
+    from epg.config.settings import RunConfig
 
     known = [flag(keys) for keys in every_setting(RunConfig)]
     own = ["--" + f.name.replace("_", "-") for verb in (Pretrain, Finetune) for f in dataclasses.fields(verb)]

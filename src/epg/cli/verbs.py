@@ -114,7 +114,7 @@ def parse_with_overrides(verb: str, rest: list[str]) -> tuple[Any, list[str]]:
     options: Any
     options, overrides = tyro.cli(VERBS[verb], args=asked, prog=f"epg {verb}", return_unknown_args=True)
     if wants_help:
-        from epg.recipe import stages_of
+        from epg.config.recipe import stages_of
 
         print(f"Flags of the recipe (those of the command: epg {verb} --help)\n", flush=True)
         stages = [stage for stage in stages_of(options.recipe) if (stage == "pretraining") == (verb == "pretrain")]

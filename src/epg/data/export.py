@@ -5,7 +5,7 @@ from pathlib import Path
 from epg.data.prepare import Progress
 from epg.data.store import SHARDS, Store
 from epg.errors import OutputError, UserError, cause
-from epg.files import clear_rests, replacing
+from epg.storage.files import clear_rests, replacing
 
 ROWS_PER_GROUP = 100  # what the Hub's viewer reads at once
 

@@ -14,7 +14,7 @@ from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.remote import is_remote, public_name
 from epg.data.store import SHARDS
 from epg.errors import DataError, UserError
-from epg.plain_file import read_plain
+from epg.storage.plain_file import read_plain
 
 PLAN = "plan.json"
 SHARD_BYTES = 2**29  # of uncompressed pixels

@@ -17,8 +17,8 @@ from epg.data.sources.base import SourceOptions
 from epg.data.sources.open import open_source
 from epg.data.store import MANIFEST, SHARDS, is_store, read_manifest
 from epg.errors import OutputError, UserError, cause
-from epg.files import clear_rests
-from epg.locks import held
+from epg.storage.files import clear_rests
+from epg.storage.locks import held
 
 DEFAULT_OPTIONS = SourceOptions()
 LOCK_FILE = re.compile(r"prepare-\d+-of-\d+\.lock|finish\.lock")

@@ -16,7 +16,7 @@ from epg.data.seen import Seen
 from epg.data.sources.base import Source
 from epg.data.store import INDEX, SHARDS, file_sha256, seal
 from epg.errors import DataError
-from epg.files import replacing
+from epg.storage.files import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.errors import DataError
-from epg.plain_file import open_plain, read_plain
+from epg.storage.plain_file import open_plain, read_plain
 
 FORMAT_VERSION = 3
 MANIFEST, INDEX_FILE, NAMES_FILE, REPORT_FILE = "manifest.json", "index.npy", "names.bin", "report.jsonl"

@@ -9,10 +9,10 @@ from typing import Any
 import torch.distributed as dist
 
 from epg import progress
-from epg.config import DataConfig
+from epg.config.settings import DataConfig
 from epg.data.base import ImageDataset, NoSplitError
 from epg.data.rules import RULES, PixelRules, check_rules
-from epg.distributed import failing_together, rank, world_size
+from epg.distributed import failing_together, pick_device, rank, world_size
 from epg.errors import UserError
 from epg.evaluation import reference_files
 from epg.evaluation.evaluate import evaluate
@@ -25,8 +25,7 @@ from epg.evaluation.reference import KEPT, Reference, make_reference
 from epg.evaluation.sources import DatasetSource
 from epg.evaluation.sources import Progress as Report
 from epg.evaluation.subjects import Subject, only_split, open_whole, some_of
-from epg.training.artefact import digest_of
-from epg.training.parallel import pick_device
+from epg.storage.artefact import digest_of
 
 VERSION = "2"  # of what a cached reference says: raise it with every new entry of its manifest
 FEWEST_TO_SPLIT = 10  # images, of which a fifth is set aside
@@ -150,7 +149,7 @@ def _real(place: str | DataConfig, subject: Subject, options: Options) -> Real |
     """The reference as images, or None where it is a file of statistics."""
     channels, size, _ = subject.source.shape
     if isinstance(place, DataConfig):
-        from epg.runs import open_training_data
+        from epg.data.configured import open_training_data
 
         train = open_training_data(place)
         try:

@@ -16,7 +16,7 @@ from epg.data.decode import look_at, open_flat
 from epg.data.sources.base import SourceOptions
 from epg.data.sources.files import FolderSource as Listing
 from epg.errors import ArtefactError, DataError
-from epg.training.artefact import read_json
+from epg.storage.artefact import read_json
 
 NOT_SAMPLES = {"grid.png"}  # what `epg sample` writes beside the images
 RECORD = "samples.json"

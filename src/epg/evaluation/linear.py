@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from epg.config import RunConfig
+from epg.config.settings import RunConfig
 from epg.data.base import ImageDataset
 from epg.data.normalize import Normalizer
 from epg.denoiser import Denoiser

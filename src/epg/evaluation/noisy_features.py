@@ -10,18 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from epg.config import RunConfig, parse
+from epg.checkpoint import export
+from epg.checkpoint.checkpoint import find
+from epg.checkpoint.handover import hand_over, read_encoder
+from epg.checkpoint.loading import load
+from epg.checkpoint.official import read_state_dict, recognise
+from epg.config.settings import RunConfig, parse
 from epg.data.normalize import Normalizer
-from epg.loading import load
 from epg.networks.build import build_encoder
 from epg.networks.encoder import CLS, PATCHES, Encoder
 from epg.objectives.base import at_levels, normalizer_for
-from epg.official import read_state_dict, recognise
 from epg.randomness import normal, weights_seed
 from epg.schedule import input_scale, time_condition
-from epg.training import export
-from epg.training.checkpoint import find
-from epg.training.handover import hand_over, read_encoder
 
 Features = NDArray[np.float32]
 Pool = Literal["cls", "patches"]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from epg.errors import DataError
-from epg.plain_file import open_plain
+from epg.storage.plain_file import open_plain
 
 MAX_SIDE, MAX_IMAGES, MAX_WIDTH = 4096, 10_000_000, 8192
 ARCHIVE_ERRORS = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from epg.distributed import world_size
 from epg.errors import OutputError, cause
-from epg.files import replace_text, replacing
+from epg.storage.files import replace_text, replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

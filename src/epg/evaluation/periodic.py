@@ -14,7 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from epg.config import RunConfig
+from epg.checkpoint.best import Best, best_of, mark
+from epg.checkpoint.checkpoint import listing, step_of
+from epg.checkpoint.loading import generator_of
+from epg.config.settings import RunConfig
 from epg.data.base import ImageDataset
 from epg.distributed import all_gather, failing_together, rank, world_size
 from epg.errors import ArtefactError, OutputError, UserError
@@ -26,11 +29,8 @@ from epg.evaluation.receipt import Number, Receipt
 from epg.evaluation.sources import TensorSource
 from epg.evaluation.subjects import Subject
 from epg.generator import Generator
-from epg.loading import generator_of
 from epg.networks import EPG, RCM
 from epg.objectives.base import Objective
-from epg.training.best import Best, best_of, mark
-from epg.training.checkpoint import listing, step_of
 
 FOLDER = "evaluations"
 BLOCK = 32  # images sampled together, whatever the number of processes

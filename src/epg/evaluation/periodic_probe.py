@@ -1,14 +1,14 @@
 """Evaluation while stage 1 trains: how well the encoder's nearest neighbours name the class, clean and under noise."""
 
-from epg.config import RunConfig
+from collections.abc import Callable
+
+from epg.config.settings import RunConfig
 from epg.data.base import ImageDataset
 from epg.distributed import rank, world_size
 from epg.errors import UserError
 from epg.evaluation import receipt
 from epg.evaluation.noisy_features import NoisyEncoder
-from epg.evaluation.periodic import Between
-from epg.evaluation.probe import nearest_vote, take
-from epg.evaluation.probe_report import labelled_splits
+from epg.evaluation.probe import labelled_splits, nearest_vote, take
 from epg.evaluation.receipt import Number, Receipt
 from epg.networks.encoder import Encoder
 
@@ -34,7 +34,7 @@ class EncoderExamination:
         self.test = take(test, count, "test", config.seed)
         self.fingerprints = {"train": train.fingerprint(), "test": test.fingerprint()}
 
-    def __call__(self, step: int, between: Between) -> Receipt | None:
+    def __call__(self, step: int, between: Callable[[], None]) -> Receipt | None:
         metrics = {}
         for level in LEVELS:
             between()

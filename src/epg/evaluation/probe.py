@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from epg.data.base import ImageDataset
+from epg.data.base import ImageDataset, NoSplitError
+from epg.data.configured import open_training_data
+from epg.data.subset import SubsetDataset
 from epg.errors import UserError
 from epg.evaluation.nearest import nearest
 from epg.evaluation.noisy_features import Features, NoisyEncoder, Pool, noise_of
@@ -143,3 +145,20 @@ def _by_level(
         for method, predicted in named.items():
             value = float((predicted == test.labels).mean())
             yield Accuracy(name, method, level, value, (value * (1 - value) / len(test.labels)) ** 0.5)
+
+
+def labelled_splits(encoder: NoisyEncoder, source: str, seed: int) -> tuple[ImageDataset, ImageDataset]:
+    """Training and test images for the probes; a fifth of a set that has no test split. Raises UserError."""
+    config = encoder.config.data.model_copy(update={"source": source})
+    train = open_training_data(config)
+    if train.num_classes < 2:
+        raise UserError(f"--data {source}: a probe needs labels of at least two classes")
+    try:
+        test = open_training_data(config, split="test")
+    except NoSplitError:
+        test = None
+    if test is not None and test.num_classes:
+        return train, test
+    order = permutation(len(train), seed, "probe split")
+    cut = max(2, len(train) // 5)
+    return SubsetDataset(train, order[cut:]), SubsetDataset(train, order[:cut])

@@ -16,8 +16,8 @@ from rich.table import Table
 from epg.command_line import without_home
 from epg.distributed import world_size
 from epg.errors import ArtefactError, OutputError, cause
-from epg.files import replace_text
-from epg.plain_file import read_plain
+from epg.storage.files import replace_text
+from epg.storage.plain_file import read_plain
 
 FORMAT = 1
 

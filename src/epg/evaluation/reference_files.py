@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from epg import files
+from epg.checkpoint.manifest import digest
 from epg.errors import ArtefactError, DataError, OutputError, RunLockedError, UserError
 from epg.evaluation.extraction import Collector, extract
 from epg.evaluation.extractors.base import FEATURES, SPATIAL, Extractor
@@ -22,8 +22,8 @@ from epg.evaluation.npz import MAX_WIDTH, Npz, NpzSource
 from epg.evaluation.receipt import environment, now
 from epg.evaluation.reference import Reference, Statistics
 from epg.evaluation.sources import Progress
-from epg.training.artefact import fingerprint, read_json, read_tensors, write_json, write_tensors
-from epg.training.manifest import digest
+from epg.storage import files
+from epg.storage.artefact import fingerprint, read_json, read_tensors, write_json, write_tensors
 
 FORMAT, KIND = 1, "epg reference"
 MANIFEST, TENSORS = "manifest.json", "statistics.safetensors"

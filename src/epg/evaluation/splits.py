@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from epg.config import DataConfig
+from epg.config.settings import DataConfig
 from epg.data.base import ImageDataset, NoSplitError
+from epg.data.configured import open_training_data
 from epg.data.subset import SubsetDataset, subset
 from epg.errors import UserError
-from epg.runs import open_training_data
 
 
 def training_and_held_out(data: DataConfig, held_out: str | None = None) -> tuple[ImageDataset, ImageDataset]:

@@ -6,26 +6,26 @@ from typing import Any
 
 import numpy as np
 
-from epg import hub
-from epg.config import DataConfig
+from epg.checkpoint import checkpoint, export
+from epg.checkpoint.loading import load, read
+from epg.config.settings import DataConfig
 from epg.data.base import ImageDataset
 from epg.data.dataset import find_store, open_dataset
 from epg.data.rules import RULES, PixelRules
 from epg.data.sources.open import is_packed
 from epg.data.sources.remote import is_remote
 from epg.data.store import is_store, read_manifest
+from epg.distributed import pick_device
 from epg.errors import UserError
 from epg.evaluation.folder import FolderSource
 from epg.evaluation.npz import NpzSource
 from epg.evaluation.sources import DatasetSource, GeneratorSource, ImageSource
-from epg.loading import load, read
 from epg.pipeline import folder as pipeline
 from epg.randomness import permutation
 from epg.sampling import Request, changed
 from epg.sampling.settings import check_guide, label_kind
-from epg.training import checkpoint, export
-from epg.training.artefact import digest_of
-from epg.training.parallel import pick_device
+from epg.storage import hub
+from epg.storage.artefact import digest_of
 
 DEFAULT_COUNT = 1000  # samples of a generator
 

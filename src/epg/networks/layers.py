@@ -157,3 +157,8 @@ def zero_linear(linear: nn.Linear | nn.Conv2d) -> None:
     assert linear.bias is not None
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
+
+
+def transformer_blocks(module: nn.Module) -> list[nn.Module]:
+    """The repeated blocks: the unit of compiling, recomputing and sharding."""
+    return [child for child in module.modules() if isinstance(child, EncoderBlock | DecoderBlock)]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from epg.config import NoiseConfig, RunConfig
+from epg.config.settings import NoiseConfig, RunConfig
 from epg.data.augment import random_flip
 from epg.data.loader import Batch
 from epg.data.normalize import Normalizer

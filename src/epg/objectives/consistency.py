@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from epg import losses, schedule
-from epg.config import ConsistencyConfig, RunConfig
+from epg.config.settings import ConsistencyConfig, RunConfig
 from epg.data.loader import Batch
 from epg.denoiser import Denoiser
 from epg.networks import EPG, Encoder

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from epg import schedule
-from epg.config import DiffusionConfig, RunConfig
+from epg.config.settings import DiffusionConfig, RunConfig
 from epg.data.loader import Batch
 from epg.denoiser import Denoiser
 from epg.losses import x_prediction

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from epg import schedule
-from epg.config import PretrainingConfig, RunConfig
+from epg.config.settings import PretrainingConfig, RunConfig
 from epg.data.augment import AffineViews, MocoViews
 from epg.data.loader import Batch
 from epg.losses import nt_xent

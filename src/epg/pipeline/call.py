@@ -20,7 +20,7 @@ from epg.errors import ArtefactError, UserError
 from epg.labels import Labels, class_numbers
 from epg.pipeline.request import Randomness, RequestedGenerator, Seeds, as_output, seeds_of
 from epg.samplers import problems, settled
-from epg.seal import SEAL, check_settings, entry_of, seal_file
+from epg.storage.seal import SEAL, check_settings, entry_of, seal_file
 
 NOISE = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5}
 ARGUMENTS = {

@@ -9,15 +9,15 @@ import torch
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
-from epg.complaints import complaints
-from epg.config import NoiseConfig, SamplingConfig, Section
+from epg.config.complaints import complaints
+from epg.config.settings import NoiseConfig, SamplingConfig, Section
 from epg.data.normalize import Normalizer
 from epg.denoiser import Denoiser
 from epg.errors import ArtefactError
 from epg.generator import Generator
 from epg.networks import EPG, Encoder
-from epg.seal import SEAL, check_file, check_settings, entry_of, files_in, seal_file
-from epg.training.artefact import match, read_json, read_tensors
+from epg.storage.artefact import match, read_json, read_tensors
+from epg.storage.seal import SEAL, check_file, check_settings, entry_of, files_in, seal_file
 
 INDEX, COMPONENT, CONFIG, WEIGHTS = "model_index.json", "transformer", "config.json", "diffusion_pytorch_model"
 SHARD_CAP = 1000

@@ -5,13 +5,13 @@ from typing import Any, Self
 
 import torch
 
-from epg import hub
 from epg.generator import Generator
 from epg.networks import EPG, Decoder, Encoder
 from epg.networks.layers import DecoderBlock, EncoderBlock
 from epg.pipeline import bundle, call, folder
 from epg.pipeline.model import EPGModel
 from epg.samplers import SETTINGS
+from epg.storage import hub
 
 # Arguments of `DiffusionPipeline.from_pretrained` that say what holds here anyway.
 IGNORED = {"trust_remote_code", "custom_pipeline", "use_safetensors", "low_cpu_mem_usage"}

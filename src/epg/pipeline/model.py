@@ -18,7 +18,7 @@ from epg.errors import ArtefactError
 from epg.generator import HALF, to_half_precision
 from epg.networks.decoder import EPG
 from epg.networks.encoder import Encoder
-from epg.seal import SEAL, check_file, check_settings, entry_of, files_in, seal_file
+from epg.storage.seal import SEAL, check_file, check_settings, entry_of, files_in, seal_file
 
 MODEL_CONFIG = "config.json"
 

@@ -7,20 +7,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from epg.config import RunConfig
+from epg.checkpoint import checkpoint
+from epg.checkpoint.loading import load
+from epg.config.settings import RunConfig
 from epg.data.base import ImageDataset
 from epg.errors import OutputError
 from epg.evaluation.bench import FEWEST_TO_SPLIT, Bench, Options, open_bench
 from epg.evaluation.receipt import Receipt
 from epg.evaluation.sources import GeneratorSource, TensorSource
 from epg.evaluation.subjects import Subject
-from epg.loading import load
-from epg.pictures import save_grid
 from epg.quickstart.length import halvings
 from epg.quickstart.plan import PARTS, Plan, compared
 from epg.quickstart.results import PartResult, StudyResult
 from epg.quickstart.say import say
-from epg.training import checkpoint
+from epg.sampling.pictures import save_grid
 from epg.training.tracking import read_log
 
 MOST_REFERENCES = 20_000  # real images that samples are compared with: enough for the statistics of 64 features

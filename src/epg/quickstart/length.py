@@ -4,12 +4,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from epg import files
-from epg.config import RunConfig
+from epg.checkpoint.checkpoint import is_ours, listing, step_of
+from epg.config.settings import RunConfig
 from epg.data.dataset import ImageDataset
 from epg.data.loader import BatchLoader
 from epg.runs import build_objective
-from epg.training.checkpoint import is_ours, listing, step_of
+from epg.storage import files
 from epg.training.loop import Trainer
 
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from epg import files
-from epg.config import Stage
+from epg.config.settings import Stage
 from epg.errors import ArtefactError, OutputError, UserError
+from epg.storage import files
 
 FILE = "plan.json"
 FEWEST_STEPS = 20

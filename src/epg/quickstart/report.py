@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from epg import files
+from epg.config.recipe import run_config
 from epg.errors import OutputError
 from epg.quickstart.figures import draw_curves, draw_progress
 from epg.quickstart.results import RESULTS, PartResult, StudyResult
-from epg.recipe import run_config
+from epg.storage import files
 
 
 def write_report(result: StudyResult, folder: Path) -> Path:

@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from epg import files
-from epg.config import RunConfig, Stage, parse
+from epg.checkpoint import checkpoint
+from epg.checkpoint.loading import generator_of
+from epg.checkpoint.lock import locked
+from epg.config.recipe import merge, run_config
+from epg.config.settings import RunConfig, Stage, parse
+from epg.data.configured import open_training_data
 from epg.errors import UserError
-from epg.loading import generator_of
 from epg.networks import EPG
 from epg.quickstart.examination import Examination
 from epg.quickstart.length import at_length, halvings, keep_only, seconds_per_step, with_milestones
@@ -32,10 +35,8 @@ from epg.quickstart.plan import (
 from epg.quickstart.report import write_report
 from epg.quickstart.results import StudyResult, finished
 from epg.quickstart.say import say
-from epg.recipe import merge, run_config
-from epg.runs import build_objective, open_training_data, prepare_run, resolve
-from epg.training import checkpoint
-from epg.training.lock import locked
+from epg.runs import build_objective, prepare_run, resolve
+from epg.storage import files
 
 MOST_REFERENCES = 20_000  # real images that samples are compared with: enough for the statistics of 64 features
 BATCH = 256  # samples at once

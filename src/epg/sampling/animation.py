@@ -10,11 +10,11 @@ from typing import Any, Literal
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from epg.config import SamplingConfig
-from epg.denoiser import Denoise
+from epg.config.settings import SamplingConfig
 from epg.generator import Generator
-from epg.pictures import grid
+from epg.samplers import Denoise
 from epg.sampling.files import replace_file
+from epg.sampling.pictures import grid
 
 Kind = Literal["gif", "png", "webp"]
 FRAME, LAST_FRAME = 120, 2000  # milliseconds

@@ -4,13 +4,13 @@ import signal
 import sys
 from pathlib import Path
 
+from epg.checkpoint.loading import load
+from epg.checkpoint.lock import locked
 from epg.distributed import failing_together, processes, rank
 from epg.errors import InterruptedRunError, UserError
-from epg.loading import load
 from epg.sampling.job import Job
 from epg.sampling.settings import Request
 from epg.signals import name_of
-from epg.training.lock import locked
 
 
 def write_samples(checkpoint: Path, out: Path, request: Request) -> None:

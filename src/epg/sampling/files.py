@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from epg.errors import ArtefactError, OutputError, cause
-from epg.files import replacing
-from epg.plain_file import open_plain
+from epg.storage.files import replacing
+from epg.storage.plain_file import open_plain
 
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 PNG_LEVEL = 3  # half the time of the default, 3 % larger

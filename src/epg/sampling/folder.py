@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from epg.errors import ArtefactError, OutputError, UserError, cause
-from epg.files import clear_rests
 from epg.sampling.files import is_complete_png, replace_file
-from epg.training.artefact import encode_json, read_json
+from epg.storage.artefact import encode_json, read_json
+from epg.storage.files import clear_rests
 
 RECORD = "samples.json"
 FORMAT = 2  # 2: noise is Philox's, so images of format 1 are others

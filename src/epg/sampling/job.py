@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from epg.cost import forward_macs
-from epg.distributed import rank, world_size
+from epg.distributed import pick_device, rank, world_size
 from epg.errors import DivergedError, UserError
 from epg.generator import Generator
-from epg.pictures import grid
+from epg.networks.cost import forward_macs
+from epg.networks.layers import transformer_blocks
 from epg.progress import Display
 from epg.sampling.animation import save_animation, trajectory
 from epg.sampling.files import images_in_npz, png, read_pngs, replace_file, write_npz, writing
 from epg.sampling.folder import RECORD, SampleFolder
+from epg.sampling.pictures import grid
 from epg.sampling.settings import Request, changed, check_guide, columns_for, label_kind
-from epg.training.artefact import digest_of
-from epg.training.parallel import pick_device, transformer_blocks
+from epg.storage.artefact import digest_of
 
 LARGEST_GRID = 256
 ANIMATED = 16

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from epg import samplers
-from epg.config import SamplingConfig
+from epg.config.settings import SamplingConfig
 from epg.errors import UserError
 from epg.generator import Generator
 from epg.sampling.animation import Kind

@@ -12,23 +12,23 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor
 
-from epg.config import RunConfig
+from epg.checkpoint.writer import CheckpointWriter
+from epg.config.settings import RunConfig
 from epg.data.dataset import ImageDataset
 from epg.data.loader import Batch, BatchLoader
-from epg.distributed import agree, full, rank, world_size
+from epg.distributed import agree, full, pick_device, rank, world_size
 from epg.errors import InterruptedRunError, PeerError
 from epg.objectives.base import Objective
 from epg.training.ema import EMA
 from epg.training.faults import Buffers, LossScale, Skips, explain_non_finite
 from epg.training.optim import learning_rate, make_optimizer
-from epg.training.parallel import gradient_sync, pick_device, refuse_uneven_processes, wrap
+from epg.training.parallel import gradient_sync, refuse_uneven_processes, wrap
 from epg.training.report import Reporter
 from epg.training.resume import Start, warn_of_threads
 from epg.training.signals import StopSignals
 from epg.training.snapshot import capture, restore
 from epg.training.tracking import Trackers, open_trackers, require_trackers
 from epg.training.watchdog import Watchdog
-from epg.training.writer import CheckpointWriter
 
 WRITE_POLL = 0.2  # seconds between questions whether the checkpoint before is written
 Preview = Callable[[Path], None]

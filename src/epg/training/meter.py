@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from epg.config import RunConfig
+from epg.config.settings import RunConfig
 from epg.distributed import all_reduce_sum, world_size
 from epg.networks.layers import full_precision
 from epg.objectives.diagnostics import SHARE

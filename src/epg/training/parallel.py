@@ -9,11 +9,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from epg.config import RunConfig
-from epg.distributed import local_device, world_size
+from epg.config.settings import RunConfig
+from epg.distributed import world_size
 from epg.errors import UserError
 from epg.networks import EPG, Encoder
-from epg.networks.layers import DecoderBlock, EncoderBlock
+from epg.networks.layers import transformer_blocks
 from epg.objectives.base import Objective
 
 
@@ -40,11 +40,6 @@ def wrap(objective: Objective, config: RunConfig) -> nn.Module:
     fully_shard(objective, reshard_after_forward=True)
     register_fsdp_forward_method(objective, "diagnostics")
     return objective
-
-
-def transformer_blocks(module: nn.Module) -> list[nn.Module]:
-    """The repeated blocks: the unit of compiling, recomputing and sharding."""
-    return [child for child in module.modules() if isinstance(child, EncoderBlock | DecoderBlock)]
 
 
 def whole_networks(module: nn.Module) -> list[nn.Module]:
@@ -86,18 +81,3 @@ def refuse_uneven_processes(config: RunConfig, processes: int) -> None:
             f"--training.batch-size {config.training.batch_size}: not a multiple of the {processes} processes. "
             "Choose another batch size or number of processes."
         )
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA, then Apple's GPU, then the CPU; with several processes each takes the GPU of its local rank.
-
-    Raises UserError for a device that this machine, or this version of torch, does not have.
-    """
-    if name != "auto":
-        try:
-            return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"--device {name}: cannot be used ({str(error).splitlines()[0]}). Try auto.") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda", local_device(torch.cuda.device_count()))
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

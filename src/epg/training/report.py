@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from epg.config import RunConfig
+from epg.config.settings import RunConfig
 from epg.distributed import agree, rank
 from epg.training.meter import Meter, Speed, means
 from epg.training.spikes import LossSpikeWarning, SpikeDetector

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from epg.config import RunConfig, parse
+from epg.checkpoint import checkpoint, export
+from epg.checkpoint.checkpoint import Checkpoint
+from epg.config.settings import RunConfig, parse
 from epg.distributed import world_size
 from epg.errors import ArtefactError, UserError
-from epg.training import checkpoint, export
-from epg.training.artefact import pickle_hint
-from epg.training.checkpoint import Checkpoint
+from epg.storage.artefact import pickle_hint
 
 # Settings that change neither the weights nor the order of anything: a resumed run may have others.
 HARMLESS = {

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from epg.checkpoint.checkpoint import Checkpoint
 from epg.distributed import failing_together, full, local, shard_like
 from epg.errors import ArtefactError
 from epg.objectives.base import Objective
-from epg.training import artefact
-from epg.training.checkpoint import Checkpoint
+from epg.storage import artefact
 from epg.training.ema import EMA
 from epg.training.optim import Optimizer, optimizer_tensors, restore_optimizer, zero_moments
 

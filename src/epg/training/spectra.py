@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from epg.config import RunConfig
+from epg.config.settings import RunConfig
 from epg.data.base import CachedDataset, ImageDataset
 from epg.data.normalize import Normalizer
 from epg.distributed import failing_together, rank, world_size

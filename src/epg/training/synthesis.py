@@ -5,11 +5,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from epg import files
-from epg.config import parse
+from epg.checkpoint import checkpoint, export
+from epg.config.settings import parse
 from epg.errors import ArtefactError, UserError
-from epg.training import checkpoint, export
-from epg.training.artefact import pickle_hint
+from epg.storage import files
+from epg.storage.artefact import pickle_hint
 from epg.training.ema import gamma_of, synthesis_weights
 
 

@@ -14,9 +14,9 @@ import time
 import torch
 from torch import nn
 
-from epg.config import ConsistencyConfig, RunConfig
-from epg.cost import forward_macs
+from epg.config.settings import ConsistencyConfig, RunConfig
 from epg.networks.build import build_encoder, build_epg, build_rcm
+from epg.networks.cost import forward_macs
 
 # Dense bf16 tensor-core peaks in TFLOP/s from the makers' data sheets (where a sheet states the figure "with
 # sparsity", half of it). MFU is stated against these whatever the run's precision.

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
-from epg.config import RunConfig
+from epg.config.settings import RunConfig
 from epg.distributed import rank
 from epg.errors import OutputError, UserError
 from epg.extras import install
-from epg.files import replace_text
 from epg.progress import Display
+from epg.storage.files import replace_text
 
 Numbers = dict[str, float]
 

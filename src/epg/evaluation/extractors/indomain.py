@@ -22,9 +22,9 @@ from epg.evaluation.classifier import Classifier, Judge, train_classifier
 from epg.evaluation.extractors.base import FEATURES, LOGITS, Extractor
 from epg.evaluation.extractors.weights import cache_folder
 from epg.evaluation.sources import Progress
-from epg.files import replacing
 from epg.randomness import permutation
-from epg.training.artefact import digest_of, match, read_tensors, write_tensors
+from epg.storage.artefact import digest_of, match, read_tensors, write_tensors
+from epg.storage.files import replacing
 
 VERSION = 1  # of architecture and training: raise it when either changes, and cached classifiers are trained anew
 MOST_BYTES = 2**30  # of training images held in memory
@@ -144,8 +144,8 @@ def encoder(path: Path, *, ema: float | None = None, device: torch.device | str 
 
     Raises ArtefactError where there is no encoder.
     """
+    from epg.checkpoint.loading import read
     from epg.evaluation.noisy_features import open_encoder
-    from epg.loading import read
 
     opened = open_encoder(read(path, ema).path, ema=ema, device=device)
     data = opened.config.data

@@ -16,7 +16,7 @@ from epg.errors import ArtefactError, UserError
 from epg.evaluation.extractors.base import FEATURES, Extractor
 from epg.evaluation.extractors.inception import colour
 from epg.extras import install
-from epg.training.artefact import digest_of
+from epg.storage.artefact import digest_of
 
 DINOV2, CLIP = "facebook/dinov2-large", "openai/clip-vit-large-patch14-336"
 DINOV2_SIDE = 224

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from epg.distributed import failing_together
 from epg.errors import ArtefactError, cause
-from epg.training.artefact import fingerprint, read_tensors
+from epg.storage.artefact import fingerprint, read_tensors
 
 
 @dataclass(frozen=True)

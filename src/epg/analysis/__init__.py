@@ -1,0 +1,1 @@
+"""Why, not how good: probes, denoising errors, neighbours, sweeps, comparisons of receipts."""

@@ -1,0 +1,178 @@
+"""A sweep as table, curve and JSON, and its best settings as flags."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from epg.analysis.compare import CLEAR
+from epg.analysis.compare_report import text
+from epg.analysis.sweep import FOLDER, Axes, Point, Result, Sweep, metric_of, search
+from epg.distributed import processes
+from epg.errors import UserError
+from epg.evaluation.bench import Options
+from epg.evaluation.output import new_figure, save_figure, write_json
+from epg.evaluation.periodic import default_metric
+from epg.sampling import Request
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN = 5  # metrics in table and figure
+
+
+def run_sweep(
+    run: Path,
+    axes: Axes,
+    *,
+    metric: str | None = None,
+    golden: bool = False,
+    tolerance: float = 0.05,
+    count: int | None = None,
+    reference: str | None = None,
+    words: Sequence[str] | None = None,
+    request: Request | None = None,
+    options: Options | None = None,
+    out: Path | None = None,
+) -> list[Result] | None:
+    """Evaluates every point and shows them; on the first process, the results, best first.
+
+    Args:
+        axes: values of the grid, or with `golden` the range to search to within `tolerance`.
+        metric: key in the receipts by which the best is chosen; None is `default_metric`.
+        count, reference, words, request, options: as for `epg evaluate`; the same at every point.
+    """
+    points = list(dict.fromkeys(axes.grid()))
+    if len(points) < 2:
+        raise UserError("epg sweep: give several values of a setting, such as --guidance 1 1.5 2 or --steps 8 16 32")
+    if not tolerance > 0:
+        raise UserError(f"--tolerance {tolerance:g}: must be positive")
+    with processes():
+        folder = out or (run if (run / "checkpoints").is_dir() else run.parent) / FOLDER
+        sweep = Sweep(run, request or Request(), count, reference, words, options or Options(), folder)
+        sweep.check(points)
+        if golden:
+            search(sweep, axes, metric, tolerance)
+        else:
+            for point in points:
+                sweep.measure(point, metric)
+    if not sweep.results:
+        return None
+    return report(list(sweep.results.values()), axes, metric, folder, sweep.fresh)
+
+
+def report(results: Sequence[Result], axes: Axes, metric: str | None, out: Path, fresh: int) -> list[Result]:
+    """Prints the table and the best settings; writes `sweep.json` and `sweep.png`. Returns the results, best first."""
+    metric = metric or default_metric(results[0].receipt)
+    ranked = rank_by(results, metric)
+    settings = {"metric": metric, "better": ranked[0].receipt.metrics[metric].better}
+    points = [
+        {
+            **asdict(r.point),
+            "command": r.command,
+            "metrics": {key: n.model_dump() for key, n in r.receipt.metrics.items()},
+        }
+        for r in ranked
+    ]
+    write_json({**settings, "points": points}, out / "sweep.json")
+    save_figure(draw(results, axes, metric), out / "sweep.png")
+    Console().print(table(results, axes, metric))
+    best = ranked[0]
+    number = best.receipt.metrics[metric]
+    print(f"{len(results)} points, {fresh} of them new. Best {number.name}: {text(number)}, with\n  {best.command}")
+    for note in notes(ranked, axes, metric):
+        print(f"note: {note}")
+    print(f"receipts, sweep.json and sweep.png in {out}")
+    return ranked
+
+
+def rank_by(results: Sequence[Result], metric: str) -> list[Result]:
+    """Best first."""
+    sign = 1 if results[0].receipt.metrics[metric].better == "lower" else -1
+    return sorted(results, key=lambda r: sign * metric_of(r.receipt, metric))
+
+
+def notes(ranked: Sequence[Result], axes: Axes, metric: str) -> list[str]:
+    """What one should know before believing the best point."""
+    best, others = ranked[0], ranked[1:]
+    found = []
+    for name in axes.varied:
+        value, values = getattr(best.point, name), getattr(axes, name)
+        if value is not None and value in (min(values), max(values)):
+            found.append(f"the best --{name.replace('_', '-')}, {value:g}, is at the edge of what was tried: widen it")
+    if close := [r for r in others if _tied(best, r, metric)]:
+        found.append(
+            f"{len(close)} more within {CLEAR:g} standard errors; all share noise and labels, so their "
+            "order is surer than that, but confirm the best with another --seed or a larger --count"
+        )
+    return found
+
+
+def _tied(a: Result, b: Result, metric: str) -> bool:
+    x, y = a.receipt.metrics[metric], b.receipt.metrics[metric]
+    return abs(x.value - y.value) < CLEAR * ((x.error or 0) ** 2 + (y.error or 0) ** 2) ** 0.5
+
+
+def order(point: Point) -> tuple[float, ...]:
+    """Sorts points as people read them."""
+    return tuple(-1.0 if v is None else float(v) for v in asdict(point).values())
+
+
+def shown_metrics(results: Sequence[Result], metric: str) -> list[str]:
+    """The one that decides, and others."""
+    keys = [key for key in results[0].receipt.metrics if not key.endswith("_floor")]
+    return [metric, *(key for key in keys if key != metric)][:SHOWN]
+
+
+def table(results: Sequence[Result], axes: Axes, metric: str) -> Table:
+    """A row for each point, the best in bold."""
+    metrics = shown_metrics(results, metric)
+    shown = Table(*(name.replace("_", " ") for name in axes.varied), "NFE", *metrics)
+    best = rank_by(results, metric)[0]
+    for r in sorted(results, key=lambda r: order(r.point)):
+        settings = ["-" if (v := getattr(r.point, name)) is None else f"{v:g}" for name in axes.varied]
+        numbers = [text(r.receipt.metrics.get(key)) for key in metrics]
+        nfe = r.receipt.samples.get("nfe")
+        shown.add_row(*settings, "-" if nfe is None else f"{nfe:g}", *numbers, style="bold" if r is best else None)
+    return shown
+
+
+def draw(results: Sequence[Result], axes: Axes, metric: str) -> "Figure":
+    """Each metric over the setting with most values, a line for each combination of the others; the best is marked."""
+    across = max(axes.varied, key=lambda name: len({getattr(r.point, name) for r in results}))
+    metrics = shown_metrics(results, metric)
+    best = rank_by(results, metric)[0]
+    figure = new_figure(3.6 * len(metrics), 3.4)
+    for axis, key in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        for label, line in lines(results, axes, across).items():
+            x = [getattr(r.point, across) for r in line]
+            numbers = [r.receipt.metrics[key] for r in line]
+            errors = [n.error or 0.0 for n in numbers]
+            axis.errorbar(x, [n.value for n in numbers], errors, marker="o", markersize=4, capsize=2, label=label)
+        if (value := getattr(best.point, across)) is not None:
+            axis.axvline(value, color="grey", linewidth=0.8, linestyle=":")
+        floor = best.receipt.metrics.get(f"{key}_floor")
+        if floor is not None:
+            axis.axhline(floor.value, color="grey", linewidth=0.8, linestyle="--")
+        number = best.receipt.metrics[key]
+        axis.set_title(f"{number.name} {'↑' if number.better == 'higher' else '↓'}", fontsize=9)
+        axis.set(xlabel=across.replace("_", " "))
+        axis.grid(alpha=0.3)
+        if len(axes.varied) > 1:
+            axis.legend(fontsize=7)
+    return figure
+
+
+def lines(results: Sequence[Result], axes: Axes, across: str) -> dict[str, list[Result]]:
+    """Results that differ only in `across`, by a name of the rest, in the order of `across`."""
+    grouped: dict[str, list[Result]] = {}
+    rest = [name for name in axes.varied if name != across]
+    for r in sorted(results, key=lambda r: order(r.point)):
+        if getattr(r.point, across) is None:
+            continue  # a width where decays are compared, or the other way round
+        told = [f"{n.replace('_', ' ')} {v:g}" for n in rest if (v := getattr(r.point, n)) is not None]
+        grouped.setdefault(", ".join(told), []).append(r)
+    return grouped

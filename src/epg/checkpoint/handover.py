@@ -1,0 +1,102 @@
+"""From stage 1 to stage 2: the pre-trained encoder, key by key. A wrong checkpoint is an error, never a silent start
+from scratch."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from epg.checkpoint import export, strangers
+from epg.checkpoint.checkpoint import find
+from epg.checkpoint.official import RCM_NAMES, read_state_dict, rename
+from epg.config.settings import RunConfig, parse
+from epg.errors import ArtefactError
+
+
+@dataclass(frozen=True)
+class EncoderWeights:
+    """The encoder's tensors and where they come from."""
+
+    source: Path
+    tensors: dict[str, Tensor]
+    left_out: tuple[str, ...]
+    """What the source holds besides the encoder: projector, momentum network."""
+
+
+def read_encoder(path: Path, config: RunConfig) -> EncoderWeights:
+    """The encoder of a pre-training run, of its checkpoint or export, or of a weight file of the authors' release.
+
+    Raises ArtefactError where there is none, or where the run had another architecture or image normalisation.
+    """
+    if path.is_file():
+        renamed = {rename(name, RCM_NAMES): tensor for name, tensor in read_state_dict(path).items()}
+        return split(path, renamed, "encoder.")
+    if not (path / "checkpoints").is_dir() and not export.is_ours(path):
+        strangers.refuse_folder(path, "--encoder takes runs of `epg pretrain`, their exports, and the authors' files")
+    if export.is_export(path):
+        exported = export.read(path)
+        trained, source, tensors, prefix = exported.config, exported.path, exported.tensors, "encoder."
+    else:
+        found = find(path)
+        trained, source, prefix = parse(found.state["config"], str(found.path)), found.path, "network.encoder."
+        tensors = partial(found.tensors, "model")
+    if trained.stage != "pretraining":
+        raise ArtefactError(f"--encoder {path}: a {trained.stage} run; pass a pre-training run")
+    differences = [
+        f"  {name}: {old} in the encoder, {new} here"
+        for name, old, new in [
+            ("model.encoder", trained.model.encoder, config.model.encoder),
+            ("model.patch_size", trained.model.patch_size, config.model.patch_size),
+            ("model.stem", trained.model.stem, config.model.stem),
+            ("model.mlp_ratio", trained.model.mlp_ratio, config.model.mlp_ratio),
+            ("data.image_size", trained.data.image_size, config.data.image_size),
+            ("data.channels", trained.data.channels, config.data.channels),
+            ("data.normalization", trained.data.normalization, config.data.normalization),
+            ("noise.shift", trained.shift, config.shift),
+        ]
+        if old != new
+    ]
+    if differences:
+        raise ArtefactError(
+            f"--encoder {path}: does not fit this recipe:\n" + "\n".join(differences) + "\nUse the recipe it was "
+            f"trained with ({trained.recipe}), or pre-train with this one."
+        )
+    return split(source, tensors(), prefix)
+
+
+def split(source: Path, tensors: dict[str, Tensor], prefix: str) -> EncoderWeights:
+    """The tensors below `prefix`, and the names of the others."""
+    encoder = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    if not encoder:
+        raise ArtefactError(f"--encoder {source}: holds no encoder; its tensors are {', '.join(list(tensors)[:5])}...")
+    return EncoderWeights(source, encoder, tuple(name for name in tensors if not name.startswith(prefix)))
+
+
+def hand_over(encoder: nn.Module, weights: EncoderWeights) -> None:
+    """Fills an encoder with exactly these weights; raises ArtefactError listing what does not match."""
+    own = encoder.state_dict()
+    missing = sorted(own.keys() - weights.tensors.keys())
+    unexpected = sorted(weights.tensors.keys() - own.keys())
+    shapes = [
+        f"{name} is {tuple(weights.tensors[name].shape)}, not {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & weights.tensors.keys())
+        if own[name].shape != weights.tensors[name].shape
+    ]
+    if missing or unexpected or shapes:
+        raise ArtefactError(
+            f"--encoder {weights.source}: of another architecture; "
+            f"missing: {missing or 'none'}; unexpected: {unexpected or 'none'}; shapes: {shapes or 'all match'}"
+        )
+    encoder.load_state_dict(weights.tensors)
+
+
+def report(weights: EncoderWeights, decoder_parameters: int) -> str:
+    """What was handed over, for the user to read."""
+    groups = sorted({name.split(".")[0] for name in weights.left_out})
+    size = sum(t.numel() for t in weights.tensors.values())
+    return (
+        f"encoder from {weights.source}: {len(weights.tensors)} tensors ({size:,} numbers) loaded, 0 missing, "
+        f"0 unexpected; left behind: {len(weights.left_out)} of {', '.join(groups) or 'nothing'}. "
+        f"Starting at random: {decoder_parameters:,} numbers of the decoder."
+    )

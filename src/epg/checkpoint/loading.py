@@ -1,0 +1,135 @@
+"""From a run folder, checkpoint, export, pipeline folder or Hub repository to a `Generator` with the weights to use."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from epg.checkpoint import export
+from epg.checkpoint.checkpoint import find
+from epg.config.settings import RunConfig, parse
+from epg.denoiser import Denoiser
+from epg.errors import ArtefactError
+from epg.generator import Generator
+from epg.networks import EPG
+from epg.networks.build import build_epg
+from epg.objectives.base import normalizer_for
+from epg.pipeline import folder as pipeline
+from epg.storage import hub
+from epg.storage.artefact import match
+
+
+def generator_of(
+    config: RunConfig, network: EPG, class_names: Sequence[str] = (), class_counts: Sequence[int] = ()
+) -> Generator:
+    """A generator around a network that was trained with this configuration."""
+    denoiser = Denoiser(
+        network,
+        config.parameterization,
+        sigma_min=config.shift * config.noise.sigma_min,
+        sigma_data=config.noise.sigma_data,
+    )
+    return Generator(
+        denoiser,
+        normalizer_for(config),
+        config.noise,
+        config.shift,
+        config.data.image_size,
+        config.sampling,
+        tuple(class_names),
+        tuple(class_counts),
+    )
+
+
+def load(path: str | Path, *, ema: float | None = None, device: torch.device | str = "cpu") -> Generator:
+    """The generator of a run folder, checkpoint, export, pipeline folder or repository of the Hub.
+
+    Args:
+        path: run folder (its newest valid checkpoint), `checkpoints/step-...` folder, `export` folder, pipeline folder,
+            or `user/repo[@revision]`, of which configuration and weights are downloaded, never code.
+        ema: which decay to load; 0 is the weights as trained, None what the run samples with (its first average).
+
+    Raises:
+        ArtefactError: nothing valid there, a pre-trained encoder, or a decay it does not have.
+    """
+    place = hub.local(path)
+    if pipeline.is_pipeline(place):
+        if ema is not None:
+            raise ArtefactError(f"{path}: a pipeline folder holds one set of weights; leave out --ema")
+        return pipeline.read(place).generator(device)
+    trained = read(place, ema)
+    if trained.config.stage == "pretraining":
+        raise ArtefactError(
+            f"{path}: a pre-trained encoder cannot sample. Fine-tune it first: epg finetune RECIPE --encoder {path}"
+        )
+    return trained.generator(device)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Weights of a run with all that was recorded of them."""
+
+    path: Path
+    config: RunConfig
+    step: int
+    kind: str
+    """Which weights these are: an average such as ema-0.9999, or the trained ones, `model`."""
+    class_names: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    tensors: Callable[[], dict[str, Tensor]]
+    """The network's state dict, on the CPU: an EPG's, or an RCM's after pre-training. Raises ArtefactError."""
+
+    def generator(self, device: torch.device | str = "cpu") -> Generator:
+        """The generator of stage 2, ready to sample; it needs no `torch.no_grad()`. Raises ArtefactError."""
+        with torch.device("meta"):
+            network = build_epg(self.config.model, self.config.data, self.config.gaussians)
+        weights = self.tensors()
+        match(weights, network.state_dict(), str(self.path), types=False)
+        network.load_state_dict({name: t.float() for name, t in weights.items()}, assign=True)
+        network = network.eval().requires_grad_(False).to(device)
+        return generator_of(self.config, network, self.class_names, self.class_counts)
+
+
+def read(path: Path, ema: float | None = None) -> Trained:
+    """The weights to use of a run folder, checkpoint or export. Raises ArtefactError."""
+    if not (path / "checkpoints").is_dir() and export.is_export(path / export.FOLDER):
+        path = path / export.FOLDER
+    if export.is_export(path):
+        exported = export.read(path)
+        if ema is not None and exported.kind != kind_of(ema):
+            hint = "" if ema else ". A run's checkpoints have the trained weights"
+            raise ArtefactError(f"{path}: no {described(ema)}; it has {exported.kind}{hint}")
+        return Trained(
+            exported.path,
+            exported.config,
+            exported.step,
+            exported.kind,
+            exported.class_names,
+            exported.class_counts,
+            exported.tensors,
+        )
+    found = find(path)
+    config = parse(found.state["config"], str(found.path))
+    kind = config.weights if ema is None else kind_of(ema)
+    if kind != "model" and kind not in found.groups:
+        raise ArtefactError(f"{path}: no {described(ema)}; it has {config.training.ema or 'none'}, and 0, as trained")
+
+    def network_tensors() -> dict[str, Tensor]:
+        state = found.tensors("model")
+        return {k.removeprefix(export.PREFIX): t for k, t in state.items() if k.startswith(export.PREFIX)}
+
+    tensors = network_tensors if kind == "model" else partial(found.tensors, kind)
+    names, counts = tuple(found.state["class_names"]), tuple(found.state["class_counts"])
+    return Trained(found.path, config, found.step, kind, names, counts, tensors)
+
+
+def kind_of(ema: float) -> str:
+    """The name of the weights of a decay; 0 is the trained ones."""
+    return f"ema-{ema}" if ema else "model"
+
+
+def described(ema: float | None) -> str:
+    return f"EMA with decay {ema}" if ema else "weights as trained"

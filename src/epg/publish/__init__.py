@@ -1,0 +1,1 @@
+"""What others use: other formats, programs, a model card, the Hub."""

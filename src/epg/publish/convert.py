@@ -1,0 +1,236 @@
+"""`epg convert`: runs, weights of the authors' release, and pipeline folders into one another, and onto the Hub."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from epg.checkpoint import export
+from epg.checkpoint.loading import Trained, read
+from epg.checkpoint.official import from_release, read_state_dict, recognise, to_release
+from epg.config.recipe import recipe_names
+from epg.config.settings import Stage
+from epg.config.validation import check
+from epg.errors import ArtefactError, UserError
+from epg.generator import Generator
+from epg.pipeline import folder as pipeline
+from epg.publish import programs
+from epg.publish.model_card import Origin, receipts_beside, write_card
+from epg.storage import files, hub
+
+Normalization = Literal["imagenet", "symmetric"]
+Target = Literal["weights", "pipeline", "release", "program", "onnx"]
+FILES = {"release": (".pth", ".safetensors"), "program": (".pt2",), "onnx": (".onnx",)}
+RELEASED = ("nnet_ema.pth", "nnet.pth")  # in a folder of the release: the first is what samples
+RELEASED_EMA = 0.9999
+
+USE = {
+    "pipeline": """
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
+image = pipe({labels}generator=0).images[0]
+""",
+    "weights": """
+import epg
+
+model = epg.load("{name}")
+images = model.sample({sample})  # uint8 (N, C, H, W)
+""",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the user says of weights that are to be published."""
+
+    license: str | None = None
+    dataset: str | None = None
+    samples: bool = True
+    device: torch.device | str = "cpu"
+
+
+def convert(
+    source: str,
+    out: Path,
+    *,
+    to: Target | None = None,
+    recipe: str | None = None,
+    stage: Stage | None = None,
+    normalization: Normalization | None = None,
+    ema: float | None = None,
+    card: Card | None = None,
+    push: str | None = None,
+    private: bool = False,
+) -> None:
+    """Writes `source` as `to` to the file or folder `out`, and onto the Hub where `push` names a repository.
+
+    Args:
+        source: run folder, checkpoint, export or pipeline folder; a file of the release; `user/repo` for one of these
+            on the Hub, or `user/repo:file` (or folder) for a file of the release there.
+        to: None is `weights` for a file of the release, and `pipeline` for what can sample.
+        recipe, stage, normalization: of a file of the release, which does not record them.
+
+    Raises:
+        ArtefactError: the source is missing, damaged or of another architecture.
+        OutputError: `out` cannot be written, or the Hub does not take it.
+        UserError: the source cannot become that.
+    """
+    found = read_source(source, recipe, stage, normalization, ema)
+    encoder = isinstance(found, Trained) and found.config.stage == "pretraining"
+    released = isinstance(found, Trained) and found.path.is_file()
+    target = to or ("weights" if released or encoder else "pipeline")
+    check_target(target, out, found, push)
+    if isinstance(found, pipeline.Saved):
+        if target not in FILES:
+            raise UserError(f"{source}: a pipeline folder already; --to takes {', '.join(FILES)}")
+        write_file(target, out, found.tensors, "diffusion", found.generator)
+    elif target in FILES:
+        write_file(target, out, found.tensors, found.config.stage, found.generator)
+    else:
+        write_folder(target, out, found, card or Card(), push)
+    if push is not None:
+        print(f"uploaded to {hub.push(out, push, private=private)}", file=sys.stderr)
+
+
+# Sources --------------------------------------------------------------------------------------------------------------
+
+
+def read_source(
+    source: str, recipe: str | None, stage: Stage | None, normalization: Normalization | None, ema: float | None
+) -> Trained | pipeline.Saved:
+    """What is to be converted. Raises ArtefactError."""
+    file = release_file(source)
+    if file is not None:
+        return read_release(file, recipe, stage, normalization)
+    if recipe is not None or stage is not None or normalization is not None:
+        raise UserError(f"--recipe, --stage, --normalization: for a file of the release; {source} records its own")
+    place = hub.local(source)
+    return pipeline.read(place) if pipeline.is_pipeline(place) else read(place, ema)
+
+
+def release_file(source: str) -> Path | None:
+    """The file of the release that is meant, downloaded where it is on the Hub; None for a folder of ours."""
+    if Path(source).is_file():
+        return Path(source)
+    repository, colon, inside = source.rpartition(":")
+    if not colon or not hub.is_repository(repository):
+        return None
+    names = hub.list_files(repository)
+    chosen = next((name for name in (inside, *(f"{inside.rstrip('/')}/{f}" for f in RELEASED)) if name in names), None)
+    if chosen is None:
+        weights = [name for name in names if name.endswith((".pth", ".safetensors"))]
+        raise ArtefactError(f"{source}: no such file; there are {', '.join(weights) or 'no weights'}")
+    return hub.download(repository, chosen)
+
+
+def read_release(
+    file: Path, recipe: str | None, stage: Stage | None, normalization: Normalization | None = None
+) -> Trained:
+    """Weights of the release with the configuration that they fit. Raises ArtefactError.
+
+    The release's consistency models saw [-1, 1] (their configuration sets no std), unlike its others and our recipes.
+    """
+    weights = read_state_dict(file)
+    config = recognise(weights, file, stage, recipe)
+    own_recipe = recipe is not None and recipe not in recipe_names()
+    if normalization is None and config.stage == "consistency" and not own_recipe:
+        normalization = "symmetric"
+    if normalization is not None:
+        data = config.data.model_copy(update={"normalization": normalization})
+        config = check(config.model_copy(update={"data": data}))
+    tensors = from_release(weights, config, file)
+    averaged = "ema" in file.stem.lower() and config.stage != "pretraining"
+    kind = f"ema-{config.training.ema[0] if config.training.ema else RELEASED_EMA}" if averaged else "model"
+    told = f"{config.stage} of {config.recipe}, all accounted for; normalisation {config.data.normalization}"
+    print(f"{file}: {len(tensors)} tensors, {told}", file=sys.stderr)
+    return Trained(file, config, 0, kind, (), (), lambda: tensors)
+
+
+# Targets --------------------------------------------------------------------------------------------------------------
+
+
+def check_target(target: Target, out: Path, found: Trained | pipeline.Saved, push: str | None) -> None:
+    """Everything that can be known to be impossible before work is done."""
+    endings = FILES.get(target)
+    if endings and out.suffix not in endings:
+        raise UserError(f"--out {out}: --to {target} writes a file that ends in {' or '.join(endings)}")
+    if endings and push:
+        raise UserError(f"--push: goes with --to weights or pipeline, not with {target}")
+    if endings:
+        for name in (out, out.with_name(f"{out.name}.data")):  # where ONNX puts more than 2 GB
+            files.refuse_existing(name)
+    else:
+        files.refuse_foreign(files.place_of(out), foreign)
+    if isinstance(found, Trained) and found.config.stage == "pretraining" and target not in ("weights", "release"):
+        raise UserError(f"--to {target}: an encoder cannot sample; it can become weights or release")
+
+
+def write_file(
+    target: Target,
+    out: Path,
+    tensors: Callable[[], dict[str, Tensor]],
+    stage: Stage,
+    generator: Callable[[], Generator],
+) -> None:
+    """One file: state dict under the release's names, or the program of a one-step generator. Raises OutputError."""
+    with files.new_file(out) as file:
+        if target == "release":
+            renamed = to_release(tensors(), stage)
+            save_file(renamed, file) if out.suffix == ".safetensors" else torch.save(renamed, file)
+            done = f"{len(renamed)} tensors under the release's names"
+        else:
+            export_to = programs.export_program if target == "program" else programs.export_onnx
+            done = f"differs from PyTorch by at most {export_to(generator(), file):.1g} of 1"
+    print(f"{out}: {done}")
+
+
+def write_folder(target: Target, out: Path, found: Trained, card: Card, push: str | None) -> None:
+    """Weights in our format, or a pipeline, with their card. Raises OutputError; a folder that was there stays then."""
+    model = None if found.config.stage == "pretraining" else found.generator(card.device)
+    name = push or out.absolute().name
+    with files.replacing_folder(out, foreign) as folder:
+        if target == "pipeline":
+            assert model is not None
+            from epg.pipeline import EPGPipeline
+
+            EPGPipeline.from_generator(model).save_pretrained(folder)
+        else:
+            write_weights(folder, found)
+        origin = Origin(card.license, card.dataset, receipts_beside(found.path))
+        write_card(folder, found, origin, model if card.samples else None, name, how_to_use(target, found, name))
+        pipeline.reseal(folder) if target == "pipeline" else export.reseal(folder)
+    print(f"{out}: {found.kind} of {found.config.recipe} ({found.config.stage}) as {target}")
+
+
+def foreign(out: Path) -> str:
+    """Why a folder is not, all of it, what an earlier conversion wrote; "" where it is."""
+    return pipeline.foreign(out) if pipeline.is_pipeline(out) else export.foreign(out)
+
+
+def write_weights(folder: Path, found: Trained) -> None:
+    """Our export format, which `epg.load`, `epg sample` and `epg finetune --encoder` take."""
+    tensors = found.tensors()
+    if found.kind == "model":
+        tensors = {f"{export.PREFIX}{name}": tensor for name, tensor in tensors.items()}
+    state = {
+        "class_names": list(found.class_names),
+        "class_counts": list(found.class_counts),
+        "config": found.config.model_dump(mode="json"),
+    }
+    export.fill(folder, found.step, {found.kind: tensors}, state)
+
+
+def how_to_use(target: Target, found: Trained, name: str) -> str:
+    """Code for the card."""
+    if found.config.stage == "pretraining":
+        return f"epg finetune {found.config.recipe} --encoder {name}"
+    conditional = bool(found.config.model.num_classes)
+    if target == "pipeline":
+        return USE["pipeline"].format(name=name, labels="class_labels=[0], " if conditional else "")
+    return USE["weights"].format(name=name, sample="model.make_labels(8, balanced=True)" if conditional else "count=8")
