@@ -4,11 +4,11 @@ import contextlib
 import io
 import json
 import os
+import resource
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +58,12 @@ def test_stages_leave_their_files(runs: Path) -> None:
 
 
 def test_help_is_fast_and_lists_every_verb() -> None:
-    begin = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = epg("--help")
-    seconds = time.perf_counter() - begin
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     assert done.returncode == 0
     assert all(f"  {verb}" in done.stdout for verb in VERBS)
-    assert seconds < 1.0  # about 0.2 on an idle machine
+    assert seconds < 0.6  # of CPU time; about 0.15, and more where other processes crowd the caches
 
 
 def test_heavy_modules_are_not_imported_for_help() -> None:
