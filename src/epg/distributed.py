@@ -222,6 +222,15 @@ def full(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
+def whole_on_first(x: Tensor) -> Tensor:
+    """The whole of a sharded tensor on the CPU of rank 0 and nothing, (0,), elsewhere: no GPU holds more than one at a
+    time (all must call it); any other tensor itself."""
+    if not isinstance(x, DTensor):
+        return x
+    whole = x.full_tensor()
+    return whole.cpu() if rank() == 0 else whole.new_empty(0)
+
+
 def shard_like(x: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, the same on every process, sharded as `like` is."""
     x = x.to(like.device)

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from epg.checkpoint import checkpoint
 from epg.checkpoint.loading import load
@@ -17,6 +20,7 @@ from epg.config.recipe import merge, run_config
 from epg.config.settings import RunConfig, Stage, parse
 from epg.data.configured import open_training_data
 from epg.data.loader import BatchLoader
+from epg.distributed import whole_on_first
 from epg.errors import DivergedError, InterruptedRunError, UserError
 from epg.runs import prepare_run, train
 from epg.training.loop import Trainer
@@ -162,6 +166,19 @@ def _train_as(
     source = Path(encoder) if stage != "pretraining" else None
     train(tiny(stage, training=training), Path(folder), encoder=source)
     os._exit(0)  # as `epg` does, see epg.cli.entry; an exception before this still fails the test
+
+
+def _gather_as(rank: int, port: int) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    sharded = distribute_tensor(torch.arange(6.0).view(3, 2), init_device_mesh("cpu", (2,)), [Shard(0)])
+    expected = torch.arange(6.0).view(3, 2) if rank == 0 else torch.empty(0)
+    assert torch.equal(whole_on_first(sharded), expected)
+    dist.destroy_process_group()
+
+
+def test_the_first_process_alone_holds_what_is_gathered_to_be_saved(free_port: int) -> None:
+    mp.spawn(_gather_as, args=(free_port,), nprocs=2)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

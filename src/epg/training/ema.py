@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from epg.distributed import full, local, shard_like
+from epg.distributed import local, shard_like, whole_on_first
 from epg.networks.layers import full_precision
 
 
@@ -51,7 +51,9 @@ class EMA:
 
     def state_dict(self, name: str) -> dict[str, Tensor]:
         """A complete state dict of the network: averaged parameters, and its buffers as they are (all processes)."""
-        return {key: full(value) for key, value in {**self.network.state_dict(), **self.shadows[name]}.items()}
+        return {
+            key: whole_on_first(value) for key, value in {**self.network.state_dict(), **self.shadows[name]}.items()
+        }
 
     @torch.no_grad()
     def load(self, name: str, tensors: dict[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from epg.config.settings import OptimizerConfig
-from epg.distributed import full, shard_like
+from epg.distributed import shard_like, whole_on_first
 from epg.networks.layers import MLP, Attention, DecoderBlock
 from epg.training.muon import Muon
 
@@ -108,7 +108,7 @@ def optimizer_tensors(network: nn.Module, optimizer: Optimizer) -> dict[str, Ten
         for name, parameter in network.named_parameters()
         for key, value in optimizer.state(parameter).items()
     }
-    return {name: full(value) for name, value in (made or zero_moments(network, optimizer)).items()}
+    return {name: whole_on_first(value) for name, value in (made or zero_moments(network, optimizer)).items()}
 
 
 def zero_moments(network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from epg.checkpoint.checkpoint import Checkpoint
-from epg.distributed import failing_together, full, local, shard_like
+from epg.distributed import failing_together, local, shard_like, whole_on_first
 from epg.errors import ArtefactError
 from epg.objectives.base import Objective
 from epg.storage import artefact
@@ -15,9 +15,10 @@ Groups = dict[str, dict[str, Tensor]]
 
 
 def capture(objective: Objective, optimizer: Optimizer, ema: EMA) -> Groups:
-    """Whole tensors of weights, moments and averages; every process must call it together."""
+    """Whole tensors of weights, moments and averages, where they are sharded in the first process alone; every process
+    must call it together."""
     return {
-        "model": {name: full(value) for name, value in state_of(objective).items()},
+        "model": {name: whole_on_first(value) for name, value in state_of(objective).items()},
         "optimizer": optimizer_tensors(objective, optimizer),
         **{name: ema.state_dict(name) for name in ema.shadows},
     }
