@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from epg import pipeline
 from epg.checkpoint import checkpoint
 from epg.checkpoint.loading import generator_of, load
 from epg.checkpoint.loading import read as read_weights
@@ -19,7 +20,6 @@ from epg.generator import to_half_precision
 from epg.labels import class_numbers
 from epg.networks.build import build_rcm
 from epg.objectives.pretraining import Pretraining
-from epg.pipeline import EPGPipeline
 from epg.sampling.pictures import grid, save_grid
 from tests.generators import NAMES, SAMPLERS, levels_apart, lively_epg, save_run, state_of, tiny_generator
 from tests.helpers import tiny_config, tiny_denoiser
@@ -487,7 +487,7 @@ def test_numbers_that_are_not_ambiguous():
 def test_the_command_line_and_the_pipeline_answer_alike(tmp_path, capsys):
     config = tiny_config(model={"num_classes": 12})
     model = generator_of(config, lively_epg(config), NUMBERS)
-    pipe = EPGPipeline.from_generator(model)
+    pipe = pipeline.EPGPipeline.from_generator(model)
     pipe.save_pretrained(tmp_path / "pipe")
     pipe.set_progress_bar_config(disable=True)
     with pytest.raises(

@@ -7,79 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from epg.checkpoint import checkpoint
-from epg.data.configured import open_training_data
 from epg.distributed import all_gather, all_reduce_sum
-from epg.networks.build import build_rcm
 from epg.networks.layers import transformer_blocks
-from epg.objectives.base import Objective
-from epg.objectives.consistency import Consistency
-from epg.objectives.diffusion import Diffusion
-from epg.objectives.pretraining import Pretraining
 from epg.runs import train
-from epg.training.spectra import measure
 from tests.generators import tiny_generator
-from tests.helpers import random_batch, randomize, relative, tiny_config, tiny_epg
+from tests.helpers import random_batch, relative
+from tests.precisions import OBJECTIVES, check_precisions, objective_of, outcome, wide
 from tests.training.test_loop import tensors, tiny
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-N = 32
-OBJECTIVES = ("pretraining", "diffusion", "spectral", "consistency")
-TOLERANCE = {"fp32": 1e-4, "bf16": 0.1, "fp16": 0.03}
-
-
-def wide(stage: str, **changes: object):  # type: ignore[no-untyped-def]
-    """Large enough that half precision is not mostly noise, and that fused attention takes its heads."""
-    towers = {"encoder": {"depth": 2, "width": 64, "heads": 2}, "decoder": {"width": 64, "heads": 2}}
-    model = {"num_classes": 10, **towers}
-    return tiny_config(stage, model=model, training={"batch_size": N}, **changes)
-
-
-def objective_of(kind: str) -> Objective:
-    """An objective with weights that are the same wherever it is made."""
-    if kind == "pretraining":
-        config = wide("pretraining")
-        rcm = build_rcm(config.model, config.data)
-        for parameter in rcm.parameters():
-            torch.nn.init.zeros_(parameter)
-        randomize(rcm, std=0.1)
-        return Pretraining(rcm, config)
-    if kind == "consistency":
-        config = wide("consistency", objective={"dropout": 0.0})
-        return Consistency(tiny_epg(config), config, tiny_epg(config, seed=1).encoder)
-    spectral = {"parameterization": "spectral", "mean": 0.0, "std": 1.4}
-    config = wide("diffusion", objective=spectral if kind == "spectral" else {})
-    objective = Diffusion(tiny_epg(config), config)
-    if objective.network.spectrum is not None:
-        measure(objective.network.spectrum, open_training_data(config.data), config, objective.normalizer)
-    return objective
-
-
-def outcome(objective: Objective, device: str, precision: str = "fp32") -> tuple[Tensor, Tensor]:
-    """Loss and gradient of one batch, on the CPU."""
-    objective = objective.to(device).train()
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    with torch.autocast(device, dtype, enabled=precision != "fp32"):
-        loss = objective(random_batch(wide("diffusion")).to(device), 3)["loss"]
-    scale = 64.0 / float(loss.detach()) if precision == "fp16" else 1.0
-    (loss * scale).backward()
-    gradients = [p.grad.flatten() / scale for p in objective.parameters() if p.grad is not None]
-    return loss.detach().cpu(), torch.cat(gradients).cpu()
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_loss_and_gradient_equal_the_cpus(kind: str) -> None:
-    expected = outcome(objective_of(kind), "cpu")
-    for precision, tolerance in TOLERANCE.items():
-        loss, gradient = outcome(objective_of(kind), "cuda", precision)
-        assert relative(loss, expected[0]) < tolerance, precision
-        assert relative(gradient, expected[1]) < 5 * tolerance, precision
+    check_precisions(kind, "cuda")
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "spectral"])

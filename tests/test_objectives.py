@@ -17,6 +17,7 @@ from epg.objectives.diffusion import Diffusion
 from epg.objectives.pretraining import Pretraining
 from epg.randomness import Draws
 from tests.helpers import random_batch, randomize, tiny_config, tiny_epg
+from tests.precisions import OBJECTIVES, check_precisions
 
 CPU = torch.device("cpu")
 
@@ -55,6 +56,12 @@ TERMS = {
 
 
 # Every stage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_half_precision_changes_little(kind: str) -> None:
+    """With the tolerances of a GPU (tests/test_gpu.py)."""
+    check_precisions(kind, "cpu")
 
 
 @pytest.mark.parametrize("stage", TERMS)
