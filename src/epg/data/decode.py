@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from epg.data.deep import Depth, eight_bits, kind_of, raw_mode, strips
 from epg.data.resize import MAX_PIXELS, center_crop
 from epg.data.rules import RULES, PixelRules
 from epg.errors import DataError, InterruptedRunError
+from epg.plain_file import open_plain
 
 # Extensions looked for in folders, and the only decoders that Pillow may use on them: leaving out the others keeps
 # e.g. PostScript, which starts an external program, away from data that nobody has checked.
@@ -77,35 +77,31 @@ class Origin:
     """Its values, where they had more than 8 bits."""
 
 
-def decode_image(
-    source: bytes | str | Path,
-    image_size: int,
-    channels: int,
-    *,
-    name: str | None = None,
-    rules: PixelRules = RULES,
-) -> NDArray[np.uint8]:
-    """Decode an encoded image (its bytes or its path) to uint8 (channels, image_size, image_size).
-
-    `open_flat`, then `center_crop`. `name` replaces the path in messages. The values of a pixel lie together in
-    memory, and may be read-only. Raises DataError when the image cannot be decoded completely.
-    """
-    name = name or ("image" if isinstance(source, bytes) else str(source))
-    return decode_with_origin(source, image_size, channels, name, rules)[0]
-
-
-def decode_with_origin(
-    source: bytes | str | Path, image_size: int, channels: int, name: str, rules: PixelRules = RULES
-) -> tuple[NDArray[np.uint8], Origin]:
-    """`decode_image`, and what the image was before."""
-    assert channels in (1, 3), channels
+@contextmanager
+def decoding(name: str = "") -> Iterator[None]:
+    """Whatever decoders raise as DataError (of the image `name`): on arbitrary bytes, nearly every class there is."""
     try:
-        flat, origin = open_flat(source, channels, rules)
-        array = np.asarray(center_crop(flat, image_size, rules.resize), dtype=np.uint8)
+        yield
     except (MemoryError, InterruptedRunError):  # a stop signal may arrive in the middle of an image
         raise
-    except Exception as error:  # decoders meet arbitrary bytes and raise nearly every exception class there is
-        raise DataError(f"{name}: cannot decode this image: {error}. Replace it or remove it.") from error
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        text = f"{name}: cannot decode this image: {reason}. Replace it or remove it." if name else reason
+        raise DataError(text) from error
+
+
+def decode_image(
+    source: bytes | str | Path, image_size: int, channels: int, *, name: str = "image", rules: PixelRules = RULES
+) -> tuple[NDArray[np.uint8], Origin]:
+    """An encoded image (its bytes or its path) as uint8 (channels, image_size, image_size), and what it was before.
+
+    `open_flat`, then `center_crop`. `name` is for messages. The values of a pixel lie together in memory, and may be
+    read-only. Raises DataError when the image cannot be decoded completely.
+    """
+    assert channels in (1, 3), channels
+    with decoding(name):
+        flat, origin = open_flat(source, channels, rules)
+        array = np.asarray(center_crop(flat, image_size, rules.resize), dtype=np.uint8)
     return array.reshape(image_size, image_size, channels).transpose(2, 0, 1), origin
 
 
@@ -159,8 +155,11 @@ def look_at(source: bytes | str | Path) -> tuple[int, int, int]:
 @contextmanager
 def _open(source: bytes | str | Path) -> Iterator[tuple[Any, bytes]]:
     """The image, opened and not decoded, and the first bytes of its file. Raises DataError beyond the limits."""
-    size, stream = _readable(source)
-    with stream:
+    with io.BytesIO(source) if isinstance(source, bytes) else open_plain(source) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if size == 0:
+            raise DataError("it is empty (0 bytes)")
+        stream.seek(0)
         head = read_head(stream)
         try:
             image = Image.open(stream, formats=FORMATS)
@@ -176,20 +175,6 @@ def _open(source: bytes | str | Path) -> Iterator[tuple[Any, bytes]]:
                     f"{image.width}x{image.height} pixels in a file of only {size} bytes: a decompression bomb"
                 )
             yield image, head
-
-
-def _readable(source: bytes | str | Path) -> tuple[int, Any]:
-    """The size in bytes and the open file; refuses what is empty or would block (a pipe, a device)."""
-    if isinstance(source, bytes):
-        size = len(source)
-    else:
-        status = os.stat(source)
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError("it is not a regular file")
-        size = status.st_size
-    if size == 0:
-        raise DataError("it is empty (0 bytes)")
-    return size, io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
 
 
 def _unidentified(head: bytes) -> str:

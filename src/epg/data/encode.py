@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from epg.data.decode import FORMATS, Origin, decode_image, open_flat
+from epg.data.decode import FORMATS, Origin, decode_image, decoding, open_flat
 from epg.data.resize import MAX_PIXELS, center_crop, resize_short_side
 from epg.data.rules import RULES, PixelRules
-from epg.errors import DataError, InterruptedRunError
+from epg.errors import DataError
 
 StoreFormat = Literal["png", "webp", "raw"]
 PPM_MAGIC = {3: b"P6", 1: b"P5"}
@@ -47,29 +47,18 @@ class Record:
 def make_record(data: bytes, options: PixelOptions) -> Record:
     """Decode, crop and encode one image. Raises DataError with the reason where that is impossible."""
     try:
-        with warnings.catch_warnings():  # what matters becomes an error; the rest would fill the terminal
+        with decoding(), warnings.catch_warnings():  # what matters becomes an error; the rest would fill the terminal
             warnings.simplefilter("ignore")
             flat, origin = open_flat(data, options.channels, options)
-        scale = resize_short_side if options.resize_only else center_crop
-        image = scale(flat, options.image_size, options.resize)
-        image.info.clear()  # profiles, comments and places: of no use for training, and somebody's
-        kept = origin.plain and origin.format == "JPEG" and options.format != "raw" and flat.size == image.size
-        stored = data if kept else encode(image, options.format)
-        return Record(
-            stored,
-            hashlib.sha256(stored).digest(),
-            origin,
-            kept,
-            look(image),
-            _sums(image),
-            image.width * image.height,
-        )
-    except InterruptedRunError:  # a stop signal may arrive in the middle of an image
-        raise
+            scale = resize_short_side if options.resize_only else center_crop
+            image = scale(flat, options.image_size, options.resize)
+            image.info.clear()  # profiles, comments and places: of no use for training, and somebody's
+            kept = origin.plain and origin.format == "JPEG" and options.format != "raw" and flat.size == image.size
+            stored = data if kept else encode(image, options.format)
+            sha256, pixels = hashlib.sha256(stored).digest(), image.width * image.height
+            return Record(stored, sha256, origin, kept, look(image), _sums(image), pixels)
     except MemoryError as error:
         raise DataError("there is not enough memory to decode it") from error
-    except Exception as error:  # decoders meet arbitrary bytes and raise nearly every exception class there is
-        raise DataError(str(error) or type(error).__name__) from error
 
 
 def encode(image: Image.Image, file_format: StoreFormat) -> bytes:
@@ -93,17 +82,12 @@ def decode_stored(data: bytes, image_size: int, channels: int, rules: PixelRules
     if data.startswith(header) and len(data) == len(header) + channels * image_size**2:
         pixels = np.frombuffer(data, np.uint8, offset=len(header)).reshape(image_size, image_size, channels)
         return pixels.transpose(2, 0, 1)
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            exact = image.size == (image_size, image_size) and image.mode == MODES[channels]
-            if exact and "transparency" not in image.info:
-                pixels = np.asarray(image).reshape(image_size, image_size, channels)
-                return pixels.transpose(2, 0, 1)
-    except (MemoryError, InterruptedRunError):
-        raise
-    except Exception as error:  # decoders meet arbitrary bytes and raise nearly every exception class there is
-        raise DataError(f"cannot decode this image: {error}") from error
-    return decode_image(data, image_size, channels, rules=rules)
+    with decoding(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        exact = image.size == (image_size, image_size) and image.mode == MODES[channels]
+        if exact and "transparency" not in image.info:
+            pixels = np.asarray(image).reshape(image_size, image_size, channels)
+            return pixels.transpose(2, 0, 1)
+    return decode_image(data, image_size, channels, rules=rules)[0]
 
 
 def look(image: Image.Image) -> int:

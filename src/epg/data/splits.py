@@ -22,22 +22,10 @@ WORDS = {
 }
 # Words that say nothing of their own beside a split: train_images, test-set, validation.data
 NOISE = frozenset(
-    (
-        "set",
-        "sets",
-        "image",
-        "images",
-        "imgs",
-        "img",
-        "data",
-        "dataset",
-        "split",
-        "of",
-        "part",
-        "shard",
-        "folder",
-        "files",
-    )
+    [
+        *("set", "sets", "image", "images", "imgs", "img", "data", "dataset"),
+        *("split", "of", "part", "shard", "folder", "files"),
+    ]
 )
 
 

@@ -13,58 +13,48 @@ LONGEST = 12  # bytes of a name's end that decide what it is
 TEXTS = (b".csv", b".tsv", b".jsonl", b".json", b".txt", b".cls")
 """Small files that may hold labels."""
 TOOLS = frozenset(
-    {b"__macosx", b"@eadir", b"$recycle.bin", b"system volume information", b"lost+found", b"__pycache__"}
+    [
+        *(b"__macosx", b"@eadir", b"$recycle.bin", b"system volume information", b"lost+found", b"__pycache__"),
+        *(b"thumbs.db", b"desktop.ini"),
+    ]
 )
-TOOL_FILES = frozenset({b"thumbs.db", b"desktop.ini", b".ds_store"})
 SHEET = "contact-sheet.png"
 
-# What is met in data sets of this field and not read, with what to do about it.
-CURES = {
-    "heic": "convert it to JPEG or PNG",
-    "heif": "convert it to JPEG or PNG",
+_AS_ARRAY = "save its images as a uint8 array (N, H, W, C) in .npz, or as image files"
+_TFRECORD = "TFRecord; export it to image files, WebDataset tars or parquet"
+_PICKLE = "a pickle, which can run any code and is never loaded; export it to image files, parquet or .npz"
+_BY_ENDING = {
+    "heic heif": "convert it to JPEG or PNG",
     "avif": "convert it to PNG or WebP",
-    "jxl": "convert it to PNG",
-    "jp2": "convert it to PNG",
+    "jxl jp2 j2k ico tga psd jps pcx": "convert it to PNG",
     "svg": "draw it as PNG",
     "pdf": "draw its pages as PNG",
-    "tfrecord": "TFRecord; export it to image files, WebDataset tars or parquet",
-    "mdb": "LMDB; export it to image files or parquet",
-    "h5": "HDF5; save its images as a uint8 array (N, H, W, C) in .npz, or as image files",
-    "hdf5": "HDF5; save its images as a uint8 array (N, H, W, C) in .npz, or as image files",
-    "mat": "a MATLAB file; save its images as a uint8 array (N, H, W, C) in .npz, or as image files",
+    "dng cr2 cr3 nef arw": "develop it to PNG or JPEG",
+    "dcm nii exr hdr fits": "convert it to PNG of 8 or 16 bits, with a range that you choose",
+    "mp4 avi mov mkv webm": "take frames out of it as PNG",
+    "tfrecord tfrecords": _TFRECORD,
+    "mdb lmdb": "LMDB; export it to image files or parquet",
+    "h5 hdf5 he5": f"HDF5; {_AS_ARRAY}",
+    "mat": f"a MATLAB file; {_AS_ARRAY}",
+    "zarr zarray zattrs": _AS_ARRAY,
     "rec": "RecordIO; export it to image files or parquet",
     "beton": "FFCV's format; export it to image files, parquet or WebDataset tars",
     "lance": "Lance; export it to parquet",
     "mds": "MosaicML's shards; export them to parquet or WebDataset tars",
-    "zarr": "save its images as a uint8 array (N, H, W, C) in .npz",
-    "array": "an array of numbers; name the file itself as the source",
-    "table": "a table; name the folder that holds it as the source",
-    "deep": "convert it to PNG of 8 or 16 bits, with a range that you choose",
-    "raw": "develop it to PNG or JPEG",
-    "other": "convert it to PNG",
-    "ubyte": "IDX, as of MNIST; save its images as a uint8 array (N, H, W) and labels (N,) in .npz",
-    "cifar": "CIFAR's binary batches; save them as uint8 images (N, 32, 32, 3) and labels (N,) in .npz, or take "
-    "uoft-cs/cifar10 from the Hub",
-    "pickle": "a pickle, which can run any code and is never loaded; export it to image files, parquet or .npz",
-    "video": "take frames out of it as PNG",
-    "archive": "an archive within; unpack it, or name it as the source",
-    "7z": "unpack it, or pack it as zip or tar",
-    "rar": "unpack it, or pack it as zip or tar",
+    "npy npz": "an array of numbers; name the file itself as the source",
+    "parquet arrow": "a table; name the folder that holds it as the source",
+    "pkl pickle pt pth ckpt joblib": _PICKLE,
+    "zip tar tgz gz bz2 xz zst tbz2 txz lzma": "an archive within; unpack it, or name it as the source",
+    "7z rar": "unpack it, or pack it as zip or tar",
 }
-_ALIASES = {
-    **dict.fromkeys(("pkl", "pickle", "pt", "pth", "ckpt", "joblib"), "pickle"),
-    **dict.fromkeys(("mp4", "avi", "mov", "mkv", "webm"), "video"),
-    **dict.fromkeys(("zip", "tar", "tgz", "gz", "bz2", "xz", "zst", "tbz2", "txz", "lzma"), "archive"),
-    **dict.fromkeys(("npy", "npz"), "array"),
-    **dict.fromkeys(("parquet", "arrow"), "table"),
-    **dict.fromkeys(("dcm", "nii", "exr", "hdr", "fits"), "deep"),
-    **dict.fromkeys(("dng", "cr2", "cr3", "nef", "arw"), "raw"),
-    **dict.fromkeys(("ico", "tga", "psd", "jps", "pcx"), "other"),
-    **dict.fromkeys(("zarray", "zattrs"), "zarr"),
-    **dict.fromkeys(("h5", "hdf5", "he5"), "h5"),
-    "j2k": "jp2",
-    "tfrecords": "tfrecord",
-    "lmdb": "mdb",
+_CURES = {ending: cure for endings, cure in _BY_ENDING.items() for ending in endings.split()}
+"""What is met in data sets of this field and not read, with what to do about it."""
+_BY_NAME = {
+    r".*[-.]idx\d-ubyte(\.gz)?": "IDX, as of MNIST; save its images as a uint8 array (N, H, W) and labels (N,) in .npz",
+    r"(data|test|train)(_batch)?(_\d)?\.bin": "CIFAR's binary batches; save them as uint8 images (N, 32, 32, 3) and "
+    "labels (N,) in .npz, or take uoft-cs/cifar10 from the Hub",
+    r"data_batch_\d|test_batch|batches\.meta|train|test|meta": _PICKLE,  # CIFAR-10 and CIFAR-100
+    r".*\.tfrecords?(-\d+-of-\d+)?|[a-z]+-\d+-of-\d+": _TFRECORD,
 }
 
 
@@ -81,7 +71,7 @@ def is_text_suffix(end: bytes) -> bool:
 
 def is_hidden(part: bytes) -> bool:
     """Whether a folder or file of this name belongs to a tool and not to the data."""
-    return (part.startswith(b".") and part not in (b".", b"..")) or part.lower() in TOOLS or part.lower() in TOOL_FILES
+    return (part.startswith(b".") and part not in (b".", b"..")) or part.lower() in TOOLS
 
 
 def list_folder(folder: Path) -> tuple[list[str], list[str]]:
@@ -117,13 +107,5 @@ def kind_of(name: bytes) -> str:
 def cure_of(name: bytes) -> str | None:
     """What to do with a file of a known kind that is not read here."""
     base = name.rpartition(b"/")[2].decode("utf-8", "replace").lower()
-    if re.search(r"[-.]idx\d-ubyte(\.gz)?$", base):
-        return CURES["ubyte"]
-    if re.fullmatch(r"(data|test|train)(_batch)?(_\d)?\.bin", base):
-        return CURES["cifar"]
-    if re.fullmatch(r"data_batch_\d|test_batch|batches\.meta|train|test|meta", base):  # CIFAR-10 and CIFAR-100
-        return CURES["pickle"]
-    if re.search(r"\.tfrecords?(-\d+-of-\d+)?$|^[a-z]+-\d+-of-\d+$", base):
-        return CURES["tfrecord"]
-    suffix = base.rpartition(".")[2]
-    return CURES.get(_ALIASES.get(suffix, suffix))
+    found = (cure for pattern, cure in _BY_NAME.items() if re.fullmatch(pattern, base, re.DOTALL))
+    return next(found, None) or _CURES.get(base.rpartition(".")[2])

@@ -1,5 +1,6 @@
 """What looks like classes or pictures and is none: label maps beside pictures, numbered pieces of one set."""
 
+import contextlib
 import io
 import itertools
 import re
@@ -9,10 +10,10 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from epg.data.decode import FORMATS
+from epg.data.decode import FORMATS, decoding
 from epg.data.sources.base import SourceOptions, readable
 from epg.data.sources.names import Names
-from epg.errors import DataError, InterruptedRunError
+from epg.errors import DataError
 
 MAX_FOLDERS = 8  # pictures and label maps lie in few
 SHARE = 0.9
@@ -122,14 +123,10 @@ def _are_maps(stems: dict[bytes, int], read: Callable[[int], bytes]) -> bool:
 
 
 def _has_few_colours(read: Callable[[int], bytes], index: int) -> bool:
-    try:
-        with Image.open(io.BytesIO(read(index)), formats=FORMATS) as image:
-            image.thumbnail((512, 512), Image.Resampling.NEAREST)
-            return image.convert("RGB").getcolors(COLOURS) is not None
-    except (MemoryError, InterruptedRunError):
-        raise
-    except Exception:  # decoders raise nearly every exception class there is; a broken image says nothing here
-        return False
+    with contextlib.suppress(DataError), decoding(), Image.open(io.BytesIO(read(index)), formats=FORMATS) as image:
+        image.thumbnail((512, 512), Image.Resampling.NEAREST)
+        return image.convert("RGB").getcolors(COLOURS) is not None
+    return False  # a broken image says nothing here
 
 
 def refuse_chunks(names: Names, options: SourceOptions, where: str) -> None:
