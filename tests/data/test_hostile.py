@@ -336,7 +336,7 @@ def test_archives_of_nothing_are_refused(tmp_path):
 
 
 def test_archives_of_too_many_members_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("epg.data.sources.base.MAX_MEMBERS", 19)
+    monkeypatch.setattr("epg.data.sources.archives.MAX_MEMBERS", 19)
     many_members(tmp_path, 20)
     for name in ("a.zip", "a.tar"):
         with pytest.raises(DataError, match=f"{name}: more than 19 members. Divide it"):

@@ -7,21 +7,17 @@ import os
 import struct
 import zipfile
 import zlib
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.lib.recfunctions import unstructured_to_structured
 from numpy.typing import NDArray
 
-from epg.data.sources.base import (
-    Source,
-    SourceOptions,
-    check_members,
-    check_size,
-    refuse_pointer,
-)
+from epg.data.sources.base import Source, SourceOptions, check_size, refuse_pointer
 from epg.data.sources.compressed import decompressed, is_compressed
 from epg.data.sources.layout import arrange
 from epg.data.sources.listing import Listing
@@ -33,6 +29,7 @@ from epg.storage.plain_file import open_plain
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 ARCHIVE_SUFFIXES = ZIP_SUFFIXES + TAR_SUFFIXES
+MAX_MEMBERS = 5_000_000  # listing a million takes Python's own readers 10 to 30 seconds
 LOCAL = struct.Struct("<4s22xHH")  # of a member of a zip: signature, lengths of name and extra field
 
 Open = Callable[[], BinaryIO]  # opens the archive; picklable
@@ -57,9 +54,9 @@ class ArchiveSource(Source):
         self.streams: dict[int, BinaryIO] = {}
         listed = list_members(archives, apart=False) or list_members(archives, apart=True)
         assert listed is not None
-        listing, entries = listed
+        listing, table = listed
         self.sequential = any(is_compressed(file) for file, _ in self.archives)
-        table, found = entries.table(), listing.found(ordered=not self.sequential)
+        found = listing.found(ordered=not self.sequential)
         read_text = lambda member: self._read(table[found.texts[member]]) if member in found.texts else None  # noqa: E731
         images = arrange(found, read_text, lambda number: self._read(table[number]), options, name)
         overview = replace(images.images.overview, rule=rule + images.images.overview.rule)
@@ -105,12 +102,14 @@ class ArchiveSource(Source):
         return {**self.__dict__, "streams": {}}
 
 
-def list_members(archives: list[tuple[str, Open, bytes]], *, apart: bool) -> "tuple[Listing, Entries] | None":
+def list_members(archives: list[tuple[str, Open, bytes]], *, apart: bool) -> tuple[Listing, NDArray[np.void]] | None:
     """All members of all archives; with `apart`, the name of its archive comes before each file name.
 
-    None where several archives have members of one name, so that they must be kept apart.
+    None where several archives have members of one name, so that they must be kept apart. Raises DataError for more
+    than `MAX_MEMBERS`.
     """
-    listing, entries, seen = Listing(), Entries(), set[int]()
+    listing, places, seen = Listing(), array("q"), set[int]()
+    fields = len(ENTRY.descr)
     for number, (file, open_file, before) in enumerate(archives):
         mark, own = file.partition(".")[0].encode("utf-8", "surrogateescape") + b":", set[int]()
         with open_file() as stream:
@@ -121,41 +120,19 @@ def list_members(archives: list[tuple[str, Open, bytes]], *, apart: bool) -> "tu
                 if reason:
                     listing.reject(name, reason)
                     continue
-                listing.add(name, place[1], entries.add(place, number))
-                check_members(len(entries), file)
+                listing.add(name, place[1], len(places) // fields)
+                places.extend((*place, number))
+                if len(places) > MAX_MEMBERS * fields:
+                    raise DataError(
+                        f"{file}: more than {MAX_MEMBERS} members. Divide it into several archives and prepare each, "
+                        "or unpack it and prepare the folder"
+                    )
                 if len(archives) > 1 and not apart:
                     own.add(hash(name))
         if not seen.isdisjoint(own):
             return None
         seen |= own
-    return listing, entries
-
-
-class Entries:
-    """Places of members, packed."""
-
-    def __init__(self) -> None:
-        self.parts: list[NDArray[np.void]] = []
-        self.pending: list[tuple[int, ...]] = []
-        self.done = 0
-
-    def add(self, place: tuple[int, ...], file: int) -> int:
-        """Its number."""
-        self.pending.append((*place, file))
-        if len(self.pending) == 2**16:
-            self._pack()
-        return len(self) - 1
-
-    def _pack(self) -> None:
-        self.parts.append(np.array(self.pending, dtype=ENTRY))
-        self.done, self.pending = self.done + len(self.pending), []
-
-    def __len__(self) -> int:
-        return self.done + len(self.pending)
-
-    def table(self) -> NDArray[np.void]:
-        self._pack()
-        return np.concatenate(self.parts)
+    return listing, unstructured_to_structured(np.array(places).reshape(-1, fields), ENTRY)
 
 
 def _unpacked(stream: BinaryIO, entry: np.void) -> bytes:
@@ -195,15 +172,11 @@ class LocalFile:
     path: Path
 
     def __call__(self) -> BinaryIO:
-        return open_binary(self.path)
-
-
-def open_binary(path: Path) -> BinaryIO:
-    """A local file for reading. Raises DataError for what Git left in its place."""
-    stream = open_plain(path)
-    try:
-        refuse_pointer(stream.read(100))
-    except DataError as error:
-        raise DataError(f"{path.name}: {error}") from error
-    stream.seek(0)
-    return stream
+        """Raises DataError for what Git left in its place."""
+        stream = open_plain(self.path)
+        try:
+            refuse_pointer(stream.read(100))
+        except DataError as error:
+            raise DataError(f"{self.path.name}: {error}") from error
+        stream.seek(0)
+        return stream

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from epg.data.sources.archives import open_binary
+from epg.data.sources.archives import LocalFile
 from epg.data.sources.base import Images, Labelled, Overview, Source, SourceOptions
 from epg.data.sources.labels import LABEL_WORDS, labels_of, rule_of, unlabelled
 from epg.data.sources.names import Names
@@ -141,7 +141,7 @@ def open_arrays(address: str, options: SourceOptions) -> Source | None:
     path = Path(address).expanduser()
     if not (path.suffix.lower() in (".npy", ".npz") and path.is_file()):
         return None
-    open_binary(path).close()
+    LocalFile(path)().close()
     if path.suffix.lower() == ".npy":
         refuse_split(options.split, address)
         beside = _labels_beside(path) if options.labels in ("auto", "column") else None

@@ -13,7 +13,6 @@ from epg.data.sources.names import Names
 from epg.errors import DataError
 
 MAX_FILE_BYTES = 2**27  # one encoded image; whatever holds more is no photograph
-MAX_MEMBERS = 5_000_000  # of an archive; listing a million takes Python's own readers 10 to 30 seconds
 # A data set of at most so much is hashed completely when it is opened, of a larger one runs of neighbours.
 WHOLE_BYTES, WHOLE_IMAGES = 2**30, 250_000
 RUNS, RUN = 64, 64
@@ -191,10 +190,8 @@ def check_size(size: int) -> None:
         raise DataError(f"its {size} bytes are more than the limit of {MAX_FILE_BYTES} for one image")
 
 
-def checked(data: object, column: str = "") -> bytes:
-    """The bytes of one image. Raises DataError where they are none, empty, too many, or stand for a file elsewhere."""
-    if not isinstance(data, bytes):
-        raise DataError(f"column {column!r} is empty or holds no encoded image in this row; remove this row")
+def checked(data: bytes) -> bytes:
+    """The bytes of one image. Raises DataError where they are empty, too many, or stand for a file elsewhere."""
     check_size(len(data))
     refuse_pointer(data[:100])
     return data
@@ -204,12 +201,3 @@ def refuse_pointer(start: bytes) -> None:
     """Raises DataError for the file that Git leaves in the place of a large one."""
     if start.startswith(LFS):
         raise DataError("it is a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned")
-
-
-def check_members(count: int, name: str) -> None:
-    """Raises DataError for an archive of more than `MAX_MEMBERS`."""
-    if count > MAX_MEMBERS:
-        raise DataError(
-            f"{name}: more than {MAX_MEMBERS} members. Divide it into several archives and prepare each, or unpack it "
-            "and prepare the folder"
-        )

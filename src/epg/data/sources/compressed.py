@@ -1,4 +1,4 @@
-"""Compressed tar archives as streams, and tar archives within others."""
+"""Compressed tar archives as streams."""
 
 import bz2
 import gzip
@@ -7,13 +7,12 @@ import lzma
 import os
 import zlib
 from collections.abc import Callable
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 from epg.errors import DataError
 
 MAX_RATIO = 100  # of a compressed tar: images, compressed already, are far below
 RATIO_START = 2**26
-T = TypeVar("T")
 
 
 def is_compressed(name: str) -> bool:
@@ -52,52 +51,16 @@ class _Bounded(io.RawIOBase):
         return int(self.inner.tell())
 
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        data = self._guard(lambda: self.inner.read(len(buffer)))
-        buffer[: len(data)] = data
-        return len(data)
+        return self._bounded(self.inner.tell(), lambda: self.inner.readinto(buffer))
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence != os.SEEK_SET:
-            raise io.UnsupportedOperation("only absolute positions")
-        if offset < self.inner.tell():
-            return self._guard(lambda: self.inner.seek(offset))
-        while self.inner.tell() < offset:  # in pieces, so that the limit is checked on the way
-            if not self._guard(lambda: self.inner.read(min(2**20, offset - self.inner.tell()))):
-                break
-        return int(self.inner.tell())
+        assert whence == os.SEEK_SET
+        return self._bounded(offset, lambda: self.inner.seek(offset))
 
-    def _guard(self, action: Callable[[], T]) -> T:
-        if self.inner.tell() > self.limit:
+    def _bounded(self, offset: int, action: Callable[[], int]) -> int:
+        if offset > self.limit:
             raise DataError(f"{self.name} unpacks to more than {MAX_RATIO} times its size: no archive of images does")
         try:
             return action()
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise DataError(f"{self.name} is damaged: {error}") from error
-
-
-class Piece(io.RawIOBase):
-    """A part of another stream, such as a tar archive within a tar archive."""
-
-    def __init__(self, stream: BinaryIO, start: int, size: int) -> None:
-        self.stream, self.start, self.size, self.place = stream, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.place
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        assert whence in (os.SEEK_SET, os.SEEK_END)
-        self.place = offset + (self.size if whence == os.SEEK_END else 0)
-        return self.place
-
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        self.stream.seek(self.start + self.place)
-        data = self.stream.read(max(0, min(len(buffer), self.size - self.place)))
-        buffer[: len(data)] = data
-        self.place += len(data)
-        return len(data)

@@ -4,11 +4,11 @@ import os
 import stat
 from pathlib import Path
 
-from epg.data.sources.base import MAX_FILE_BYTES, Source, SourceOptions, check_size, readable, refuse_pointer
+from epg.data.sources.base import Source, SourceOptions, check_size, checked, readable
 from epg.data.sources.kinds import is_hidden
 from epg.data.sources.layout import arrange
 from epg.data.sources.listing import Listing
-from epg.errors import DataError
+from epg.plain_file import open_plain
 
 MAX_DEPTH = 64
 
@@ -47,17 +47,10 @@ def open_folder(address: str, options: SourceOptions) -> Source | None:
 
 
 def read_file(path: bytes | str | Path) -> bytes:
-    """A whole regular file. Raises DataError for what is none, empty or too large; never blocks on a pipe."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb", buffering=0) as stream:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError("it is not a regular file")
-        check_size(status.st_size)
-        data = stream.read(min(status.st_size, MAX_FILE_BYTES) + 1)
-    check_size(len(data))
-    refuse_pointer(data[:100])
-    return data
+    """A whole file. Raises DataError where it is empty or too large, OSError for what is no file."""
+    with open_plain(path) as stream:
+        check_size(os.fstat(stream.fileno()).st_size)
+        return checked(stream.read())
 
 
 def walk(folder: bytes, prefix: bytes, listing: Listing, parents: tuple[tuple[int, int], ...] = ()) -> None:

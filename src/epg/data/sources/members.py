@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from epg.data.sources.base import MAX_FILE_BYTES
-from epg.data.sources.compressed import Piece, decompressed
+from epg.data.sources.compressed import decompressed
 from epg.data.sources.kinds import is_image_suffix
 from epg.errors import DataError
 
@@ -75,12 +75,13 @@ def tar_members(stream: BinaryIO, name: str, base: int = 0, before: bytes = b"")
                 path = before + tidy(member.name.encode("utf-8", "surrogateescape"))
                 if not 0 <= member.size < MAX_SIZE:
                     raise DataError(f"{name}: an impossible size at byte {member.offset}; it is damaged")
-                if path.lower().endswith(b".tar") and member.isreg() and not before:
-                    piece: Any = Piece(inner, member.offset_data, member.size)
-                    yield from tar_members(piece, "x.tar", member.offset_data, path[:-4] + b"/")
+                reason = _tar_problem(member, path)
+                if path.lower().endswith(b".tar") and not reason and not before:
+                    within: Any = archive.extractfile(member)
+                    yield from tar_members(within, f"{name}: {member.name}", member.offset_data, path[:-4] + b"/")
                     continue
                 place = base + member.offset_data, min(member.size, LARGEST), 0, 0, TAR
-                yield path, place, _tar_problem(member, path)
+                yield path, place, reason
             _check_end(inner, archive.offset, name)
     except DataError:
         raise

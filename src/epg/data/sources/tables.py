@@ -3,6 +3,7 @@
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,24 +44,19 @@ class TableSource(Source):
         streamed: bool = False,
         metadata: dict[bytes, bytes] | None = None,
     ) -> None:
-        self.files = list(files)
         self.streamed = streamed
-        tables = [_open(*file) for file in self.files]
+        tables = self._lie_in(files)
         schema = tables[0].schema if metadata is None else tables[0].schema.with_metadata(metadata)
         self.image_column = find_image_column(schema, options, name)
-        for file, table in zip(self.files, tables, strict=True):
+        for table in tables:
             if set(table.schema.names) != set(schema.names):
-                raise DataError(f"{file[0]} has other columns than {self.files[0][0]}: {', '.join(table.schema.names)}")
-        rows = [table.rows(group) for table in tables for group in range(table.groups)]
-        self.starts = np.cumsum([0, *rows], dtype=np.int64)
-        self.groups = np.array([(n, g) for n, table in enumerate(tables) for g in range(table.groups)], dtype=np.int64)
-        if not rows or self.starts[-1] == 0:
+                raise DataError(
+                    f"{table.name} has other columns than {tables[0].name}: {', '.join(table.schema.names)}"
+                )
+        if self.starts[-1] == 0:
             raise DataError(f"{name} holds no rows")
-        names = [
-            f"{file[0]} row {row}".encode("utf-8", "surrogateescape")
-            for file, table in zip(self.files, tables, strict=True)
-            for row in range(sum(table.rows(group) for group in range(table.groups)))
-        ]
+        rows = (f"{table.name} row {row}" for table in tables for row in range(sum(table.group_rows)))
+        names = [row.encode("utf-8", "surrogateescape") for row in rows]
         labelled, said = read_labels(schema, partial(_values, tables), len(names), options, name)
         kinds = Counter(kind_of(os.fsencode(file)) for file in unread)
         overview = Overview(rule + said.rule, kinds.most_common(), said.notes)
@@ -68,8 +64,16 @@ class TableSource(Source):
         first = self.files[0][1]
         self.where = f"{first.path.parent}/" if isinstance(first, LocalFile) and not streamed else ""
         self.keep_groups = RUN_GROUPS if streamed else 1
+
+    def _lie_in(self, files: Sequence[tuple[str, Opener]]) -> "list[_Table]":
+        """Read the rows from these files from now on."""
+        self.files = list(files)
+        tables = [_Table(*file) for file in self.files]
+        self.starts = np.cumsum([0, *(rows for table in tables for rows in table.group_rows)], dtype=np.int64)
+        self.groups = [(number, group) for number, table in enumerate(tables) for group in range(len(table.group_rows))]
         self.cached: OrderedDict[int, Any] = OrderedDict()
         self.opened: tuple[int, _Table] | None = None
+        return tables
 
     def read(self, index: int) -> bytes:
         group = int(np.searchsorted(self.starts, index, side="right")) - 1
@@ -82,7 +86,10 @@ class TableSource(Source):
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None and isinstance(value, dict) and value.get("path"):
             return self._beside(str(value["path"]))
-        return checked(data, self.image_column)
+        if not isinstance(data, bytes):
+            column = self.image_column
+            raise DataError(f"column {column!r} is empty or holds no encoded image in this row; remove this row")
+        return checked(data)
 
     def _beside(self, path: str) -> bytes:
         """An image that the table names instead of holding it: a file in the folder of the table or below."""
@@ -99,9 +106,9 @@ class TableSource(Source):
             raise DataError(f"its image {path} is not there{cure}") from None
 
     def _read_group(self, group: int) -> Any:
-        number, inner = (int(value) for value in self.groups[group])
+        number, inner = self.groups[group]
         if self.opened is None or self.opened[0] != number:
-            self.opened = (number, _open(*self.files[number]))
+            self.opened = (number, _Table(*self.files[number]))
         return self.opened[1].read(inner, self.image_column)
 
     def at_random(self) -> Source:
@@ -113,31 +120,19 @@ class TableSource(Source):
 
         import datasets
 
-        paths = [
-            glob.escape(str(getattr(opener, "path", file))) for file, opener in self.files
-        ]  # `datasets` takes paths as glob patterns
+        # `datasets` takes paths as glob patterns
+        paths = [glob.escape(str(getattr(opener, "path", file))) for file, opener in self.files]
         table = datasets.Dataset.from_parquet(paths, columns=[self.image_column])
-        return ArrowCopy(self, [str(file["filename"]) for file in table.cache_files])
+        other = copy(self)
+        other._lie_in([(Path(file["filename"]).name, LocalFile(Path(file["filename"]))) for file in table.cache_files])
+        assert other.starts[-1] == len(self), "the copy has other rows"
+        return other.at_random()
 
     def total_bytes(self) -> int:
         return sum(_size(opener) for _, opener in self.files)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "cached": OrderedDict(), "opened": None}
-
-
-class ArrowCopy(TableSource):
-    """The images of a table from Arrow files that hold them again; names and labels as in the original."""
-
-    def __init__(self, original: TableSource, files: list[str]) -> None:
-        self.__dict__.update(original.__dict__)
-        self.files = [(Path(file).name, LocalFile(Path(file))) for file in files]
-        tables = [_open(*file) for file in self.files]
-        rows = [table.rows(group) for table in tables for group in range(table.groups)]
-        self.starts = np.cumsum([0, *rows], dtype=np.int64)
-        self.groups = np.array([(n, g) for n, table in enumerate(tables) for g in range(table.groups)], dtype=np.int64)
-        assert self.starts[-1] == len(original), "the copy has other rows"
-        self.cached, self.opened, self.keep_groups = OrderedDict(), None, 2**20
 
 
 def _size(opener: Opener) -> int:
@@ -157,23 +152,20 @@ class _Table:
             if name.lower().endswith(".parquet"):
                 parquet = pyarrow.parquet.ParquetFile(stream)
                 self.schema: pa.Schema = parquet.schema_arrow
-                self.groups = parquet.num_row_groups
-                self.rows: Callable[[int], int] = lambda group: int(parquet.metadata.row_group(group).num_rows)
+                self.group_rows = [parquet.metadata.row_group(k).num_rows for k in range(parquet.num_row_groups)]
                 self._read = lambda group, column: parquet.read_row_group(group, [column], use_threads=False).column(0)
                 return
             source = pa.memory_map(str(open_file.path)) if isinstance(open_file, LocalFile) else stream
             if stream.read(6) == b"ARROW1":
                 file = pa.ipc.open_file(source)
-                self.schema, self.groups = file.schema, file.num_record_batches
-                batch: Callable[[int], pa.RecordBatch] = file.get_batch
+                self.schema, count = file.schema, file.num_record_batches
+                batch: Callable[[int], pa.RecordBatch] = file.get_batch  # far away it is read only when asked for
             else:  # what the datasets library saves
                 stream.seek(0)
                 with pa.ipc.open_stream(source) as reader:
-                    batches = list(reader)  # memory-mapped: no data is read
-                    self.schema = reader.schema
-                self.groups = len(batches)
-                batch = batches.__getitem__
-            self.rows = lambda group: batch(group).num_rows
+                    batches, self.schema = list(reader), reader.schema  # memory-mapped: no data is read
+                batch, count = batches.__getitem__, len(batches)
+            self.group_rows = [batch(group).num_rows for group in range(count)]
             self._read = lambda group, column: pa.chunked_array([batch(group).column(column)])
         except (OSError, ValueError) as error:
             raise DataError(f"{name} is not a readable parquet or Arrow file: {error}") from error
@@ -187,10 +179,7 @@ class _Table:
             raise DataError(f"{self.name}, row group {group}: {error}") from error
 
 
-def _open(name: str, open_file: Opener) -> _Table:
-    return _Table(name, open_file)
-
-
 def _values(tables: list[_Table], column: str) -> list[Any]:
     """A whole column of all files."""
-    return [v for table in tables for group in range(table.groups) for v in table.read(group, column).to_pylist()]
+    groups = ((table, group) for table in tables for group in range(len(table.group_rows)))
+    return [value for table, group in groups for value in table.read(group, column).to_pylist()]
