@@ -11,7 +11,7 @@ from epg.data.sources.base import MAX_FILE_BYTES, Source, SourceOptions, check_s
 from epg.data.sources.layout import arrange
 from epg.data.sources.listing import Listing
 from epg.data.sources.shards import of_archives
-from epg.data.sources.table_files import of_split
+from epg.data.sources.table_files import tables_of_split
 from epg.data.sources.tables import TABLE_SUFFIXES, TableSource
 from epg.errors import DataError, UserError
 
@@ -100,7 +100,7 @@ def open_remote(address: str, options: SourceOptions) -> Source | None:
         listing = [path]
     tables = [file for file in listing if file.lower().endswith(TABLE_SUFFIXES)]
     if tables:
-        chosen, rule = of_split(tables, options.split, name) if tables != [path] else (tables, "")
+        chosen, rule = tables_of_split(tables, options.split, name) if tables != [path] else (tables, "")
         openers = [(file.rpartition("/")[2], RemoteFile(files, file)) for file in chosen]
         return TableSource(openers, name, options, rule=rule, streamed=True)
     archives = [file for file in listing if file.lower().endswith(ARCHIVE_SUFFIXES)]

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from epg.data.sources.archives import ARCHIVE_SUFFIXES, ZIP_SUFFIXES, ArchiveSource, LocalFile, Open
@@ -28,13 +29,12 @@ def _below(root: Path, folder: Path, options: SourceOptions) -> Source | None:
     if files or not folders:
         return None
     splits = split_names(folders)
-    if splits and set(splits) == set(folders) and any(_below_has_archives(folder / name) for name in folders):
-        chosen = pick(splits, options.split, str(folder))
-        return _below(root, folder / chosen[0], options)
+    if splits and set(splits) == set(folders) and any(_has_archives(folder / name) for name in folders):
+        return _below(root, folder / pick(splits, options.split, str(folder))[0], options)
     return _below(root, folder / folders[0], options) if len(folders) == 1 else None
 
 
-def _below_has_archives(folder: Path) -> bool:
+def _has_archives(folder: Path) -> bool:
     return any(name.lower().endswith(ARCHIVE_SUFFIXES) for name in list_folder(folder)[0])
 
 
@@ -44,42 +44,45 @@ def of_archives(files: list[tuple[str, Open]], name: str, options: SourceOptions
     Shards are numbered, or named by their split; archives of other names are classes.
     """
     stems = {file: stem_of(file) for file, _ in files}
-    splits = split_names(set(stems.values()))
     rule = ""
-    if splits and not whole:
-        if len(splits) < len(set(stems.values())):
-            other = next(stem for stem in stems.values() if stem not in splits)
-            raise DataError(
-                f"{name}: {other} does not name its split, but {', '.join(sorted(splits)[:3])} do: call it "
-                "train-... or move it away"
-            )
-        wanted = {kind: splits[kind] for kind in splits}
-        chosen = set(pick(wanted, options.split, name))
-        if len(chosen) < len(splits):
-            rule = (
-                f"split {options.split}: {sum(stems[file] in chosen for file, _ in files)} of {len(files)} archives; "
-            )
-        files = [(file, opener) for file, opener in files if stems[file] in chosen]
-    elif not whole:
-        refuse_split(options.split, name)
-    chosen_stems = [stems[file] for file, _ in files]
-    numbered = bool(splits) or len(files) == 1 or are_numbered(chosen_stems)
-    if not numbered and differ_in_a_number(chosen_stems):
+    if not whole:
+        chosen, rule = of_split(stems, options.split, name)
+        files = [(file, opener) for file, opener in files if file in chosen]
+    stems = {file: stems[file] for file, _ in files}
+    numbered = bool(rule) or len(files) == 1 or are_numbered(list(stems.values()))
+    if not numbered and differ_in_a_number(list(stems.values())):
         numbered = options.labels != "folder"
-        if options.labels == "auto" and not missing_shards(chosen_stems):
+        if options.labels == "auto" and not missing_shards(stems.values()):
             folder, column, none = (options.flag(f"labels {kind}") for kind in ("folder", "column", "none"))
             raise DataError(
                 f"{name}: {files[0][0]} to {files[-1][0]} differ in a number that does not count from 0 or 1 on: they "
                 f"are shards of one set, of which some are missing, or a class each. Pass {folder} if they are "
                 f"classes, {column} if each image has its label beside it, {none} for none"
             )
-    rule = rule or f"{len(files)} archives; "
-    if gap := missing_shards(chosen_stems):
-        rule += f"{gap}; "
     archives = [(file, opener, b"" if numbered else f"{stems[file]}/".encode()) for file, opener in files]
     kind = "zip" if all(file.lower().endswith(ZIP_SUFFIXES) for file, _ in files) else "tar"
-    inner = SourceOptions(**{**options.__dict__, "split": "train"}) if splits or whole else options
+    inner = replace(options, split="train") if rule or whole else options
+    rule = (rule or f"{len(files)} archives; ") + missing_shards(stems.values())
     return ArchiveSource(archives, kind, name, inner, rule)
+
+
+def of_split(stems: Mapping[str, str], split: str, where: str) -> tuple[list[str], str]:
+    """The files of a split by what they are called without their ending, and how they were chosen.
+
+    All of them, and "", where no name has a split and train is wanted.
+    """
+    splits = split_names(set(stems.values()))
+    if not splits:
+        refuse_split(split, where)
+        return sorted(stems), ""
+    if other := next((file for file, stem in stems.items() if stem not in splits), None):
+        raise DataError(
+            f"{where}: {other} does not name its split, but {', '.join(sorted(splits)[:3])} do: call it train-... or "
+            "move it away"
+        )
+    wanted = {splits[stem] for stem in pick(splits, split, where)}
+    chosen = sorted(file for file in stems if splits[stems[file]] in wanted)
+    return chosen, f"split {split}: {len(chosen)} of {len(stems)} files; "
 
 
 def stem_of(file: str) -> str:
@@ -97,7 +100,7 @@ def missing_shards(stems: Collection[str]) -> str:
     found = [match for stem in stems if (match := re.search(r"(\d+)-of-0*(\d+)$", stem))]
     sets = {(match.string[: match.start()], int(match[2])) for match in found}
     there, total = len({match.string for match in found}), sum(count for _, count in sets)
-    return f"only {there} of {total} shards are there" if there < total else ""
+    return f"only {there} of {total} shards are there; " if there < total else ""
 
 
 def are_numbered(stems: list[str]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from epg.data.sources.archives import LocalFile
 from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.kinds import is_image_suffix, list_folder
-from epg.data.sources.shards import missing_shards
+from epg.data.sources.shards import missing_shards, of_split
 from epg.data.sources.tables import TABLE_SUFFIXES, Opener, TableSource
 from epg.data.splits import pick, refuse_split, split_names
 from epg.errors import DataError
@@ -30,7 +30,7 @@ def open_tables(address: str, options: SourceOptions) -> Source | None:
         return TableSource(listed, name, options, kind="saved data set", rule=rule, unread=_others(place, listed))
     for place in (path, path / "data"):
         if place.is_dir() and (files := _tables_in(place)):
-            chosen, rule = of_split(files, options.split, str(path))
+            chosen, rule = tables_of_split(files, options.split, str(path))
             openers = [(file, LocalFile((place / file).resolve())) for file in chosen]
             return TableSource(openers, name, options, rule=rule, unread=_others(place, [(f, None) for f in files]))
     folders = split_names(list_folder(path)[1])
@@ -50,21 +50,11 @@ def _tables_in(folder: Path) -> list[str]:
     return [] if has_images else [name for name in tables if not re.fullmatch(r"cache-.*\.arrow", name)]
 
 
-def of_split(files: Sequence[str], split: str, where: str) -> tuple[list[str], str]:
-    """The files of a split by their names, and how they were chosen; all where no name has one and train is wanted."""
+def tables_of_split(files: Sequence[str], split: str, where: str) -> tuple[list[str], str]:
+    """The files of a split by their names, and how they were chosen (see `of_split`)."""
     stems = {file: file.rpartition("/")[2].rpartition(".")[0] for file in files}
-    splits = split_names(set(stems.values()))
-    if not splits:
-        refuse_split(split, where)
-        return sorted(files), ""
-    if other := next((file for file in files if stems[file] not in splits), None):
-        raise DataError(
-            f"{where}: {other} does not name its split, but other files do: call it train-... or move it away"
-        )
-    wanted = {splits[stem] for stem in pick(splits, split, where)}
-    chosen = sorted(file for file in files if splits[stems[file]] in wanted)
-    gap = missing_shards([stems[file] for file in chosen])
-    return chosen, f"split {split}: {len(chosen)} of {len(files)} files; " + (f"{gap}; " if gap else "")
+    chosen, rule = of_split(stems, split, where)
+    return chosen, rule + missing_shards([stems[file] for file in chosen])
 
 
 def _others(folder: Path, files: Sequence[tuple[str, object]]) -> list[str]:
