@@ -22,7 +22,7 @@ FILE_WORDS = (  # without signs, in small letters
     *("imgname", "name", "imageid", "imgpath", "id"),
 )
 
-Read = Callable[[bytes], bytes | None]
+Read = Callable[[bytes], bytes]
 
 
 @dataclass
@@ -36,6 +36,11 @@ class Described:
     notes: list[str] = field(default_factory=list)
     used: str = ""
     """How the names of the files end that said so."""
+
+
+def unlabelled_all(names: Names, rule: str, used: str = "") -> Described:
+    """All images, without labels."""
+    return Described(np.arange(len(names)), unlabelled(len(names)), rule, used=used)
 
 
 class Index:
@@ -150,10 +155,8 @@ def by_dataset_json(names: Names, content: bytes, file: str, folder: str, partia
         raise DataError(f"{file} cannot be read: {error}") from error
     if not isinstance(data, dict) or "labels" not in data:
         return None
-    everything = np.arange(len(names))
     if not data["labels"]:
-        rule = f"no labels: {file} has none, and folders only number files"
-        return Described(everything, unlabelled(len(names)), rule, used=file)
+        return unlabelled_all(names, f"no labels: {file} has none, and folders only number files", file)
     pairs = data["labels"].items() if isinstance(data["labels"], dict) else data["labels"]
     given: dict[str, object] = {}
     try:
@@ -182,11 +185,11 @@ def by_sidecars(
 
     None where most images have no such file, or (.json) where it holds nothing like a label.
     """
-    found = [_beside(name, texts, suffix) for name in names]
-    kept = [i for i, name in enumerate(found) if name is not None]
-    if len(kept) * 2 < len(names):
+    beside = (_beside(name, texts, suffix) for name in names)
+    found = {i: text for i, text in enumerate(beside) if text is not None}
+    if len(found) * 2 < len(names):
         return None
-    contents = [read(found[i] or b"") or b"" for i in kept]
+    contents = [read(text) for text in found.values()]
     what = f"the *{suffix.decode()} of each image"
     if suffix == b".cls":
         values: Sequence[object] = [content.decode("utf-8", "replace").strip() for content in contents]
@@ -201,18 +204,16 @@ def by_sidecars(
         what = f"{label} in {what}"
     if label is None or (options.label_column is None and is_identity(values)):
         return None
-    missing = sorted(set(range(len(names))) - set(kept))
-    rejected = [Rejected(readable(names[i]), f"it has no *{suffix.decode()} with a label") for i in missing]
-    chosen, labelled = np.array(kept, dtype=np.int64), labels_of(values, what)
+    missing = (names[i] for i in range(len(names)) if i not in found)
+    rejected = [Rejected(readable(name), f"it has no *{suffix.decode()} with a label") for name in missing]
+    chosen, labelled = np.array(list(found), dtype=np.int64), labels_of(values, what)
     return Described(chosen, labelled, rule_of(labelled, what), rejected, used=suffix.decode())
 
 
 def _beside(name: bytes, texts: dict[bytes, int], suffix: bytes) -> bytes | None:
     folder, slash, base = name.rpartition(b"/")
-    for stem in (base.rpartition(b".")[0], base.partition(b".")[0]):
-        if folder + slash + stem + suffix in texts:
-            return folder + slash + stem + suffix
-    return None
+    stems = (base.rpartition(b".")[0], base.partition(b".")[0])
+    return next((text for stem in stems if (text := folder + slash + stem + suffix) in texts), None)
 
 
 def _object(content: bytes, what: str) -> Row:

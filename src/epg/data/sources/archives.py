@@ -57,8 +57,13 @@ class ArchiveSource(Source):
         listing, table = listed
         self.sequential = any(is_compressed(file) for file, _ in self.archives)
         found = listing.found(ordered=not self.sequential)
-        read_text = lambda member: self._read(table[found.texts[member]]) if member in found.texts else None  # noqa: E731
-        images = arrange(found, read_text, lambda number: self._read(table[number]), options, name)
+        images = arrange(
+            found,
+            lambda member: self._read(table[found.texts[member]]),
+            lambda number: self._read(table[number]),
+            options,
+            name,
+        )
         overview = replace(images.images.overview, rule=rule + images.images.overview.rule)
         super().__init__(kind, name, replace(images.images, overview=overview))
         self.entries = pick(table, images.numbers)

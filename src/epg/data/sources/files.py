@@ -19,11 +19,10 @@ class FolderSource(Source):
     def __init__(self, root: Path, options: SourceOptions) -> None:
         listing = Listing()
         walk(os.fsencode(root), b"", listing)
-        found = listing.found()
         base = os.fsencode(root.resolve())
         images = arrange(
-            found,
-            lambda name: read_file(os.path.join(base, name)) if name in found.texts else None,
+            listing.found(),
+            lambda name: read_file(os.path.join(base, name)),
             lambda number: read_file(os.path.join(base, listing.names[number])),
             options,
             str(root),

@@ -1,5 +1,6 @@
 """From relative paths to splits and classes: the same rules for folders, archives, shards and remote folders."""
 
+import itertools
 import re
 import unicodedata
 from collections import Counter
@@ -19,11 +20,12 @@ from epg.data.sources.annotations import (
     by_dataset_json,
     by_rows,
     by_sidecars,
+    unlabelled_all,
 )
 from epg.data.sources.base import Images, Overview, SourceOptions, readable
 from epg.data.sources.choice import Chosen, choose
 from epg.data.sources.kinds import kind_of
-from epg.data.sources.labels import natural, unlabelled
+from epg.data.sources.labels import natural
 from epg.data.sources.listing import Found
 from epg.data.sources.names import Names
 from epg.data.sources.samples import choose_member
@@ -52,7 +54,7 @@ def arrange(
     """Split, samples and labels of a listing. Raises DataError for one without images, or that can be read two ways.
 
     Args:
-        read_text: the content of a label file by name, None if there is none.
+        read_text: the content of a label file by name.
         read_image: an image by its number in the container.
     """
     if not len(found.names):
@@ -68,9 +70,8 @@ def arrange(
         relative = [folder[len(place.prefix) :] for folder in folders]
         described = _by_folder(names, relative, which[chosen], options, where)
         if options.labels == "auto" and described.labelled[1]:
-            look = lambda index: read_image(int(numbers[index]))  # noqa: E731
             short = names.without(place.prefix)
-            refuse_label_maps(short, look, options, where)
+            refuse_label_maps(short, lambda index: read_image(int(numbers[index])), options, where)
             refuse_chunks(short, options, where)
         if options.labels == "auto":
             refuse_maps_beside(names.without(place.prefix), options, where)
@@ -87,7 +88,7 @@ def arrange(
     return Arranged(images, numbers, place.prefix)
 
 
-def _read_named(read: Read, name: bytes) -> bytes | None:
+def _read_named(read: Read, name: bytes) -> bytes:
     try:
         return read(name)
     except DataError as error:
@@ -103,44 +104,30 @@ def _described(
     parts = place.prefix.split(b"/")[:-1]
     chain = [b"".join(part + b"/" for part in parts[:k]) for k in range(len(parts), -1, -1)]
     wanted = (options.label_file.encode("utf-8", "surrogateescape"),) if options.label_file else (*METADATA, DATASET)
-    for folder in chain:
-        for file in wanted:
-            content = read(folder + file) if folder + file in texts else None
-            if content is None:
-                continue
-            if file == DATASET and not options.label_file:
-                found = by_dataset_json(names, content, file.decode(), readable(folder), folder != place.prefix)
-                found = _without(found, names) if options.labels == "none" else found
-            else:
-                above = folder != place.prefix
-                found = by_rows(names, content, readable(folder + file), readable(folder), options, above)
-            if found is not None:
-                return found
+    for folder, file in itertools.product(chain, wanted):
+        if folder + file not in texts:
+            continue
+        content, told, above = read(folder + file), readable(folder), folder != place.prefix
+        if file != DATASET or options.label_file:
+            return by_rows(names, content, readable(folder + file), told, options, above)
+        if (found := by_dataset_json(names, content, file.decode(), told, above)) is not None:
+            return unlabelled_all(names, "no labels: asked for") if options.labels == "none" else found
     if options.label_file:
         listed = ", ".join(sorted(map(readable, texts))[:8]) or "no label files"
         raise DataError(f"{options.flag('label-file', options.label_file)}: {where} has no such file, only {listed}")
     if options.labels == "none":
         return None
-    for suffix in (b".cls", b".json"):
-        ours = (
-            suffix == b".cls" or options.label_column is not None or options.labels == "column" or _flat(names, place)
-        )
-        if ours and (found := by_sidecars(names, texts, read, options, suffix)) is not None:
+    asked = options.labels == "column" or options.label_column is not None
+    flat = all(b"/" not in name[len(place.prefix) :] for name in names)
+    for suffix in (b".cls", b".json") if asked or flat else (b".cls",):
+        if (found := by_sidecars(names, texts, read, options, suffix)) is not None:
             return found
-    if options.labels == "column" or options.label_column is not None:
+    if asked:
         raise DataError(
             f"{where} holds no metadata.csv or metadata.jsonl, nor *.cls or *.json with such labels; pass "
             f"{options.flag('labels folder')} or none, or name a file with {options.flag('label-file')}"
         )
     return None
-
-
-def _without(found: Described | None, names: Names) -> Described | None:
-    return None if found is None else Described(np.arange(len(names)), unlabelled(len(names)), "no labels: asked for")
-
-
-def _flat(names: Names, place: Chosen) -> bool:
-    return all(b"/" not in name[len(place.prefix) :] for name in names)
 
 
 def _by_folder(
@@ -150,29 +137,24 @@ def _by_folder(
 
     Raises DataError where some images lie in folders and others do not.
     """
-    everything, used = np.arange(len(names)), np.unique(which)
-    tops = [folder.partition(b"/")[0] for folder in folders]
-    present = {tops[number] for number in used}
-    flat = np.flatnonzero(np.array([not folder for folder in folders], dtype=bool)[which])
-    only = readable(next(iter(present))).lower() if len(present) == 1 else ""
     if options.labels == "none":
-        return Described(everything, unlabelled(len(names)), "no labels: asked for")
-    if options.labels == "auto" and (len(flat) == len(names) or only in PLAIN):
-        return Described(everything, unlabelled(len(names)), "no labels: there are no class folders")
-    if len(flat):
+        return unlabelled_all(names, "no labels: asked for")
+    tops = [folder.partition(b"/")[0] for folder in folders]
+    present = {tops[number] for number in np.unique(which)}
+    inside = np.array([folder != b"" for folder in folders])[which]
+    only = readable(next(iter(present))).lower() if len(present) == 1 else ""
+    if options.labels == "auto" and (not inside.any() or only in PLAIN):
+        return unlabelled_all(names, "no labels: there are no class folders")
+    if not inside.all():
         raise DataError(
-            f"{where}: {len(flat)} images, such as {readable(names[flat[0]])}, lie in no class folder, "
-            f"{len(names) - len(flat)} others do, such as {readable(names[_first_inside(flat, len(names))])}. Move "
+            f"{where}: {int((~inside).sum())} images, such as {readable(names[int(inside.argmin())])}, lie in no class "
+            f"folder, {int(inside.sum())} others do, such as {readable(names[int(inside.argmax())])}. Move "
             f"them into class folders, or pass {options.flag('labels none')} to ignore folders"
         )
     classes = natural([readable(top) for top in present])
     number = {name: k for k, name in enumerate(classes)}
     labels = np.array([number.get(readable(top), -1) for top in tops], dtype=np.int64)[which]
-    return Described(everything, (labels, tuple(classes)), "labels: the folder of each image")
-
-
-def _first_inside(flat: NDArray[np.int64], count: int) -> int:
-    return int(np.setdiff1d(np.arange(count), flat)[0])
+    return Described(np.arange(len(names)), (labels, tuple(classes)), "labels: the folder of each image")
 
 
 def _unused(texts: dict[bytes, int], described: Described) -> list[bytes]:
@@ -197,11 +179,13 @@ def _left_labels(found: Found, described: Described, options: SourceOptions) -> 
     """How to use a label file that lies beside images without labels."""
     if len(described.labelled[1]) > 1 or described.used or options.labels == "none":
         return []
-    tables = [readable(name) for name in found.texts if name.lower().endswith((b".csv", b".tsv", b"_truth.txt"))]
-    tables += [
-        readable(name) for name in found.texts if name.endswith(b".txt") and LISTS.search(name.rpartition(b"/")[2])
-    ]
-    tables = sorted(set(tables))[:3]
+    lists = (
+        name
+        for name in found.texts
+        if name.lower().endswith((b".csv", b".tsv", b"_truth.txt"))
+        or (name.endswith(b".txt") and LISTS.search(name.rpartition(b"/")[2]))
+    )
+    tables = sorted(map(readable, lists))[:3]
     if not tables:
         return []
     return [

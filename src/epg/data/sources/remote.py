@@ -66,14 +66,7 @@ class RemoteFolderSource(Source):
         for path in entries:
             member = path[len(self.root) :].strip("/").encode("utf-8", "surrogateescape")
             listing.add(member, int(entries[path].get("size") or 0), len(listing.names))
-        found = listing.found()
-        images = arrange(
-            found,
-            lambda member: self._read(member) if member in found.texts else None,
-            lambda number: self._read(listing.names[number]),
-            options,
-            name,
-        )
+        images = arrange(listing.found(), self._read, lambda number: self._read(listing.names[number]), options, name)
         super().__init__("remote folder", name, images.images)
         self.prefix = images.prefix
 
