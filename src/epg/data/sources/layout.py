@@ -61,8 +61,8 @@ def arrange(
         raise DataError(nothing(found, where))
     read_text = partial(_read_named, read_text)
     folders, which = found.names.folders()
-    place = choose(folders, np.bincount(which, minlength=len(folders)), options.split, where)
-    chosen = np.flatnonzero(place.inside[which])
+    place = choose(folders, options.split, where)
+    chosen = np.flatnonzero(np.array([folder in place.inside for folder in folders])[which])
     chosen = chosen[choose_member(found.names.take(chosen), found.texts, options, where)]
     names, _, numbers = found.take(chosen)
     described = _described(names, found.texts, read_text, place, options, where)
