@@ -47,6 +47,17 @@ def test_every_job_is_done_once(tmp_path, workers):
     assert sum(counted) == 15
 
 
+def result(number, crashed, on_item):
+    on_item(number)
+    return number * 2
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_results_come_in_the_order_of_the_jobs(workers):
+    assert run_jobs(result, [5, 3, 4], workers, lambda n: None) == [10, 6, 8]
+    assert run_jobs(result, [], workers, lambda n: None) == []
+
+
 def test_items_that_kill_or_hang_their_process_are_given_up_and_the_rest_is_done(tmp_path):
     fatal = {1: "die", 5: "die once", 7: "hang"}
     hang_s = 8.0  # a worker of a busy machine takes seconds to start

@@ -9,11 +9,11 @@ from tests.data.test_sources import table_of
 
 from epg.data.dataset import SourceDataset, open_dataset
 from epg.data.loader import BatchLoader
+from epg.data.order import WINDOW, BlockOrder
 from epg.data.sources.base import SourceOptions
 from epg.data.sources.files import FolderSource
 from epg.data.sources.remote import RemoteFile, RemoteFolderSource
 from epg.data.sources.tables import TableSource
-from epg.data.streaming import WINDOW, BlockOrder
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 31, 32, 33, 64, 65, 300])

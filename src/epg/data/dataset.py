@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from epg.data.base import CachedDataset, ImageDataset, NoSplitError, Order
 from epg.data.decode import decode_image, look_at
+from epg.data.order import BlockOrder
 from epg.data.rules import RULES, PixelRules, changed_rules, check_rules
 from epg.data.seen import Seen
 from epg.data.sources.base import LabelChoice, Source, SourceOptions
@@ -17,7 +18,6 @@ from epg.data.sources.open import open_source
 from epg.data.splits import check_split, split_names
 from epg.data.store import is_store, read_manifest
 from epg.data.stored import StoredDataset
-from epg.data.streaming import BlockOrder
 from epg.errors import DataError, UserError
 
 __all__ = ["CachedDataset", "ImageDataset", "NoSplitError", "SourceDataset", "open_dataset"]

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from epg.data.base import CachedDataset, ImageDataset, refuse_damaged
 from epg.data.crew import Begin, Call, Crew, Lost
-from epg.data.reading import Damaged, Reader, Reading
+from epg.data.reading import Damaged, Reader
 from epg.data.ring import Ring
 from epg.errors import DataError, UserError
 
@@ -117,10 +118,10 @@ class BatchLoader:
         for first, position in self._positions():
             if isinstance(self.dataset, CachedDataset) and not self.dataset.damaged:
                 indices = self.reader.order.indices(position + np.arange(self.shape[0]))
-                yield self._batch(self.dataset.images[torch.from_numpy(indices)], Reading(indices, []), first)
+                yield self._batch(self.dataset.images[torch.from_numpy(indices)], first, indices)
                 continue
             images = torch.empty(self.shape, dtype=torch.uint8).permute(0, 3, 1, 2)
-            yield self._batch(images, self.reader.read(position, images.numpy()), first)
+            yield self._batch(images, first, *self.reader.read(position, images.numpy()))
 
     def _read_ahead(self) -> Iterator[Batch]:
         """The same from workers."""
@@ -137,11 +138,10 @@ class BatchLoader:
                 slot, first, calls = pending.popleft()
                 while not all(call.done for call in calls):
                     crew.listen()
-                readings: list[Reading] = [call.result() for call in calls]
-                indices = np.concatenate([reading.indices for reading in readings])
-                reading = Reading(indices, [damaged for reading in readings for damaged in reading.damaged])
+                indices, damaged = zip(*(call.result() for call in calls), strict=True)
                 hoarded = len(ring.free) + len(pending) < self.ahead
-                yield self._batch(ring.copy(slot) if hoarded else ring.lend(slot), reading, first)
+                images = ring.copy(slot) if hoarded else ring.lend(slot)
+                yield self._batch(images, first, np.concatenate(indices), *damaged)
         except Lost as lost:
             raise self._lost(lost) from None
         finally:
@@ -159,21 +159,16 @@ class BatchLoader:
             "again at this image, remove it"
         )
 
-    def _batch(self, images: Tensor, reading: Reading, first: int) -> Batch:
-        for damaged in reading.damaged:
-            self._count(damaged)
-        labels = torch.from_numpy(self.dataset.labels[reading.indices])
-        batch = Batch(images, labels, torch.from_numpy(reading.indices), first)
+    def _batch(self, images: Tensor, first: int, indices: NDArray[np.int64], *damaged: Damaged) -> Batch:
+        for index, message in (item for part in damaged for item in part.items()):
+            if index not in self.damaged:
+                self.damaged[index] = message
+                number = len(self.damaged)
+                refuse_damaged(message, number, self.max_damaged)
+                text = f"{message.rstrip('.')}. Another takes its place ({number} of {self.max_damaged} allowed)"
+                warnings.warn(text, stacklevel=2)
+        batch = Batch(images, torch.from_numpy(self.dataset.labels[indices]), torch.from_numpy(indices), first)
         return batch.pin_memory() if self.pin_memory else batch
-
-    def _count(self, damaged: Damaged) -> None:
-        if damaged.index in self.damaged:
-            return
-        self.damaged[damaged.index] = damaged.message
-        number = len(self.damaged)
-        refuse_damaged(damaged.message, number, self.max_damaged)
-        text = damaged.message.rstrip(".")
-        warnings.warn(f"{text}. Another takes its place ({number} of {self.max_damaged} allowed)", stacklevel=2)
 
 
 def _fill(reader: Reader, ring: Ring, task: tuple[int, int, int], begin: Begin) -> Any:

@@ -24,11 +24,12 @@ def run_jobs(
     again. Raises what `job` raises.
     """
     numbers = list(numbers)
+    workers = min(workers, len(numbers))
     if workers == 0:
         return [job(number, {}, lambda image: on_images(1)) for number in numbers]
     queue, told, results = deque(numbers), 0, dict[int, Any]()
     deaths, crashed = dict[int, int](), dict[int, str]()
-    crew, running = Crew(partial(_do, job), min(workers, len(numbers)), hang_s, "spawn"), list[Call]()
+    crew, running = Crew(partial(_do, job), workers, hang_s, "spawn"), list[Call]()
     try:
         while queue or running:
             try:

@@ -12,20 +12,8 @@ from epg.errors import DataError, UserError
 TRIES = 64  # replacements that may be damaged too
 
 
-@dataclass(frozen=True)
-class Damaged:
-    """A sample that could not be read."""
-
-    index: int
-    message: str
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Which samples were read, and which could not be."""
-
-    indices: NDArray[np.int64]  # (N,)
-    damaged: list[Damaged]
+Damaged = dict[int, str]
+"""Samples that could not be read, and why."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +30,23 @@ class Reader:
 
     def read(
         self, position: int, pixels: NDArray[np.uint8], begin: Callable[[int], None] = lambda index: None
-    ) -> Reading:
-        """Read the samples at `position` and the following ones into `pixels` (N, C, H, W).
+    ) -> tuple[NDArray[np.int64], Damaged]:
+        """Read the samples at `position` and the following ones into `pixels` (N, C, H, W); returns which (N,) were.
 
         `begin` hears of every sample before it is read. Raises DataError for one that cannot be read or
         replaced, UserError where memory runs out.
         """
         indices = self.order.indices(position + np.arange(len(pixels)))
-        damaged: list[Damaged] = []
+        damaged: Damaged = {}
         for place in range(len(pixels)):
             try:
                 pixels[place] = self._read(int(indices[place]), begin)
             except DataError as error:
                 if not self.replace:
                     raise
-                damaged.append(Damaged(int(indices[place]), str(error)))
+                damaged[int(indices[place])] = str(error)
                 indices[place], pixels[place] = self._replacement(position + place, damaged, begin)
-        return Reading(indices, damaged)
+        return indices, damaged
 
     def _read(self, index: int, begin: Callable[[int], None]) -> NDArray[np.uint8]:
         begin(index)
@@ -71,12 +59,12 @@ class Reader:
             ) from error
 
     def _replacement(
-        self, position: int, damaged: list[Damaged], begin: Callable[[int], None]
+        self, position: int, damaged: Damaged, begin: Callable[[int], None]
     ) -> tuple[int, NDArray[np.uint8]]:
         for epoch in range(1, TRIES + 1):
             index = int(self.order.indices(np.array([position + epoch * len(self.dataset)]))[0])
             try:
                 return index, self._read(index, begin)
             except DataError as error:
-                damaged.append(Damaged(index, str(error)))
-        raise DataError(f"{damaged[0].message} ({TRIES} images that could replace it are damaged as well)")
+                damaged[index] = str(error)
+        raise DataError(f"{next(iter(damaged.values()))} ({TRIES} images that could replace it are damaged as well)")

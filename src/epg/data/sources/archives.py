@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,10 +18,9 @@ from numpy.lib.recfunctions import unstructured_to_structured
 from numpy.typing import NDArray
 
 from epg.data.sources.base import Source, SourceOptions, check_size, refuse_pointer
-from epg.data.sources.compressed import decompressed, is_compressed
 from epg.data.sources.layout import arrange
 from epg.data.sources.listing import Listing
-from epg.data.sources.members import TAR, tar_members, zip_members
+from epg.data.sources.members import TAR, decompressed, is_compressed, tar_members, zip_members
 from epg.data.sources.names import pick
 from epg.errors import DataError, UserError
 from epg.storage.plain_file import open_plain
@@ -63,9 +62,9 @@ class ArchiveSource(Source):
             lambda number: self._read(table[number]),
             options,
             name,
+            rule,
         )
-        overview = replace(images.images.overview, rule=rule + images.images.overview.rule)
-        super().__init__(kind, name, replace(images.images, overview=overview))
+        super().__init__(kind, name, images)
         self.entries = pick(table, images.numbers)
 
     def read(self, index: int) -> bytes:

@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -77,11 +77,10 @@ class Images:
     class_names: tuple[str, ...]
     overview: Overview
     rejected: Sequence[Rejected] = ()
-
-    @classmethod
-    def rows(cls, names: Sequence[bytes], labelled: Labelled, overview: Overview) -> "Images":
-        """Rows of a table, whose sizes are not known before they are read."""
-        return cls(Names.of(names), np.full(len(names), -1, dtype=np.int64), *labelled, overview)
+    numbers: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Which files of a folder or archive they are (N,)."""
+    prefix: bytes = b""
+    """What comes before all names in the folder or archive."""
 
 
 class Source(ABC):

@@ -28,7 +28,7 @@ class FolderSource(Source):
             str(root),
         )
         self.root = os.path.join(base, images.prefix)
-        super().__init__("folder", root.resolve().name, images.images)
+        super().__init__("folder", root.resolve().name, images)
         self.where = f"{Path(root, readable(images.prefix))}/"
 
     def read(self, index: int) -> bytes:

@@ -5,7 +5,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -39,23 +38,20 @@ PLAIN = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Arranged:
-    """The images to use, named relative to `prefix`, and their numbers in the container (N,)."""
-
-    images: Images
-    numbers: NDArray[np.int64]
-    prefix: bytes
-
-
 def arrange(
-    found: Found, read_text: Read, read_image: Callable[[int], bytes], options: SourceOptions, where: str
-) -> Arranged:
+    found: Found,
+    read_text: Read,
+    read_image: Callable[[int], bytes],
+    options: SourceOptions,
+    where: str,
+    rule: str = "",
+) -> Images:
     """Split, samples and labels of a listing. Raises DataError for one without images, or that can be read two ways.
 
     Args:
         read_text: the content of a label file by name.
         read_image: an image by its number in the container.
+        rule: how the container was chosen, for people to read.
     """
     if not len(found.names):
         raise DataError(nothing(found, where))
@@ -81,11 +77,10 @@ def arrange(
         raise DataError(nothing(found, where))
     notes = [*found.notes, *described.notes, *_left_labels(found, described, options), *_doubtful(described, options)]
     kinds = found.kinds + Counter(kind_of(name) for name in _unused(found.texts, described))
-    overview = Overview(f"{place.rule}{described.rule}", kinds.most_common(), notes)
-    images = Images(
-        names.without(place.prefix), sizes, *described.labelled, overview, [*found.rejected, *described.rejected]
-    )
-    return Arranged(images, numbers, place.prefix)
+    overview = Overview(f"{rule}{place.rule}{described.rule}", kinds.most_common(), notes)
+    rejected = [*found.rejected, *described.rejected]
+    short = names.without(place.prefix)
+    return Images(short, sizes, *described.labelled, overview, rejected, numbers, place.prefix)
 
 
 def _read_named(read: Read, name: bytes) -> bytes:

@@ -24,13 +24,9 @@ class Names(Sequence[bytes]):
 
     @classmethod
     def of(cls, names: Sequence[bytes]) -> "Names":
-        return cls.packed(b"".join(names), np.fromiter(map(len, names), np.int64, len(names)))
-
-    @classmethod
-    def packed(cls, blob: bytes, lengths: NDArray[np.int64]) -> "Names":
-        """Names that follow each other without a gap."""
+        lengths = np.fromiter(map(len, names), np.int64, len(names))
         ends = np.cumsum(lengths, dtype=np.int64)
-        return cls(blob, ends - lengths, ends)
+        return cls(b"".join(names), ends - lengths, ends)
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -67,7 +67,7 @@ class RemoteFolderSource(Source):
             member = path[len(self.root) :].strip("/").encode("utf-8", "surrogateescape")
             listing.add(member, int(entries[path].get("size") or 0), len(listing.names))
         images = arrange(listing.found(), self._read, lambda number: self._read(listing.names[number]), options, name)
-        super().__init__("remote folder", name, images.images)
+        super().__init__("remote folder", name, images)
         self.prefix = images.prefix
 
     def read(self, index: int) -> bytes:

@@ -15,6 +15,7 @@ from epg.data.sources.base import Images, Overview, Source, SourceOptions, check
 from epg.data.sources.columns import find_image_column, read_labels
 from epg.data.sources.files import read_file
 from epg.data.sources.kinds import kind_of
+from epg.data.sources.names import Names
 from epg.errors import DataError
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
@@ -60,7 +61,8 @@ class TableSource(Source):
         labelled, said = read_labels(schema, partial(_values, tables), len(names), options, name)
         kinds = Counter(kind_of(os.fsencode(file)) for file in unread)
         overview = Overview(rule + said.rule, kinds.most_common(), said.notes)
-        super().__init__(kind, name, Images.rows(names, labelled, overview))
+        sizes = np.full(len(names), -1, dtype=np.int64)  # not known before they are read
+        super().__init__(kind, name, Images(Names.of(names), sizes, *labelled, overview))
         first = self.files[0][1]
         self.where = f"{first.path.parent}/" if isinstance(first, LocalFile) and not streamed else ""
         self.keep_groups = RUN_GROUPS if streamed else 1
