@@ -18,7 +18,7 @@ from epg.data.deep import Depth, eight_bits, kind_of, raw_mode, strips
 from epg.data.resize import MAX_PIXELS, center_crop
 from epg.data.rules import RULES, PixelRules
 from epg.errors import DataError, InterruptedRunError
-from epg.plain_file import open_plain
+from epg.storage.plain_file import open_plain
 
 # Extensions looked for in folders, and the only decoders that Pillow may use on them: leaving out the others keeps
 # e.g. PostScript, which starts an external program, away from data that nobody has checked.

@@ -8,7 +8,7 @@ from epg.data.sources.base import Source, SourceOptions, check_size, checked, re
 from epg.data.sources.kinds import is_hidden
 from epg.data.sources.layout import arrange
 from epg.data.sources.listing import Listing
-from epg.plain_file import open_plain
+from epg.storage.plain_file import open_plain
 
 MAX_DEPTH = 64
 
