@@ -112,6 +112,29 @@ def test_a_mistake_of_ours_is_raised_in_training(scratch: Path) -> None:
         writer._failure = None
 
 
+def test_a_folder_that_goes_away_during_a_write_is_said_though_the_write_succeeds(scratch: Path) -> None:
+    """The write is under way meanwhile; when it has been noticed, the folder comes back."""
+    begun, noticed = threading.Event(), threading.Event()
+
+    def hook(operation: Operation, action: Callable[[], Any]) -> Any:
+        if operation.kind == "write":
+            begun.set()
+            assert noticed.wait(20)
+        return action()
+
+    writer, elsewhere = CheckpointWriter(scratch, keep=2), scratch.with_name(f"{scratch.name}-elsewhere")
+    with hooked(hook):
+        writer.submit(2, tensors_of(2), STATE)
+        assert begun.wait(20)
+        scratch.rename(elsewhere)
+        assert writer.failed == 74
+        elsewhere.rename(scratch)
+        noticed.set()
+        with pytest.raises(OutputError, match="was renamed or removed"):
+            writer.finish()
+    assert valid(scratch / "checkpoints") == [2]
+
+
 # Export and verification ----------------------------------------------------------------------------------------------
 
 

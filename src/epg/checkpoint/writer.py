@@ -22,12 +22,9 @@ FIRST_DELAY = 1.0  # seconds before the first retry; each further one waits four
 PAUSE = 0.2  # seconds between two signs of life meanwhile
 
 
-class MovedError(OutputError):
+def moved(folder: Path) -> OutputError:
     """The run folder is no longer where it was."""
-
-
-def moved(folder: Path) -> MovedError:
-    return MovedError(
+    return OutputError(
         f"{folder}: was renamed or removed while the run was writing to it, so the run ends; its checkpoints are where "
         "the folder is now. Give it its name back, or pass the new one as --out, and run the same command again."
     )
@@ -82,6 +79,7 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._superseded = threading.Event()
         self._failure: BaseException | None = None  # of the newest checkpoint
+        self._moved: OutputError | None = None  # for good, whatever becomes of the write that is under way
         self._reported = False
         self._waited = 0
         self._place = place_of(run) if rank() == 0 else None
@@ -89,14 +87,17 @@ class CheckpointWriter:
     @property
     def failed(self) -> int:
         """The exit code of what went wrong and no later checkpoint puts right, which `finish` raises; 0 for nothing."""
-        if self._failure is None and self._moved():
-            self._failure = moved(self.run)
-        if isinstance(self._failure, OutputError) and not isinstance(self._failure, MovedError):
+        if self._away():
+            return OutputError.exit_code
+        if self._failure is None or isinstance(self._failure, OutputError):
             return 0
-        return 0 if self._failure is None else getattr(self._failure, "exit_code", 1)
+        return getattr(self._failure, "exit_code", 1)
 
-    def _moved(self) -> bool:
-        return self._place is not None and place_of(self.run) != self._place
+    def _away(self) -> bool:
+        """Whether the run folder is, or once was, no longer where it was."""
+        if self._moved is None and self._place is not None and place_of(self.run) != self._place:
+            self._moved = moved(self.run)
+        return self._moved is not None
 
     def supersede(self) -> None:
         """What is under way is not tried again if it fails."""
@@ -132,7 +133,7 @@ class CheckpointWriter:
     @property
     def intact(self) -> bool:
         """Whether the newest checkpoint is on disk, once it is no longer under way."""
-        return self._failure is None
+        return self._failure is None and self._moved is None
 
     def poll(self) -> None:
         """Says once, as a warning, that the newest checkpoint could not be written."""
@@ -143,8 +144,9 @@ class CheckpointWriter:
     def finish(self) -> None:
         """Waits until the newest checkpoint is written and verified. Raises OutputError, or what else failed."""
         self._join()
-        if self._failure is not None:
-            raise self._failure
+        failure = self._moved or self._failure
+        if failure is not None:
+            raise failure
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -173,8 +175,7 @@ class CheckpointWriter:
                 )
                 return
         for attempt in range(1 + RETRIES):
-            if self._moved():
-                self._failure = moved(self.run)
+            if self._away():
                 return
             try:
                 if not saved:
@@ -186,7 +187,8 @@ class CheckpointWriter:
             except OutputError as error:
                 self._failure = error
             except BaseException as error:  # raised again by `finish`
-                self._failure = moved(self.run) if self._moved() else error
+                self._failure = error
+                self._away()  # which then is why
                 return
             if attempt < RETRIES and self._pause(delay):
                 return
