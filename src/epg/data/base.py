@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -105,16 +105,11 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]], ABC):
 class CachedDataset(ImageDataset):
     """A data set decoded once and kept in memory as one uint8 tensor `images` (N, C, H, W).
 
-    `on_progress(done, total)` is called now and then while decoding. Raises DataError for more than `max_damaged`
-    images that cannot be read; up to there they are kept in `damaged`, and reading one of them raises its DataError.
+    Raises DataError for more than `max_damaged` images that cannot be read; up to there they are kept in `damaged`, and
+    reading one of them raises its DataError.
     """
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        on_progress: Callable[[int, int], None] | None = None,
-        max_damaged: int = 0,
-    ) -> None:
+    def __init__(self, dataset: ImageDataset, max_damaged: int = 0) -> None:
         super().__init__(dataset.labels, dataset.class_names, dataset.image_size, dataset.channels)
         self.dataset = dataset
         self.damaged: dict[int, str] = {}
@@ -127,8 +122,6 @@ class CachedDataset(ImageDataset):
             except DataError as error:
                 self.damaged[index] = str(error)
                 refuse_damaged(str(error), len(self.damaged), max_damaged)
-            if on_progress and ((index + 1) % 256 == 0 or index + 1 == total):
-                on_progress(index + 1, total)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
         if index in self.damaged:

@@ -2,7 +2,7 @@
 
 import io
 from functools import lru_cache
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -17,7 +17,6 @@ SPACES = {"GRAY": "L", "RGB ": "RGB", "CMYK": "CMYK"}
 BT709 = (0.3127, 0.329, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # white, red, green, blue: x and y
 SRGB_GAMMA = 0.45455
 SRGB_CODES = (b"\x01\x0d", b"\x01\x01")  # cICP: primaries of BT.709, transfer of sRGB or of BT.709
-HEAD_BYTES = 2**13
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, Profile]:
@@ -119,12 +118,3 @@ def _is_adobe_rgb(image: Image.Image) -> bool:
         return isinstance(interop, dict) and str(interop.get(1, "")).startswith("R03")
     except Exception:  # broken metadata of a picture that is fine; the EXIF parser raises many classes
         return False
-
-
-def read_head(stream: BinaryIO) -> bytes:
-    """The first bytes of a file, whose place stays where it was."""
-    place = stream.tell()
-    stream.seek(0)
-    head = stream.read(HEAD_BYTES)
-    stream.seek(place)
-    return head

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from epg.data.colour import Profile, other_claim, read_head, to_srgb
+from epg.data.colour import Profile, other_claim, to_srgb
 from epg.data.deep import Depth, eight_bits, kind_of, raw_mode, strips
 from epg.data.resize import MAX_PIXELS, center_crop
 from epg.data.rules import RULES, PixelRules
@@ -29,6 +29,7 @@ EXTENSIONS = (
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 # Beyond this, an image must hold real detail: a file of a few kilobytes that declares a huge size is a bomb.
 FREE_PIXELS = 24_000_000  # at most 8 bytes each
+HEAD_BYTES = 2**13  # that say what a file is
 MIN_BYTES_PER_PIXEL = 1 / 32
 # What is found under the name of an image, by the first bytes.
 OTHERS = {
@@ -160,7 +161,8 @@ def _open(source: bytes | str | Path) -> Iterator[tuple[Any, bytes]]:
         if size == 0:
             raise DataError("it is empty (0 bytes)")
         stream.seek(0)
-        head = read_head(stream)
+        head = stream.read(HEAD_BYTES)
+        stream.seek(0)
         try:
             image = Image.open(stream, formats=FORMATS)
         except UnidentifiedImageError:

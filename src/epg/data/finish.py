@@ -54,9 +54,8 @@ def finish(folder: Path, source: Source, plan: dict[str, Any], on_error: str) ->
     write_durably(folder / NAMES_FILE, "".join(names).encode())
     manifest = {
         "format_version": FORMAT_VERSION,
-        **{key: plan[key] for key in ("epg", "source", "kind", "pixels", "options", "listing")},
+        **{key: plan[key] for key in ("epg", "source", "kind", "pixels", "options", "listing", "listed")},
         **summary_of(source, parts, index),
-        "listed": plan["images"],
         "rejected": len(rejected),
         "kept_originals": sum(part["kept"] for part in parts),
         "content_sha256": content_sha256(index),

@@ -48,7 +48,7 @@ def make_plan(address: str, source: Source, pixels: PixelOptions, options: Sourc
     return {
         **settings(address, pixels, options),
         "kind": source.kind,
-        "images": len(source),
+        "listed": len(source),
         "listing": source.digest(),
         "shards": len(job),
         "epg": version("epg"),
@@ -81,11 +81,7 @@ def claim(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
         write_durably(path, json.dumps(plan, indent=1).encode())
     recorded = read_plan(path)
     refuse_changes(recorded, plan, folder)
-    if recorded["listing"] != plan["listing"]:
-        raise UserError(
-            f"{folder}: {plan['source']} has changed since this preparation began ({recorded['images']} images then, "
-            f"{plan['images']} now; or other names, sizes or labels). Delete the folder to begin again"
-        )
+    refuse_outdated(recorded, plan["listing"], plan["listed"], folder)
     return recorded
 
 
@@ -93,7 +89,7 @@ def read_plan(path: Path) -> dict[str, Any]:
     """A recorded plan. Raises DataError for a damaged one."""
     try:
         plan = json.loads(read_plain(path))
-        assert {"source", "pixels", "options", "listing", "shards"} <= plan.keys()
+        assert {"source", "pixels", "options", "listing", "listed", "shards"} <= plan.keys()
     except (OSError, ValueError, AttributeError, AssertionError) as error:
         raise DataError(f"{path} is damaged; delete the folder and prepare again") from error
     return dict(plan)
@@ -108,4 +104,14 @@ def refuse_changes(old: dict[str, Any], new: dict[str, Any], folder: Path) -> No
     if changed:
         raise UserError(
             f"{folder}: was begun with other settings:\n" + "\n".join(changed) + "\nChoose another folder, or delete it"
+        )
+
+
+def refuse_outdated(recorded: dict[str, Any], listing: str, images: int, folder: Path) -> None:
+    """Raises UserError where a source, now of this listing and so many images, has changed since it was prepared."""
+    if recorded["listing"] != listing:
+        raise UserError(
+            f"{folder}: {recorded['source']} has changed since it was prepared ({recorded['listed']} images then, "
+            f"{images} now; or other names, contents or labels). Prepare into another folder, or delete this one and "
+            "prepare again"
         )

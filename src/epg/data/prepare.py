@@ -10,7 +10,17 @@ from typing import Any, Literal
 
 from epg.data.encode import PixelOptions
 from epg.data.finish import finish
-from epg.data.plan import PLAN, check_options, claim, make_job, make_plan, read_plan, refuse_changes, settings
+from epg.data.plan import (
+    PLAN,
+    check_options,
+    claim,
+    make_job,
+    make_plan,
+    read_plan,
+    refuse_changes,
+    refuse_outdated,
+    settings,
+)
 from epg.data.pool import run_jobs
 from epg.data.shards import PARTS, ShardJob, part_file
 from epg.data.sources.base import SourceOptions
@@ -67,8 +77,12 @@ def prepare(
     except UserError:
         open_source(source, options)  # what cannot be read at all is the nearer fault
         raise
-    if done is not None:
-        refuse_outdated(done, source, options)
+    if done is not None and done.manifest is not None:
+        try:
+            now = open_source(source, options)
+        except (UserError, OSError):  # one that is gone says nothing
+            return done
+        refuse_outdated(done.manifest, now.digest(), len(now), folder)
         return done
     opened = open_source(source, options)
     try:
@@ -114,21 +128,6 @@ def finished(folder: Path, address: str, pixels: PixelOptions, options: SourceOp
     refuse_changes(manifest, settings(address, pixels, options), folder)
     clean(folder)
     return Prepared(folder, manifest, already=True)
-
-
-def refuse_outdated(done: Prepared, address: str, options: SourceOptions) -> None:
-    """Raises UserError where the source of a finished store has changed; one that cannot be read says nothing."""
-    try:
-        opened = open_source(address, options)
-    except (UserError, OSError):
-        return
-    assert done.manifest is not None
-    if opened.digest() != done.manifest["listing"]:
-        raise UserError(
-            f"{done.folder}: {done.manifest['source']} has changed since it was prepared ({done.manifest['listed']} "
-            f"images then, {len(opened)} now; or other names, contents or labels). Prepare into another folder, or "
-            "delete this one and prepare again"
-        )
 
 
 def clean(folder: Path) -> None:
