@@ -3,6 +3,7 @@
 import base64
 import errno
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -50,19 +51,16 @@ class ShardJob:
         `on_item` hears of each image before it is read. Images in `crashed` are rejected with that reason. Raises
         OSError where the folder cannot be written.
         """
-        part, path = _Part(self.source, self.options), None
+        part = _Part(self.source, self.options)
         records = part.records(self.items(number), crashed, on_item)
         if self.folder is None:
-            for _ in records:
-                pass
+            deque(records, maxlen=0)
             return part.summary([])
         path = self.folder / SHARDS / shard_file(number)
         offsets = write_arrow(path, self.source, records)
-        if part.rows:
-            stored = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        else:
+        stored = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        if not offsets:
             path.unlink()
-            stored = {"bytes": 0, "sha256": None}
         summary = seal({**part.summary(offsets), **stored})
         write_durably(part_file(self.folder, number), json.dumps(summary).encode())
         return summary

@@ -116,11 +116,6 @@ def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     return torch.lerp(mean, images, per_sample(factor)).clamp_(0, 1)
 
 
-def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the luminance of each pixel; `factor` (N,), 1 changes nothing. Colour images only."""
-    return torch.lerp(luminance(images), images, per_sample(factor)).clamp_(0, 1)
-
-
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue (HSV) by `shift` (N,) turns, -0.5 to 0.5; 0 changes nothing. Colour images only."""
     red, green, blue = images.unbind(1)  # (N, H, W)
