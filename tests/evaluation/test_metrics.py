@@ -7,7 +7,7 @@ from scipy.spatial.distance import cdist
 from scipy.special import rel_entr, softmax
 
 from epg.evaluation import metrics
-from epg.evaluation.metrics import Manifold, Moments, MomentsAccumulator
+from epg.evaluation.metrics import Manifold, Moments, MomentsAccumulator, frechet
 
 
 def features(n: int, d: int, *, seed: int = 0, shift: float = 0.0, decay: float = 0.0) -> np.ndarray:
@@ -57,6 +57,29 @@ def test_frechet_equals_scipys_square_root() -> None:
 def test_frechet_of_singular_covariances(n: int, m: int, d: int, decay: float) -> None:
     x, y = features(n, d, decay=decay), features(m, d, seed=1, decay=decay) * np.float32(1.1)
     assert metrics.frechet_between(x, y) == pytest.approx(frechet_by_singular_values(x, y), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("decay", "rank", "fast"),
+    [
+        (0.0, 96, True),
+        (0.05, 96, True),  # spectrum over 4 orders of magnitude
+        (0.3, 96, False),  # over 24, that is: singular to rounding
+        (0.0, 40, False),  # of few images, and no root known, as in a file
+    ],
+)
+def test_frechet_by_eigenvalues_only_where_they_are_exact(decay: float, rank: int, fast: bool) -> None:
+    """Against the closed form for covariances with the same eigenvectors; singular ones are left to the exact way."""
+    rng = np.random.default_rng(0)
+    vectors, _ = np.linalg.qr(rng.normal(size=(96, 96)))
+    s1 = np.exp(-decay * np.arange(96)) * (np.arange(96) < rank)
+    s2 = s1 * rng.uniform(0.5, 2, 96)
+    a, b = (Moments(9, np.full(96, mean), vectors * s**2 @ vectors.T) for mean, s in ((0.0, s1), (0.1, s2)))
+    assert metrics.frechet_distance(a, b) == pytest.approx(0.96 + np.square(s1 - s2).sum(), rel=1e-6)
+    trace_root, doubt = frechet._by_eigenvalues(a, b)
+    assert (doubt < 1e-6) == fast
+    if fast:
+        assert abs(trace_root - (s1 * s2).sum()) < doubt
 
 
 @pytest.mark.parametrize("n", [5, 50, 400])

@@ -44,7 +44,7 @@ def inception(path: Path | None = None, device: torch.device | str = "cpu") -> E
         UserError: torch-fidelity is not installed. ArtefactError: weights that are missing, damaged or others.
     """
     file = find(WEIGHTS) if path is None else path
-    network = load(read_weights(file, WEIGHTS.flag), str(file)).to(device)
+    network = load(read_weights(file, WEIGHTS.flag), str(file)).to(device, memory_format=torch.channels_last)
     captured: list[Tensor] = []
     network.get_submodule(SPATIAL_LAYER).register_forward_hook(lambda _module, _input, output: captured.append(output))
 

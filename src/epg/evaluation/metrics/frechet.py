@@ -12,6 +12,8 @@ from epg.evaluation.metrics.finite import finite
 
 Array = NDArray[np.float64]
 
+TOLERANCE = 1e-6  # of a distance, within which rounding may put it
+SURE = 1000  # times its rounding, which an eigenvalue must be at least
 BLOCK = 1024  # rows that are added up at once: fixed, so that the sum does not depend on how the rows arrive
 
 
@@ -34,6 +36,12 @@ class Moments:
         values, vectors = (t.numpy() for t in torch.linalg.eigh(tensor))  # ascending
         kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
         return vectors[:, kept] * np.sqrt(values[kept])
+
+    @cached_property
+    def cholesky(self) -> torch.Tensor | None:
+        """Lower triangular L (D, D) with `L L^T` the covariance; None where that is singular."""
+        factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(np.ascontiguousarray(self.covariance)))
+        return None if failed else factor
 
 
 class MomentsAccumulator:
@@ -116,21 +124,44 @@ def merged(parts: Sequence[Moments]) -> Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """`|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))` between two Gaussians.
+    """`|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))` between two Gaussians, to 1e-6 relative or better.
 
-    With `C = F F^T`, the trace of the root is the sum of the singular values of `F1^T F2`. Against the usual root of
-    the product this needs no special case for singular covariances (few images), and its error is that of the
-    singular values themselves: the root of a product would turn rounding errors of 1e-16 into 1e-8 each.
+    With `C = F F^T`, the trace of the root is the sum of the singular values of `F1^T F2` (exact, also for singular
+    covariances), and of the roots of the eigenvalues of `F2^T C1 F2`: five times faster, as F2 may be a Cholesky
+    factor, but a root turns a rounding error of 1e-16 in a vanishing eigenvalue into 1e-8. So the fast way comes first,
+    with a bound of what rounding has done; where that is too much, or there is no Cholesky factor, the exact one.
     Raises ValueError for features of different width, and for moments that are not finite.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of width {len(a.mean)} cannot be compared with features of width {len(b.mean)}")
     if not all(np.isfinite(part).all() for m in (a, b) for part in (m.mean, m.covariance)):
         raise ValueError("a mean or covariance is not finite")
+    apart = float(np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance))
+    trace_root, doubt = _by_eigenvalues(a, b) if a.root is None else _by_eigenvalues(b, a)
+    if 2 * doubt > TOLERANCE * (apart - 2 * trace_root):
+        trace_root = _by_singular_values(a, b)
+    return max(apart - 2 * trace_root, 0.0)
+
+
+def _by_eigenvalues(a: Moments, b: Moments) -> tuple[float, float]:
+    """tr (C1 C2)^(1/2) from a triangular (or known) root of C2, and how far off rounding may have put it."""
+    factor = b.cholesky if b.root is None else torch.from_numpy(b.root)
+    if factor is None:
+        return 0.0, np.inf
+    values = torch.linalg.eigvalsh(factor.T @ torch.from_numpy(a.covariance) @ factor)  # ascending
+    if b.root is not None:
+        values = values[max(0, len(values) - (b.count - 1)) :]  # centred features: the others are 0 but for rounding
+    rounding = 4 * np.finfo(np.float64).eps * np.linalg.norm(a.covariance) * np.linalg.norm(b.covariance)
+    if values[0] < SURE * rounding:
+        return 0.0, np.inf
+    roots = values.sqrt()
+    return float(roots.sum()), float((rounding / (2 * roots)).sum())
+
+
+def _by_singular_values(a: Moments, b: Moments) -> float:
+    """tr (C1 C2)^(1/2) to rounding, whatever the rank of the covariances."""
     product = torch.from_numpy(a.factor.T @ b.factor)
-    trace_root = float(torch.linalg.svdvals(product).sum()) if product.numel() else 0.0
-    distance = np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * trace_root
-    return float(max(distance, 0.0))
+    return float(torch.linalg.svdvals(product).sum()) if product.numel() else 0.0
 
 
 def frechet_between(features1: NDArray[np.floating], features2: NDArray[np.floating]) -> float:
