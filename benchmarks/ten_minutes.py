@@ -10,7 +10,8 @@ measured time of a step, and training stops by the clock. Into `--out` go the ru
 linear denoiser's, and FD-EfficientNet against the training images, of the samples, of the untrained class-wise
 Gaussian (the linear part alone), and of real test images (the floor), all of equal counts. Any flag of the recipe's
 diffusion stage works (`--optimizer.kind adamw`).
-`--judge RUN` does the second half for a run that exists.
+`--judge RUN` does the second half for a run that exists, `--judge samples.npz` for images that any program drew (uint8
+arr_0, labels arr_1, as ADM's evaluator reads them).
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from rich.table import Table
 
 from epg.checkpoint.loading import load
 from epg.config.settings import Stage
-from minutes.judging import baselines, examine
+from minutes.judging import baselines, examine, examine_archive
 from minutes.study import Arm, Options, Study
 from minutes.training import compiling_anew, recorded, train_for
 
@@ -59,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     judge = baselines(study, found) if options.features == "efficientnet" else None
     for run in options.judge:
-        found["arms"][run.name] = {"stages": [recorded(run)], **examine(study, load(run), run.name, judge)}
+        if run.suffix == ".npz":
+            found["arms"][run.stem] = {"stages": [], **examine_archive(study, run, judge)}
+        else:
+            found["arms"][run.name] = {"stages": [recorded(run)], **examine(study, load(run), run.name, judge)}
         save(study, found)
     # Drawing takes about as long as judging; half a minute is for checkpoints and pictures.
     arms = () if options.judge else options.arms
@@ -100,7 +104,7 @@ def show(found: dict[str, Any]) -> None:
             speed = [f"{1e3 * stage['step_seconds']:.1f} ms", f"{stage['mfu']:.0%}"] if "mfu" in stage else ["", ""]
             table.add_row(f"{arm}: {stage['stage']}", size, *speed, linear)
         for key, value in results.items():
-            if key.startswith("guidance"):
+            if isinstance(value, dict):
                 table.add_row(arm, "", "", "", "", key.removeprefix("guidance "), *numbers(value))
     Console(width=160).print(table)
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from epg.cli import main
+from epg.errors import UserError
 
 FILE = Path(__file__).parent.parent / "benchmarks" / "ten_minutes.py"
 
@@ -85,6 +86,22 @@ def test_a_run_that_exists_is_judged(benchmark: ModuleType, tiny: list[str], dat
         "run-guidance-2",
         "run-nearest",
     }
+
+
+def test_samples_of_another_program_are_judged_by_the_same_measures(
+    benchmark: ModuleType, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(20, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "theirs.npz", pixels, np.arange(20) % 2)
+    options = ["--data", str(data), "--judge", str(tmp_path / "theirs.npz"), "--device", "cpu", "--out", str(tmp_path)]
+    benchmark.main([*options, "--samples", "12"])
+    found = json.loads((tmp_path / "ten_minutes.json").read_text())
+    assert found["arms"]["theirs"]["samples"]["fd_efficientnet"] > found["real"]["fd_efficientnet"]
+    assert {file.stem for file in tmp_path.glob("*.png")} == {"gaussian", "theirs", "theirs-nearest"}
+    assert "theirs" in capsys.readouterr().out
+    np.savez(tmp_path / "few.npz", pixels[:3])
+    with pytest.raises(UserError, match=r"few\.npz: 3 images; as many as --samples"):
+        benchmark.main([*options[:2], "--judge", str(tmp_path / "few.npz"), *options[4:], "--features", "none"])
 
 
 def test_gpu_sh_says_what_it_can_do(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from epg.errors import UserError
 from epg.evaluation.extraction import Collector, extract
 from epg.evaluation.extractors import FEATURES, Extractor, choices, open_extractor
 from epg.evaluation.extractors.indomain import images_and_labels
@@ -15,6 +16,7 @@ from epg.evaluation.metrics import precision_recall, statistics
 from epg.evaluation.metrics.frechet import Moments, frechet_distance
 from epg.evaluation.metrics.manifolds import Manifold
 from epg.evaluation.nearest import nearest
+from epg.evaluation.npz import NpzSource
 from epg.evaluation.sources import TensorSource
 from epg.generator import Generator
 from epg.networks import Spectrum
@@ -58,8 +60,8 @@ def gaussian_images(study: Study) -> Tensor:
 
 def save_by_class(images: Tensor, labels: Tensor, file: Path) -> None:
     """A grid of the first eight images of every class."""
-    count = min(len(images), 8 * (int(labels.max()) + 1))
-    save_grid(images[:count][labels[:count].argsort(stable=True)], file, columns=8)
+    rows = [images[labels == label][:8] for label in labels.unique()]
+    save_grid(torch.cat(rows), file, columns=8)
 
 
 def examine(study: Study, model: Generator, name: str, judge: Judge | None) -> dict[str, Any]:
@@ -76,12 +78,31 @@ def examine(study: Study, model: Generator, name: str, judge: Judge | None) -> d
         drawn = model.sample(study.labels, seed=0, sampling=sampling, batch_size=batch)
         save_by_class(drawn, study.labels, study.options.out / f"{name}-guidance-{guidance:g}.png")
         results[f"guidance {guidance:g}"] = {} if judge is None else judge(drawn)
-    some = drawn[: min(24, len(drawn))]
+    return {**results, "nearest_pixel_rms": beside_nearest(study, drawn, name)}
+
+
+def examine_archive(study: Study, file: Path, judge: Judge | None) -> dict[str, Any]:
+    """The same of what another program drew: ADM's `.npz`, with labels or without."""
+    source = NpzSource(file, study.count)
+    if source.count < study.count:
+        raise UserError(f"--judge {file}: {source.count} images; as many as --samples ({study.count}) are judged")
+    images = source.read(0, source.count)
+    labels = torch.zeros(source.count) if source.labels is None else source.labels
+    save_by_class(images, labels, study.options.out / f"{file.stem}.png")
+    return {
+        "samples": {} if judge is None else judge(images),
+        "nearest_pixel_rms": beside_nearest(study, images, file.stem),
+    }
+
+
+def beside_nearest(study: Study, images: Tensor, name: str) -> float:
+    """Draws the nearest training image beside each of the first 24. Returns the median distance: root mean square
+    over pixels, in grey levels."""
+    some = images[:24]
     distances, places = nearest(some.flatten(1).numpy(), study.train.images.flatten(1).numpy())
     pairs = torch.stack([some, study.train.images[torch.from_numpy(places[:, 0])]], dim=1).flatten(0, 1)
     save_grid(pairs, study.options.out / f"{name}-nearest.png", columns=12)
-    results["nearest_pixel_rms"] = float(np.median(distances[:, 0]) / some[0].numel() ** 0.5)
-    return results
+    return float(np.median(distances[:, 0]) / some[0].numel() ** 0.5)
 
 
 def baselines(study: Study, found: dict[str, Any]) -> Judge:

@@ -38,7 +38,7 @@ class Options:
     out: Path = Path("ten-minutes")
     arms: tuple[Arm, ...] = ("pretrained", "scratch")
     judge: tuple[Path, ...] = ()
-    """Judge these runs instead of training."""
+    """Judge these runs, or archives of samples (.npz), instead of training."""
     recipe: str = "photos32"
     samples: int = 5000
     """Of each generator, for its distance; as many real and Gaussian images."""
