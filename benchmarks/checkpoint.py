@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from epg.cli import configure
-from epg.config.settings import RunConfig, Stage
+from epg.config.objectives import Stage
+from epg.config.settings import RunConfig
 from epg.data.base import ImageDataset
 from epg.runs import build_objective
 from epg.storage.artefact import size_of

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from epg.checkpoint.loading import load
-from epg.config.settings import Stage
+from epg.config.objectives import Stage
 from minutes.judging import baselines, examine, examine_archive
 from minutes.study import Arm, Options, Study
 from minutes.training import compiling_anew, recorded, train_for

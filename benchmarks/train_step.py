@@ -35,7 +35,8 @@ from rich.console import Console
 from rich.table import Table
 
 from epg.cli import configure
-from epg.config.settings import RunConfig, Stage
+from epg.config.objectives import Stage
+from epg.config.settings import RunConfig
 from epg.config.validation import check
 from epg.data.base import CachedDataset, ImageDataset
 from epg.data.loader import Batch

@@ -3,8 +3,9 @@ import re
 import pytest
 import yaml
 
+from epg.config.objectives import KINDS, AffineViewsConfig, MocoViewsConfig
 from epg.config.recipe import merge, read_recipe, recipe_names, run_config, stages_of
-from epg.config.settings import STAGES, AffineViewsConfig, MocoViewsConfig, RunConfig, parse
+from epg.config.settings import RunConfig, parse
 from epg.config.validation import check, checked, problems
 from epg.errors import UserError
 from epg.networks.cost import epg_cost
@@ -35,14 +36,14 @@ def test_every_recipe_can_run(recipe, stage):
 
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_has_all_stages_and_a_description(recipe):
-    assert set(stages_of(recipe)) == set(STAGES)
+    assert set(stages_of(recipe)) == set(KINDS)
     assert read_recipe(recipe)["description"]
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_the_stages_of_a_recipe_fit_together(recipe):
     """What `handover` compares."""
-    configs = [run_config(recipe, stage) for stage in STAGES]
+    configs = [run_config(recipe, stage) for stage in KINDS]
     for config in configs[1:]:
         assert (config.model, config.data, config.noise) == (configs[0].model, configs[0].data, configs[0].noise)
 
@@ -204,7 +205,7 @@ def test_yaml_round_trip(tmp_path, recipe, stage):
     path = write(tmp_path, config.to_yaml(), "config.yaml")
     assert run_config(path) == config
     assert run_config(path, stage) == config
-    other = next(s for s in STAGES if s != stage)
+    other = next(s for s in KINDS if s != stage)
     with pytest.raises(UserError, match=f"a configuration for {stage}, not for {other}"):
         run_config(path, other)
 
@@ -338,7 +339,7 @@ def test_one_problem(stage, changes, flag):
     assert flag in found
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", KINDS)
 def test_the_tiny_configuration_has_no_problem(stage):
     assert list(problems(tiny_config(stage))) == []
 

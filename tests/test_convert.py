@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from epg.checkpoint import checkpoint, export
 from epg.checkpoint.loading import load
-from epg.checkpoint.official import read_state_dict, to_release
+from epg.checkpoint.official import EPG_NAMES, read_state_dict, to_release
 from epg.cli import main
 from epg.config.recipe import run_config
 from epg.data.normalize import Normalizer
@@ -333,7 +333,7 @@ def test_normalisation_of_a_released_one_step_model(tmp_path, flags, recorded):
     config = run_config("cifar10", "consistency")
     model = config.model.model_copy(update={"num_classes": 3})
     network = build_epg(model, config.data)
-    torch.save(to_release(network.state_dict(), "consistency"), tmp_path / "nnet_ema.pth")
+    torch.save(to_release(network.state_dict(), EPG_NAMES), tmp_path / "nnet_ema.pth")
     source = ["convert", str(tmp_path / "nnet_ema.pth"), "--recipe", "cifar10"]
     assert main([*source, "--stage", "consistency", "--out", str(tmp_path / "one"), *flags]) == 0
     assert load(tmp_path / "one").normalizer == (

@@ -14,7 +14,7 @@ from epg.checkpoint.loading import read as read_weights
 from epg.cli import main
 from epg.cli.info import list_recipes, nfe, print_info
 from epg.config.recipe import recipe_names, run_config
-from epg.config.settings import SamplingConfig
+from epg.config.sections import SamplingConfig
 from epg.errors import ArtefactError, UserError
 from epg.generator import to_half_precision
 from epg.labels import class_numbers

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from epg.config.settings import DataConfig, ModelConfig
+from epg.config.sections import DataConfig, ModelConfig
 from epg.networks import EPG, RCM, Encoder, Projector
 from epg.networks.build import build_epg, build_rcm
 from epg.networks.cost import Cost, epg_cost, rcm_parameters

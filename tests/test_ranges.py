@@ -11,8 +11,9 @@ import pytest
 from epg.cli import VERBS, main
 from epg.cli.numbers import Between
 from epg.cli.paths import pieces
+from epg.config.objectives import Stage
 from epg.config.recipe import merge
-from epg.config.settings import RunConfig, Stage
+from epg.config.settings import RunConfig
 from epg.config.validation import checked, put
 from epg.data.base import ImageDataset
 from epg.data.configured import open_training_data

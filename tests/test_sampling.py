@@ -14,7 +14,7 @@ from PIL import Image, ImageSequence
 from epg.checkpoint.checkpoint import read
 from epg.checkpoint.loading import load
 from epg.cli import main
-from epg.config.settings import SamplingConfig
+from epg.config.sections import SamplingConfig
 from epg.errors import ArtefactError, DivergedError, OutputError, UserError
 from epg.sampling import Request, changed, class_numbers, write_samples
 from epg.sampling.files import png, write_npz

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 
 from epg.cli import configure
-from epg.config.settings import RunConfig, Stage
+from epg.config.objectives import Stage
+from epg.config.settings import RunConfig
 from epg.config.validation import check
 from epg.data.base import CachedDataset
 from epg.data.configured import open_training_data

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from epg.checkpoint.loading import read
-from epg.config.settings import RunConfig, Stage
+from epg.config.objectives import Stage
+from epg.config.settings import RunConfig
 from epg.errors import InterruptedRunError
 from epg.evaluation.linear import PREFIX
 from epg.runs import prepare_run

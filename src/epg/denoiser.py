@@ -1,17 +1,16 @@
 """Preconditioning: the network F becomes a denoiser D(x, sigma, labels). Levels here are shifted: they touch images."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from epg.config.objectives import Parameterization
 from epg.samplers import Denoise
 from epg.schedule import SIGMA_DATA, SIGMA_MIN, input_scale, time_condition
 
 if TYPE_CHECKING:
     from epg.networks import EPG
-
-Parameterization = Literal["x", "edm", "spectral"]
 
 
 class Denoiser(nn.Module):

@@ -21,7 +21,7 @@ from epg.randomness import doubles, normal
 from epg.samplers import Denoise, Watch
 
 if TYPE_CHECKING:
-    from epg.config.settings import NoiseConfig, SamplingConfig
+    from epg.config.sections import NoiseConfig, SamplingConfig
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -78,10 +78,11 @@ class Generator:
         noise = self.noise
         if sampling.levels is not None:
             return torch.tensor([*(self.shift * level for level in sampling.levels), 0.0], dtype=torch.float64)
-        if sampling.sampler in samplers.CONSISTENCY:
-            grid, steps = schedule.multistep_grid, 1 if sampling.sampler == "one_step" else sampling.steps
-        else:
-            grid, steps = schedule.sampling_grid, sampling.steps
+        sampler = samplers.SAMPLERS[sampling.sampler]
+        grid, steps = (
+            schedule.multistep_grid if sampler.jumps else schedule.sampling_grid,
+            sampler.steps or sampling.steps,
+        )
         return grid(steps, shift=self.shift, sigma_min=noise.sigma_min, sigma_max=noise.sigma_max, rho=noise.rho)
 
     def denoise(
@@ -179,20 +180,7 @@ class Generator:
         def noise(step: int) -> Tensor:
             return self.unit_noise(indices, seed, step)
 
-        match sampling.sampler:
-            case "one_step":
-                return samplers.one_step(denoise, x, sigmas, watch)
-            case "multistep":
-                return samplers.multistep(denoise, x, sigmas, noise, watch)
-            case "edm_stochastic":
-                s_min, s_max = 0.05 * self.shift, 50.0 * self.shift
-                return samplers.edm_stochastic(denoise, x, sigmas, noise, s_min=s_min, s_max=s_max, watch=watch)
-            case "euler_ancestral":
-                return samplers.euler_ancestral(denoise, x, sigmas, noise, watch=watch)
-            case "euler":
-                return samplers.euler(denoise, x, sigmas, watch)
-            case "heun":
-                return samplers.heun(denoise, x, sigmas, watch)
+        return samplers.SAMPLERS[sampling.sampler](denoise, x, sigmas, noise, self.shift, watch)
 
     def sample(
         self,

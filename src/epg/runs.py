@@ -13,7 +13,7 @@ from epg.checkpoint.checkpoint import listing
 from epg.checkpoint.handover import EncoderWeights, hand_over, read_encoder, report
 from epg.checkpoint.loading import generator_of
 from epg.checkpoint.lock import locked
-from epg.config.settings import ConsistencyConfig, RunConfig
+from epg.config.settings import RunConfig
 from epg.config.validation import check
 from epg.config.yaml_file import read_yaml
 from epg.data.configured import open_training_data
@@ -21,13 +21,11 @@ from epg.data.dataset import ImageDataset
 from epg.distributed import failing_together, processes, rank, world_size
 from epg.errors import ArtefactError, OutputError, UserError, cause
 from epg.networks import EPG, Spectrum
-from epg.networks.build import build_encoder, build_epg, build_rcm
-from epg.objectives.base import Objective
-from epg.objectives.consistency import Consistency
-from epg.objectives.diffusion import Diffusion
-from epg.objectives.pretraining import Pretraining
+from epg.objectives import OBJECTIVES
+from epg.objectives.base import GeneratorObjective, Objective
 from epg.randomness import weights_seed
-from epg.sampling.pictures import save_grid, views_picture
+from epg.samplers import MEANS
+from epg.sampling.pictures import examples_picture, save_grid
 from epg.storage import files
 from epg.storage.artefact import read_json
 from epg.storage.files import replace_text
@@ -71,17 +69,11 @@ def build_objective(config: RunConfig, encoder: EncoderWeights | None = None) ->
     """The objective of a resolved configuration, initialised from its seed alone and, given one, an encoder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weights_seed(config.seed, "weights"))
-        if config.stage == "pretraining":
-            return Pretraining(build_rcm(config.model, config.data), config)
-        network = build_epg(config.model, config.data, config.gaussians)
-        frozen = None
-        if isinstance(config.objective, ConsistencyConfig) and config.objective.auxiliary_weight:
-            frozen = build_encoder(config.model, config.data)
+        objective = OBJECTIVES[config.stage].build(config)
     if encoder is not None:
-        hand_over(network.encoder, encoder)
-        if frozen is not None:
-            hand_over(frozen, encoder)
-    return Diffusion(network, config) if config.stage == "diffusion" else Consistency(network, config, frozen)
+        for module in objective.encoders:
+            hand_over(module, encoder)
+    return objective
 
 
 @dataclass(frozen=True)
@@ -126,7 +118,7 @@ def prepare_run(
         objective = build_objective(config, weights)
         announce(config, dataset, start)
         record(folder, config, weights, objective)
-    spectrum = objective.network.spectrum if start is None and isinstance(objective.network, EPG) else None
+    spectrum = objective.spectrum if start is None else None
     if spectrum is not None:
         measure(spectrum, dataset, config, objective.normalizer)
     evaluation = None
@@ -141,14 +133,13 @@ def prepare_run(
 
 
 def without_encoder(config: RunConfig, before: RunConfig | None) -> RunConfig:
-    """Consistency training that starts without an encoder has no auxiliary loss: there is nothing to compare with.
+    """The configuration of a run that starts without an encoder, of which there is then nothing frozen to compare with.
 
     A run that is continued has its frozen encoder in the checkpoint if it began with one.
     """
-    had_none = before is None or getattr(before.objective, "auxiliary_weight", 0) == 0
-    if not (isinstance(config.objective, ConsistencyConfig) and had_none):
+    if before is not None and before.objective.frozen_encoder:
         return config
-    return config.model_copy(update={"objective": config.objective.model_copy(update={"auxiliary_weight": 0.0})})
+    return config.model_copy(update={"objective": config.objective.from_scratch()})
 
 
 def announce(config: RunConfig, dataset: ImageDataset, start: Start | None = None) -> None:
@@ -212,9 +203,9 @@ def handed_over(folder: Path) -> Path | None:
 
 
 def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset):  # type: ignore[no-untyped-def]
-    """Draws samples (stage 2) or the views the encoder learns from (stage 1) into a PNG file."""
-    if isinstance(objective, Pretraining):
-        return lambda file: views_picture(objective, dataset, file) if rank() == 0 else None
+    """Draws samples, or for an encoder what it learns from, into a PNG file."""
+    if not config.objective.samples:
+        return lambda file: examples_picture(objective, dataset, file) if rank() == 0 else None
     network = objective.network
     assert isinstance(network, EPG)
 
@@ -232,9 +223,10 @@ def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset):
 def judge_for(
     config: RunConfig, objective: Objective, dataset: ImageDataset, spectrum: Spectrum | None
 ) -> Judge | None:
-    """Compares the denoiser of a diffusion model with the best linear one. Raises UserError without held-out images."""
-    if not (config.evaluation.linear_every and isinstance(objective, Diffusion)):
+    """Compares a denoiser that predicts means with the best linear one. Raises UserError without held-out images."""
+    if not (config.evaluation.linear_every and config.objective.predicts in MEANS):
         return None
+    assert isinstance(objective, GeneratorObjective)
     from epg.evaluation.linear import linear_judge
     from epg.evaluation.splits import held_out_of
 

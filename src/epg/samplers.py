@@ -5,17 +5,21 @@ tensor; a grid that ends in 0 ends on a denoised image. `noise(i)` gives the sta
 like x, so that the caller decides how they are keyed. `watch(i, x, denoised)` is called after every step.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:  # the table of samplers is read where torch would take too long to import
+    from torch import Tensor
 
-Denoise = Callable[[Tensor, float], Tensor]
+Denoise = Callable[["Tensor", float], "Tensor"]
 """What a sampler needs: x (N, C, H, W) at one level -> denoised (N, C, H, W). Labels and guidance are already in it."""
-Noise = Callable[[int], Tensor]
-Watch = Callable[[int, Tensor, Tensor], None]
+Noise = Callable[[int], "Tensor"]
+Watch = Callable[[int, "Tensor", "Tensor"], None]
 
 
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, watch: Watch | None = None) -> Tensor:
@@ -114,16 +118,59 @@ def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, watch: 
     return x
 
 
+# The table ------------------------------------------------------------------------------------------------------------
+
+MEANS = ("x", "spectral")  # parameterisations that predict the mean image, which defines the ODE to walk down
+ENDS = ("edm",)  # that predict the end of that walk, as a consistency model does
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A way to draw: all that settings, their checks and `epg.generator` know of it."""
+
+    function: Callable[..., Tensor]
+    serves: tuple[str, ...]
+    """Parameterisations, see `epg.denoiser`."""
+    noise: bool = False
+    """Whether it takes fresh noise at every step."""
+    levels: Mapping[str, float] = field(default_factory=dict)
+    """Unshifted noise levels among its arguments."""
+    steps: int | None = None
+    """The only number of steps that it takes."""
+
+    @property
+    def jumps(self) -> bool:
+        """Whether it evaluates the end of the walk, never the last level, where that is the identity."""
+        return self.serves == ENDS
+
+    def __call__(
+        self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, shift: float, watch: Watch | None = None
+    ) -> Tensor:
+        """The function with what it takes of these, see the top of this file."""
+        options: dict[str, Any] = {name: shift * level for name, level in self.levels.items()}
+        if self.noise:
+            options["noise"] = noise
+        return self.function(denoise, x, sigmas, watch=watch, **options)
+
+
+SAMPLERS = {
+    "heun": Sampler(heun, MEANS),
+    "euler": Sampler(euler, MEANS),
+    "edm_stochastic": Sampler(edm_stochastic, MEANS, noise=True, levels={"s_min": 0.05, "s_max": 50.0}),
+    "euler_ancestral": Sampler(euler_ancestral, MEANS, noise=True),
+    "one_step": Sampler(one_step, ENDS, steps=1),
+    "multistep": Sampler(multistep, ENDS, noise=True),
+}
+
+
 # Settings -----------------------------------------------------------------------------------------------------------
 
-DIFFUSION = ("heun", "euler", "edm_stochastic", "euler_ancestral")  # walk down the ODE that an x-prediction defines
-CONSISTENCY = ("one_step", "multistep")  # jump to its end, which is what a consistency model predicts
 MOST_STEPS = 10_000
 HIGHEST_LEVEL = 1e6  # of the highest that a model is trained with, ten times
 SETTINGS = {"sampler": "heun", "steps": 32, "guidance": 1.0, "interval": (0.19, 1.61), "levels": None}
 
 
-def settled(saved: Mapping[str, Any], given: Mapping[str, Any], consistency: bool) -> dict[str, Any]:
+def settled(saved: Mapping[str, Any], given: Mapping[str, Any], parameterization: str) -> dict[str, Any]:
     """The settings `given`, over the `saved` ones of a model, over the defaults: what is then sampled with.
 
     The number of steps follows given levels, and given steps take the place of saved levels. A consistency model takes
@@ -136,7 +183,7 @@ def settled(saved: Mapping[str, Any], given: Mapping[str, Any], consistency: boo
     if settings["levels"] is not None:
         settings["levels"] = tuple(settings["levels"])
         settings["steps"] = steps = len(settings["levels"])
-    if consistency and "sampler" not in given and steps is not None:
+    if parameterization in ENDS and "sampler" not in given and steps is not None:
         settings["sampler"] = "one_step" if steps == 1 else "multistep"
     if settings["sampler"] == "one_step" and steps is None:
         settings["steps"] = 1
@@ -149,7 +196,7 @@ def problems(
     settings: Mapping[str, Any],
     names: Mapping[str, str],
     *,
-    consistency: bool,
+    parameterization: str,
     conditional: bool,
     noise: tuple[float, float],
     guided: bool = False,
@@ -163,13 +210,14 @@ def problems(
     """
     sampler, steps, levels, scale = (settings[name] for name in ("sampler", "steps", "levels", "guidance"))
     low, high = settings["interval"]
-    if sampler not in (*DIFFUSION, *CONSISTENCY):
-        yield f"{names['sampler']} {sampler}: choose one of {', '.join((*DIFFUSION, *CONSISTENCY))}"
-    elif (sampler in CONSISTENCY) != consistency:
-        other, this = ("consistency", "diffusion") if sampler in CONSISTENCY else ("diffusion", "consistency")
-        fits = " or ".join(CONSISTENCY) if consistency else ", ".join(DIFFUSION)
+    serving = [name for name, one in SAMPLERS.items() if parameterization in one.serves]
+    if sampler not in SAMPLERS:
+        yield f"{names['sampler']} {sampler}: choose one of {', '.join(SAMPLERS)}"
+    elif sampler not in serving:
+        this, other = ("consistency", "diffusion") if parameterization in ENDS else ("diffusion", "consistency")
+        fits = ", ".join(serving)
         yield f"{names['sampler']} {sampler}: for {other} models; this is a {this} model, which takes {fits}"
-    fewest = 1 if sampler in CONSISTENCY or levels is not None else 2
+    fewest = 2 if levels is None and sampler in SAMPLERS and not SAMPLERS[sampler].jumps else 1
     if sampler == "one_step" and steps != 1:
         many = f"{names['steps']} {steps}" if levels is None else f"{names['levels']}: {steps} of them"
         yield f"{many}: one_step is 1 step; {names['sampler']} multistep takes several"
@@ -185,6 +233,6 @@ def problems(
         yield f"{names['guidance']} {scale}: must be at least 0 and less than 1000; 1 is none"
     if not 0 <= low < high <= HIGHEST_LEVEL:
         yield f"{names['interval']} {low} {high}: must be 0 <= low < high <= {HIGHEST_LEVEL:g}"
-    if scale != 1 and not guided and (consistency or not conditional):
+    if scale != 1 and not guided and (parameterization in ENDS or not conditional):
         why = "is trained without label dropping" if conditional else "is unconditional"
         yield f"{names['guidance']} {scale:g}: this model {why}; leave it at 1"

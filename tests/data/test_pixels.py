@@ -8,7 +8,7 @@ from PIL import Image, ImageCms
 from tests.data.made import DISPLAY_P3, png, profile, tiff
 
 from epg.cli import main
-from epg.config.settings import DataConfig
+from epg.config.sections import DataConfig
 from epg.data.configured import open_training_data
 from epg.data.dataset import open_dataset
 from epg.data.decode import decode_image, look_at, open_flat

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from epg.config.settings import DataConfig
+from epg.config.sections import DataConfig
 from epg.data.configured import open_training_data
 from epg.data.dataset import CachedDataset, open_dataset
 from epg.data.loader import BatchLoader

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from epg.cli import main
-from epg.config.settings import SamplingConfig
+from epg.config.sections import SamplingConfig
 from tests.generators import SAMPLERS, levels_apart, save_run, tiny_generator
 from tests.helpers import tiny_config
 from tests.pipeline.common import LABELS, pixels, tiny_pipeline

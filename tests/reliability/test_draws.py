@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from epg.config.settings import Stage
+from epg.config.objectives import Stage
 from epg.runs import prepare_run
 from tests.reliability import draws
 from tests.training.test_loop import STAGES, encoder, tiny  # noqa: F401

@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from epg import schedule
 from epg.checkpoint import checkpoint
+from epg.config.objectives import Stage
 from epg.config.recipe import merge, run_config
-from epg.config.settings import RunConfig, Stage, parse
+from epg.config.settings import RunConfig, parse
 from epg.networks.build import build_encoder, build_epg
 from epg.objectives.base import Objective
 from epg.objectives.consistency import Consistency

@@ -16,8 +16,9 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from epg.checkpoint import checkpoint
 from epg.checkpoint.loading import load
+from epg.config.objectives import Stage
 from epg.config.recipe import merge, run_config
-from epg.config.settings import RunConfig, Stage, parse
+from epg.config.settings import RunConfig, parse
 from epg.data.configured import open_training_data
 from epg.data.loader import BatchLoader
 from epg.distributed import whole_on_first

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from epg.config.settings import OptimizerConfig
+from epg.config.sections import OptimizerConfig
 from epg.networks import EPG
 from epg.objectives.consistency import Consistency
 from epg.training.muon import Muon, orthogonal

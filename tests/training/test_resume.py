@@ -14,7 +14,8 @@ from epg import config as config_module
 from epg.checkpoint import checkpoint
 from epg.checkpoint.manifest import FORMAT
 from epg.cli import main
-from epg.config.settings import RunConfig, Stage
+from epg.config.objectives import Stage
+from epg.config.settings import RunConfig
 from epg.errors import ArtefactError, UserError
 from epg.runs import prepare_run, train
 from epg.training import resume

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from epg.analysis.memorisation import Distances, Memorisation, distances, left_out, memorisation
-from epg.config.settings import DataConfig
+from epg.config.sections import DataConfig
 from epg.distributed import failing_together, pick_device, processes
 from epg.errors import UserError
 from epg.evaluation.bench import reporting

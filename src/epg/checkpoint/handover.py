@@ -41,7 +41,7 @@ def read_encoder(path: Path, config: RunConfig) -> EncoderWeights:
         found = find(path)
         trained, source, prefix = parse(found.state["config"], str(found.path)), found.path, "network.encoder."
         tensors = partial(found.tensors, "model")
-    if trained.stage != "pretraining":
+    if trained.objective.samples:
         raise ArtefactError(f"--encoder {path}: a {trained.stage} run; pass a pre-training run")
     differences = [
         f"  {name}: {old} in the encoder, {new} here"

@@ -11,12 +11,11 @@ from torch import Tensor
 from epg.checkpoint import export
 from epg.checkpoint.checkpoint import find
 from epg.config.settings import RunConfig, parse
-from epg.denoiser import Denoiser
 from epg.errors import ArtefactError
 from epg.generator import Generator
 from epg.networks import EPG
 from epg.networks.build import build_epg
-from epg.objectives.base import normalizer_for
+from epg.objectives.base import denoiser_of, normalizer_for
 from epg.pipeline import folder as pipeline
 from epg.storage import hub
 from epg.storage.artefact import match
@@ -26,14 +25,8 @@ def generator_of(
     config: RunConfig, network: EPG, class_names: Sequence[str] = (), class_counts: Sequence[int] = ()
 ) -> Generator:
     """A generator around a network that was trained with this configuration."""
-    denoiser = Denoiser(
-        network,
-        config.parameterization,
-        sigma_min=config.shift * config.noise.sigma_min,
-        sigma_data=config.noise.sigma_data,
-    )
     return Generator(
-        denoiser,
+        denoiser_of(network, config),
         normalizer_for(config),
         config.noise,
         config.shift,
@@ -61,7 +54,7 @@ def load(path: str | Path, *, ema: float | None = None, device: torch.device | s
             raise ArtefactError(f"{path}: a pipeline folder holds one set of weights; leave out --ema")
         return pipeline.read(place).generator(device)
     trained = read(place, ema)
-    if trained.config.stage == "pretraining":
+    if not trained.config.objective.samples:
         raise ArtefactError(
             f"{path}: a pre-trained encoder cannot sample. Fine-tune it first: epg finetune RECIPE --encoder {path}"
         )

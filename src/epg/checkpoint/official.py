@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from epg.checkpoint import strangers
+from epg.config.objectives import Stage
 from epg.config.recipe import recipe_names, run_config, stages_of
-from epg.config.settings import RunConfig, Stage
+from epg.config.settings import RunConfig
 from epg.errors import ArtefactError, UserError
 from epg.networks.build import build_epg, build_rcm
 from epg.storage.artefact import TENSOR_CAP, match, not_finite, pickle_hint, read_tensors
@@ -68,10 +69,6 @@ def _replaced(key: str, names: Names) -> str:
         if re.search(pattern, key):
             return re.sub(pattern, new.replace("{}", r"\1"), key)
     return key
-
-
-def names_of(stage: Stage) -> Names:
-    return RCM_NAMES if stage == "pretraining" else EPG_NAMES
 
 
 # Whole networks -------------------------------------------------------------------------------------------------------
@@ -170,18 +167,16 @@ def sizes_in(config: RunConfig) -> dict[str, int | float | None]:
 
 def from_release(weights: Mapping[str, Tensor], config: RunConfig, path: str | Path) -> dict[str, Tensor]:
     """Our state dict, float32, every key and shape compared with the architecture. Raises ArtefactError."""
-    names = names_of(config.stage)
+    names, build = (EPG_NAMES, build_epg) if config.objective.samples else (RCM_NAMES, build_rcm)
     renamed = {rename(key, names): t.float() if t.is_floating_point() else t for key, t in weights.items()}
     with torch.device("meta"):
-        build = build_rcm if config.stage == "pretraining" else build_epg
         expected = build(config.model, config.data).state_dict()
     match(renamed, expected, str(path), types=False)
     return renamed
 
 
-def to_release(tensors: Mapping[str, Tensor], stage: Stage) -> dict[str, Tensor]:
+def to_release(tensors: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     """Our state dict under the release's names. Raises UserError for a tensor that the release has no name for."""
-    names = names_of(stage)
     unknown = sorted(key for key in tensors if restore(key, names) == key)
     if unknown:
         raise UserError(f"--to release: the authors' network has no {unknown[0]} ({len(unknown)} such tensors)")

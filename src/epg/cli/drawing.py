@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from epg.cli.numbers import BatchSize, Decay, Seed
+from epg.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     from epg.sampling import Request
@@ -20,7 +23,7 @@ class Drawing:
     """Classes in turn, or drawn at random as in training, which is how ADM's published numbers are made."""
     seed: Seed = 0
     """Image i depends on the seed, its label and i alone, not on batches or processes."""
-    sampler: Literal["heun", "euler", "edm_stochastic", "euler_ancestral", "one_step", "multistep"] | None = None
+    sampler: Annotated[str | None, tyro.conf.arg(metavar=f"{{{','.join(SAMPLERS)}}}")] = None
     """The recipe's if not given."""
     steps: int | None = None
     """Levels of the sampling grid; of a consistency model, evaluations."""

@@ -5,7 +5,8 @@ from rich.table import Table
 
 from epg.checkpoint.loading import generator_of
 from epg.config.recipe import read_recipe, recipe_names, run_config, stages_of
-from epg.config.settings import DataConfig, DecoderConfig, EncoderConfig, ModelConfig, RunConfig
+from epg.config.sections import DataConfig, DecoderConfig, EncoderConfig, ModelConfig
+from epg.config.settings import RunConfig
 from epg.config.validation import check
 from epg.networks.build import build_epg
 from epg.networks.cost import epg_cost, rcm_parameters
@@ -39,7 +40,7 @@ def print_info(recipe: str) -> None:
             "batch": f"{training.batch_size}",
             "steps": f"{training.steps:,}",
         }
-        if stage == "pretraining":
+        if not config.objective.samples:
             rows["parameters"] = f"{rcm_parameters(model, data) / 1e6:,.1f}M (with projector)"
         else:
             cost = epg_cost(model, data)

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 import tyro
 
@@ -19,7 +19,8 @@ from epg.errors import UserError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from epg.config.settings import RunConfig, Stage
+    from epg.config.objectives import Stage
+    from epg.config.settings import RunConfig
 
 Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
@@ -36,8 +37,10 @@ class Pretrain:
 
     recipe: tyro.conf.Positional[Place]
     """Name of a recipe (`epg info` lists them), or the path of a .yaml file."""
+    stage: str = "pretraining"
+    """What to train: pretraining, or another encoder that the recipe describes."""
     out: Path | None = None
-    """Run folder; runs/RECIPE/pretraining, or that of --resume, if not given."""
+    """Run folder; runs/RECIPE/STAGE, or that of --resume, if not given."""
     resume: Path | None = None
     """Continue from exactly this run folder (its newest checkpoint) or checkpoint; anything else is an error."""
     override: Overrides = ()
@@ -46,16 +49,18 @@ class Pretrain:
     def __call__(self, overrides: list[str]) -> None:
         from epg.runs import train
 
-        config = configure(self.recipe, "pretraining", overrides)
+        refuse_stage(self.stage, generator=False)
+        config = configure(self.recipe, self.stage, overrides)
         run = train(config, self.out, resume=self.resume, overrides=self.override)
         print(f"Pre-trained encoder: {run.folder}\nNext: {self.next(run.folder, overrides)}")
 
     def next(self, folder: Path, overrides: list[str]) -> str:
         """The command that fine-tunes this encoder, with the settings in which the run differs from its recipe."""
+        from epg.config.objectives import KINDS
         from epg.config.recipe import stages_of
 
-        stages = stages_of(self.recipe)
-        stage = [] if "diffusion" in stages or "consistency" not in stages else ["--stage", "consistency"]
+        generators = [stage for stage in stages_of(self.recipe) if KINDS[stage].samples]
+        stage = [] if not generators or "diffusion" in generators else ["--stage", generators[0]]
         out = [] if self.out is None else ["--out", str(folder.parent / (stage or ["diffusion"])[-1])]
         return written("epg", "finetune", self.recipe, *stage, "--encoder", folder, *out, *of_sections(overrides))
 
@@ -71,8 +76,8 @@ class Finetune:
 
     recipe: tyro.conf.Positional[Place]
     """Name of a recipe, or the path of a .yaml file."""
-    stage: Literal["diffusion", "consistency"] = "diffusion"
-    """What to train."""
+    stage: str = "diffusion"
+    """What to train: diffusion, consistency, or what else the recipe describes."""
     encoder: Path | None = None
     """Run folder (or checkpoint, export, released weight file, or user/repo on the Hub) of the pre-trained encoder."""
     from_scratch: bool = False
@@ -95,10 +100,21 @@ class Finetune:
             )
         if self.encoder is not None and self.from_scratch:
             raise UserError("--encoder and --from-scratch: choose one")
+        refuse_stage(self.stage, generator=True)
         config = configure(self.recipe, self.stage, overrides)
         encoder = None if self.encoder is None else hub.local(self.encoder)
         run = train(config, self.out, encoder=encoder, resume=self.resume, overrides=self.override)
         print(f"Generator: {run.folder}\nNext: {written('epg', 'sample', run.folder, '--out', run.folder / 'samples')}")
+
+
+def refuse_stage(stage: "Stage", generator: bool) -> None:
+    """Raises UserError for what the verb does not train."""
+    from epg.config.objectives import KINDS
+
+    fits = [name for name, kind in KINDS.items() if kind.samples == generator]
+    if stage not in fits:
+        verb = f"; `epg {'pretrain' if generator else 'finetune'}` trains it" if stage in KINDS else ""
+        raise UserError(f"--stage {stage}: choose one of {', '.join(fits)}{verb}")
 
 
 def configure(recipe: str, stage: "Stage", overrides: list[str]) -> "RunConfig":
@@ -160,13 +176,14 @@ def refuse_unknown(given: Set[str]) -> None:
 
 def switches(model: "type[BaseModel]", prefix: str = "--") -> Iterator[str]:
     """The flags of a configuration that are true or false, such as `--training.compile`."""
+    from epg.config.complaints import models_in
+
     for name, field in model.model_fields.items():
         flag = prefix + name.replace("_", "-")
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if kind is bool:
-                yield flag
-            elif hasattr(kind, "model_fields"):
-                yield from switches(kind, f"{flag}.")
+        if bool in (field.annotation, *get_args(field.annotation)):
+            yield flag
+        for inner in models_in(field):
+            yield from switches(inner, f"{flag}.")
 
 
 def spell_out(arguments: list[str], flags: set[str]) -> list[str]:

@@ -114,12 +114,12 @@ def parse_with_overrides(verb: str, rest: list[str]) -> tuple[Any, list[str]]:
     options: Any
     options, overrides = tyro.cli(VERBS[verb], args=asked, prog=f"epg {verb}", return_unknown_args=True)
     if wants_help:
+        from epg.config.objectives import KINDS
         from epg.config.recipe import stages_of
 
         print(f"Flags of the recipe (those of the command: epg {verb} --help)\n", flush=True)
-        stages = [stage for stage in stages_of(options.recipe) if (stage == "pretraining") == (verb == "pretrain")]
-        wanted: Any = getattr(options, "stage", "pretraining")
-        configure(options.recipe, wanted if wanted in stages or not stages else stages[0], ["--help"])
+        stages = [stage for stage in stages_of(options.recipe) if KINDS[stage].samples == (verb == "finetune")]
+        configure(options.recipe, options.stage if options.stage in stages or not stages else stages[0], ["--help"])
     return options, overrides
 
 

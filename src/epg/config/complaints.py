@@ -6,6 +6,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from epg.config.sections import Section
+
 Locate = Callable[[tuple[str, ...]], str]
 """From the path of a setting to where it stands (" (file.yaml line 3)"), "" where that is not known."""
 SHOWN = 30
@@ -107,8 +109,8 @@ def plain(keys: tuple[str, ...], model: type[BaseModel]) -> tuple[str, ...]:
 def models_in(field: Any) -> Iterator[type[BaseModel]]:
     """The sections that a field can hold."""
     for kind in (field.annotation, *get_args(field.annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield kind
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from kind.kinds()
 
 
 def kinds_of(model: type[BaseModel]) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from epg.config.complaints import Locate, models_in
-from epg.config.settings import STAGES, RunConfig, Stage, complaints_of
+from epg.config.objectives import KINDS, Stage
+from epg.config.settings import RunConfig, complaints_of
 from epg.config.yaml_file import Keys, key_lines, read_yaml
 from epg.errors import UserError
 
@@ -59,8 +60,8 @@ def recipe_files(name: str) -> dict[Path, dict[str, Any]]:
 def refuse_no_sections(content: Mapping[str, Any], path: Path) -> None:
     """Raises UserError listing what should be a section with settings and is something else."""
     names = {name for name, field in RunConfig.model_fields.items() if any(models_in(field))}
-    found: dict[Keys, Any] = {(key,): value for key, value in content.items() if key in names or key in STAGES}
-    for stage in STAGES:
+    found: dict[Keys, Any] = {(key,): value for key, value in content.items() if key in names or key in KINDS}
+    for stage in KINDS:
         if isinstance(content.get(stage), dict):
             found |= {(stage, key): value for key, value in content[stage].items() if key in names}
     wrong = [keys for keys, value in found.items() if not isinstance(value, dict)]
@@ -118,7 +119,12 @@ def replaces(key: str, old: Mapping[str, Any], value: Mapping[str, Any]) -> bool
 def stages_of(recipe: str) -> list[Stage]:
     """The stages that a recipe describes."""
     content = read_recipe(recipe)
-    return [run_config(recipe).stage] if "objective" in content else [s for s in STAGES if s in content]
+    return [run_config(recipe).stage] if "objective" in content else [s for s in KINDS if s in content]
+
+
+def defaults(stage: Stage) -> dict[str, Any]:
+    """What a recipe need not say of a stage."""
+    return {"objective": {"kind": stage}, "sampling": {"sampler": KINDS[stage].sampler}}
 
 
 def run_config(recipe: str, stage: Stage | None = None) -> RunConfig:
@@ -130,13 +136,13 @@ def run_config(recipe: str, stage: Stage | None = None) -> RunConfig:
     content.pop("description", None)
     wrong: list[str] = []
     if "objective" not in content:  # a recipe; otherwise the configuration that a run folder records
-        stages = {s: content.pop(s) for s in STAGES if s in content}
+        stages = {s: content.pop(s) for s in KINDS if s in content}
         stage = stage or (next(iter(stages)) if len(stages) == 1 else None)
         if stage not in stages:
             wanted = "choose one" if stage is None else f"it has no {stage}"
             raise UserError(f"recipe {recipe!r} has the stages {', '.join(stages) or 'none'}; {wanted}")
         content.setdefault("recipe", Path(recipe).stem)
-        laid = {s: merge(content, merge({"objective": {"kind": s}}, stages[s])) for s in stages}
+        laid = {s: merge(merge(defaults(s), content), stages[s]) for s in stages}
         content = laid.pop(stage)
         for other, settings in laid.items():  # it may be incomplete, but not wrong
             wrong += complaints_of(settings, locator(recipe, other), complete=False)

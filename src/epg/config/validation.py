@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from epg.config.complaints import Locate, inside_of, nowhere, plain
-from epg.config.settings import Objective, PretrainingConfig, RunConfig, complaints_of
+from epg.config.settings import RunConfig, complaints_of
 from epg.errors import UserError
 from epg.samplers import problems as sampling_problems
 from epg.samplers import settled
@@ -19,7 +19,6 @@ MOST_TOKENS = 2**16
 LARGEST_SPECTRUM = 2**26  # numbers: 1000 classes of 64 pixels fit, with 256 pixels they do not
 LONGEST_TEXT = 4096  # characters
 FLAG = re.compile(r"--([a-z0-9.-]+)")
-RISING = ("crop_scale", "blur_sigma")
 NAME = re.compile(r"\w[\w.+-]{0,99}")
 
 
@@ -90,7 +89,7 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield "--data.normalization imagenet: has three channels; grey images take symmetric"
     if data.image_size % model.patch_size:
         yield f"--data.image-size {data.image_size}: not a multiple of --model.patch-size {model.patch_size}"
-    if config.stage != "diffusion" and training.batch_size < 2:
+    if config.objective.contrastive and training.batch_size < 2:
         yield f"--training.batch-size {training.batch_size}: must be at least 2, to compare images with each other"
     micro = training.micro_batch
     if micro is not None and training.batch_size % micro:
@@ -113,13 +112,12 @@ def problems(config: RunConfig) -> Iterator[str]:
     if any(a >= b for a, b in pairwise(steps)):
         yield f"--optimizer.lr-steps: the steps {', '.join(map(str, steps))} must rise"
     yield from size_problems(config)
-    yield from objective_problems(config.objective)
-    if config.stage != "pretraining":
-        consistency, sampling = config.stage == "consistency", config.sampling.model_dump()
-        names = {name: f"--sampling.{name}" for name in sampling}
-        settings = settled(sampling, {}, consistency)
-        facts = {"consistency": consistency, "conditional": model.num_classes != 0}
-        yield from sampling_problems(settings, names, **facts, noise=(noise.sigma_min, noise.sigma_max))
+    yield from config.objective.problems()
+    if (kind := config.objective.predicts) is not None:
+        sampling, conditional = config.sampling.model_dump(), model.num_classes != 0
+        names, limits = {name: f"--sampling.{name}" for name in sampling}, (noise.sigma_min, noise.sigma_max)
+        settings = settled(sampling, {}, kind)
+        yield from sampling_problems(settings, names, parameterization=kind, conditional=conditional, noise=limits)
 
 
 def size_problems(config: RunConfig) -> Iterator[str]:
@@ -147,16 +145,3 @@ def size_problems(config: RunConfig) -> Iterator[str]:
             f"--objective.spectrum class: the statistics of {config.gaussians - 1} classes at {data.image_size} pixels "
             "would take gigabytes; choose global"
         )
-
-
-def objective_problems(objective: Objective) -> Iterator[str]:
-    """Settings of a stage that do not go with each other."""
-    if not isinstance(objective, PretrainingConfig):
-        return
-    if objective.s1 < objective.s0:
-        yield f"--objective.s1 {objective.s1}: must be at least --objective.s0 {objective.s0}"
-    views = objective.views
-    pairs = {"scale": views.scale} if views.kind == "affine" else {n: getattr(views, n) for n in RISING}
-    for name, (low, high) in pairs.items():
-        if low > high:
-            yield f"--objective.views.{name.replace('_', '-')} {low:g} {high:g}: the first must not exceed the second"

@@ -1,6 +1,6 @@
 """The images that a configuration names."""
 
-from epg.config.settings import DataConfig
+from epg.config.sections import DataConfig
 from epg.data.dataset import CachedDataset, ImageDataset, open_dataset
 from epg.data.rules import PixelRules
 from epg.data.subset import subset

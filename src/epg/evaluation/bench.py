@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from epg import progress
-from epg.config.settings import DataConfig
+from epg.config.sections import DataConfig
 from epg.data.base import ImageDataset, NoSplitError
 from epg.data.rules import RULES, PixelRules, check_rules
 from epg.distributed import failing_together, pick_device, rank, world_size

@@ -100,7 +100,7 @@ def open_encoder(
         condition = None if classes is None else classes[-1].float().to(device)
     else:
         config, condition = config_of(path), None
-        if config.stage != "pretraining":
+        if config.objective.samples:
             network = load(path, ema=ema, device=device).denoiser.network
             if network.class_embedding is not None:
                 condition = network.class_embedding.weight[network.null_class].detach()

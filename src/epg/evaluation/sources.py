@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from epg.config.settings import SamplingConfig
+from epg.config.sections import SamplingConfig
 from epg.data.base import ImageDataset
 from epg.data.classes import renumbered, some
 from epg.errors import DataError, UserError

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from epg.config.settings import DataConfig
+from epg.config.sections import DataConfig
 from epg.data.base import ImageDataset, NoSplitError
 from epg.data.configured import open_training_data
 from epg.data.subset import SubsetDataset, subset

@@ -8,7 +8,7 @@ import numpy as np
 
 from epg.checkpoint import checkpoint, export
 from epg.checkpoint.loading import load, read
-from epg.config.settings import DataConfig
+from epg.config.sections import DataConfig
 from epg.data.base import ImageDataset
 from epg.data.dataset import find_store, open_dataset
 from epg.data.rules import RULES, PixelRules

@@ -1,6 +1,6 @@
 """Networks from a configuration."""
 
-from epg.config.settings import DataConfig, ModelConfig
+from epg.config.sections import DataConfig, ModelConfig
 from epg.networks.decoder import EPG
 from epg.networks.encoder import RCM, Encoder, Projector
 

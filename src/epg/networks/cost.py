@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from epg.config.settings import DataConfig, ModelConfig
+from epg.config.sections import DataConfig, ModelConfig
 from epg.networks.build import build_epg, build_rcm
 from epg.networks.layers import Attention
 

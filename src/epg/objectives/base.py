@@ -1,24 +1,46 @@
 """What the training loop knows of a stage: a module that turns a batch and a step into losses."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from epg.config.settings import NoiseConfig, RunConfig
+from epg.config.sections import NoiseConfig
+from epg.config.settings import RunConfig
 from epg.data.augment import random_flip
 from epg.data.loader import Batch
 from epg.data.normalize import Normalizer
+from epg.denoiser import Denoiser
+from epg.networks import EPG, Encoder, Spectrum
+from epg.networks.build import build_epg
+from epg.networks.cost import forward_macs
+from epg.objectives.diagnostics import by_quarter
 from epg.randomness import Draws
 
 Losses = dict[str, Tensor]
 """Scalars: `loss` is what is minimised, the rest are its terms, and terms by noise level (`by_quarter`)."""
+SHOWN_LEVELS = (0.1, 0.5, 2.0)  # unshifted, of pictures of what is learnt from
 
 
-class Objective(nn.Module):
+@dataclass(frozen=True)
+class Terms:
+    """What an objective is made of: the terms of its loss for every sample, (N,) each, in the units of the loss."""
+
+    terms: dict[str, Tensor]
+    by_level: str
+    """The term that the log shows by noise level too."""
+    quarters: Tensor
+    """Which quarter of the levels each sample was at, (N,) int64."""
+
+
+class Objective(nn.Module, ABC):
     """`forward(batch, step) -> losses`; the module that is wrapped, compiled, saved and restored as a whole.
 
-    `network` is what is trained, averaged (EMA) and exported.
+    `network` is what is trained, averaged (EMA) and exported. A subclass says what `terms` the loss has, how it is
+    built and what it costs; everything else has a default. Its settings are a kind of `epg.config.objectives`.
     """
 
     network: nn.Module
@@ -32,8 +54,44 @@ class Objective(nn.Module):
         self.normalizer = normalizer_for(config)
         self.dtype = torch.float64 if config.training.precision == "fp64" else torch.float32
 
+    @classmethod
+    @abstractmethod
+    def build(cls, config: RunConfig) -> Self:
+        """The objective of a resolved configuration, its networks initialised by torch's global generator."""
+
+    @classmethod
+    @abstractmethod
+    def macs(cls, config: RunConfig) -> float:
+        """Multiply-adds of one image in one step. What is trained counts three times its forward pass (the backward
+        pass takes the gradient by the input and by the weight), a frozen network that only passes a gradient on twice,
+        a target without gradient once. Called under `torch.device("meta")`."""
+
+    @abstractmethod
+    def terms(self, batch: Batch, step: int) -> Terms:
+        """The loss of every sample, term by term."""
+
     def forward(self, batch: Batch, step: int) -> Losses:
-        raise NotImplementedError
+        """Batch means of the terms, and their sum as the loss; one of them by noise level."""
+        found = self.terms(batch, step)
+        by_level = by_quarter(found.by_level, found.terms[found.by_level], found.quarters)
+        return mean_losses(**found.terms) | by_level
+
+    @property
+    def encoders(self) -> list[Encoder]:
+        """What begins with the weights of stage 1, where a run has them."""
+        return []
+
+    @property
+    def spectrum(self) -> Spectrum | None:
+        """Statistics of the training images that are measured before the first step."""
+        return None
+
+    def examples(self, batch: Batch) -> list[Tensor]:
+        """Rows of a picture that shows what is learnt from, uint8 (N, C, H, W) each: images, then noise on them."""
+        plain = self.normalizer.encode(batch.images)
+        noise = self.draws(batch, step=0).normal("noise", plain.shape[1:])
+        noisy = [at_levels(plain, self.shift * level, noise) for level in SHOWN_LEVELS]
+        return [batch.images, *(self.normalizer.decode(images) for images in noisy)]
 
     def after_step(self) -> None:
         """Called after every optimizer step: target networks follow here."""
@@ -59,6 +117,44 @@ class Objective(nn.Module):
         """Labels (N,), each replaced by the null class with this probability."""
         dropped = draws.uniform("label dropout") < probability
         return torch.where(dropped, null_class, labels)
+
+
+class GeneratorObjective(Objective):
+    """An objective that trains an EPG as a denoiser in the parameterisation of its settings."""
+
+    network: EPG
+
+    def __init__(self, network: EPG, config: RunConfig) -> None:
+        super().__init__(config)
+        self.network = network
+        self.denoiser = denoiser_of(network, config)
+
+    @classmethod
+    def build(cls, config: RunConfig) -> Self:
+        return cls(build_epg(config.model, config.data, config.gaussians), config)
+
+    @property
+    def encoders(self) -> list[Encoder]:
+        return [self.network.encoder]
+
+    @property
+    def spectrum(self) -> Spectrum | None:
+        return self.network.spectrum
+
+
+def denoiser_of(network: EPG, config: RunConfig) -> Denoiser:
+    """The denoiser that a network is trained as with this configuration."""
+    parameterization = config.objective.predicts
+    assert parameterization is not None, f"{config.stage} trains no generator"
+    sigma_min = config.shift * config.noise.sigma_min
+    return Denoiser(network, parameterization, sigma_min=sigma_min, sigma_data=config.noise.sigma_data)
+
+
+def macs_of_image(network: nn.Module, config: RunConfig) -> int:
+    """Multiply-adds of a forward pass of an encoder or a generator, with the attention's products."""
+    data = config.data
+    image = torch.zeros(1, data.channels, data.image_size, data.image_size)
+    return forward_macs(network, image, torch.zeros(1))[1]
 
 
 def at_levels(images: Tensor, sigma: Tensor | float, noise: Tensor) -> Tensor:

@@ -1,25 +1,27 @@
 """Stage 2 as a consistency model: easy consistency tuning plus an auxiliary loss from the frozen encoder, eq. 9."""
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from epg import losses, schedule
-from epg.config.settings import ConsistencyConfig, RunConfig
+from epg.config.objectives import ConsistencyConfig
+from epg.config.settings import RunConfig
 from epg.data.loader import Batch
-from epg.denoiser import Denoiser
 from epg.networks import EPG, Encoder
+from epg.networks.build import build_encoder, build_epg
 from epg.networks.encoder import CLS
-from epg.objectives.base import Losses, Objective, at_levels, keep_masks, mean_losses
-from epg.objectives.diagnostics import by_quarter, quarter
+from epg.objectives.base import GeneratorObjective, Terms, at_levels, keep_masks, macs_of_image
+from epg.objectives.diagnostics import quarter
 
 # The relative distance of neighbouring numbers, of what is multiplied in training.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 PRECISION = {name: torch.finfo(dtype).eps for name, dtype in DTYPES.items()}
 
 
-class Consistency(Objective):
+class Consistency(GeneratorObjective):
     """The online prediction at t follows the same network's prediction at r < t, with the same noise and dropout.
 
     Args:
@@ -27,21 +29,34 @@ class Consistency(Objective):
         frozen_encoder: the pre-trained encoder of the auxiliary loss; None leaves that loss out.
     """
 
-    network: EPG
-
     def __init__(self, network: EPG, config: RunConfig, frozen_encoder: Encoder | None = None) -> None:
-        super().__init__(config)
+        super().__init__(network, config)
         assert isinstance(config.objective, ConsistencyConfig)
         self.config = config.objective
-        self.network = network
         self.frozen_encoder = None if frozen_encoder is None else frozen_encoder.requires_grad_(False)
         self.d = self.config.d or max(1, self.total_steps // 7)
         self.last_stage = schedule.last_stage(PRECISION[config.training.precision], self.config.q)
-        self.denoiser = Denoiser(
-            network, "edm", sigma_min=self.shift * self.noise.sigma_min, sigma_data=self.noise.sigma_data
-        )
 
-    def forward(self, batch: Batch, step: int) -> Losses:
+    @classmethod
+    def build(cls, config: RunConfig) -> Self:
+        network = build_epg(config.model, config.data, config.gaussians)
+        frozen = build_encoder(config.model, config.data) if config.objective.frozen_encoder else None
+        return cls(network, config, frozen)
+
+    @classmethod
+    def macs(cls, config: RunConfig) -> float:
+        """One trained pass and one as target; with the auxiliary loss the frozen encoder forward on the clean and
+        forward and back on the denoised image."""
+        generator = macs_of_image(build_epg(config.model, config.data), config)
+        if not config.objective.frozen_encoder:
+            return (3 + 1) * generator
+        return (3 + 1) * generator + (1 + 2) * macs_of_image(build_encoder(config.model, config.data), config)
+
+    @property
+    def encoders(self) -> list[Encoder]:
+        return [*super().encoders, *([] if self.frozen_encoder is None else [self.frozen_encoder])]
+
+    def terms(self, batch: Batch, step: int) -> Terms:
         draws = self.draws(batch, step)
         images = self.plain_images(batch, draws, self.config.flip)
         decoder = self.network.decoder
@@ -58,10 +73,10 @@ class Consistency(Objective):
             step=step,
             dropout=dropout,
         )
-        by_level = by_quarter("consistency", consistency, quarter(unit))
-        if auxiliary is None:
-            return mean_losses(consistency=consistency) | by_level
-        return mean_losses(consistency=consistency, auxiliary=self.config.auxiliary_weight * auxiliary) | by_level
+        terms = {"consistency": consistency}
+        if auxiliary is not None:
+            terms["auxiliary"] = self.config.auxiliary_weight * auxiliary
+        return Terms(terms, "consistency", quarter(unit))
 
     def schedule_numbers(self, step: int) -> dict[str, float]:
         return {"stage": self.stage(step)}

@@ -3,50 +3,52 @@
 from torch import Tensor
 
 from epg import schedule
-from epg.config.settings import DiffusionConfig, RunConfig
+from epg.config.objectives import DiffusionConfig
+from epg.config.settings import RunConfig
 from epg.data.loader import Batch
-from epg.denoiser import Denoiser
 from epg.losses import x_prediction
 from epg.networks import EPG
-from epg.objectives.base import Losses, Objective, at_levels, mean_losses
-from epg.objectives.diagnostics import by_quarter, quarter
+from epg.networks.build import build_epg
+from epg.objectives.base import GeneratorObjective, Terms, at_levels, macs_of_image
+from epg.objectives.diagnostics import quarter
 
 
-class Diffusion(Objective):
-    """`lambda (D(x_t, t) - x)^2` with t drawn lognormal and rounded to a Karras grid."""
+class Diffusion(GeneratorObjective):
+    """`lambda (D(x_t, t) - x)^2`, put together from three parts: the density of `levels`, the `weight` lambda, and the
+    denoiser's parameterisation of D."""
 
-    network: EPG
     grid: Tensor
     weights: Tensor
 
     def __init__(self, network: EPG, config: RunConfig) -> None:
-        super().__init__(config)
+        super().__init__(network, config)
         assert isinstance(config.objective, DiffusionConfig)
         self.config = config.objective
-        self.network = network
-        self.denoiser = Denoiser(
-            network,
-            self.config.parameterization,
-            sigma_min=self.shift * self.noise.sigma_min,
-            sigma_data=self.noise.sigma_data,
-        )
-        levels, options = self.config.levels, (self.noise.sigma_min, self.noise.sigma_max, self.noise.rho)
-        grid = schedule.karras_grid(levels, *options)
-        after_last = schedule.karras(levels, levels, *options)
+        count, options = self.config.levels, (self.noise.sigma_min, self.noise.sigma_max, self.noise.rho)
+        grid = schedule.karras_grid(count, *options)
+        after_last = schedule.karras(count, count, *options)
         self.register_buffer("grid", grid.float(), persistent=False)
         self.register_buffer("weights", schedule.denoising_weight(grid, after_last).float(), persistent=False)
 
-    def forward(self, batch: Batch, step: int) -> Losses:
+    @classmethod
+    def macs(cls, config: RunConfig) -> float:
+        """One trained pass."""
+        return 3 * macs_of_image(build_epg(config.model, config.data), config)
+
+    def terms(self, batch: Batch, step: int) -> Terms:
         draws = self.draws(batch, step)
         images = self.plain_images(batch, draws, self.config.flip)
         labels = None
         if self.network.num_classes:
             labels = self.dropped_labels(batch.labels, draws, self.network.null_class, self.config.label_dropout)
         unit = draws.normal("level")
-        sigma = schedule.lognormal(unit, self.config.mean, self.config.std)
         noise = draws.normal("noise", images.shape[1:])
-        denoising = self.losses(images, labels, sigma=sigma, noise=noise)
-        return mean_losses(denoising=denoising) | by_quarter("denoising", denoising, quarter(unit))
+        denoising = self.losses(images, labels, sigma=self.levels(unit), noise=noise)
+        return Terms({"denoising": denoising}, "denoising", quarter(unit))
+
+    def levels(self, unit: Tensor) -> Tensor:
+        """Unshifted levels t (N,) from standard normal numbers (N,), rising with them: `ln t ~ N(mean, std^2)`."""
+        return schedule.lognormal(unit, self.config.mean, self.config.std)
 
     def losses(self, images: Tensor, labels: Tensor | None, *, sigma: Tensor, noise: Tensor) -> Tensor:
         """Per-sample loss (N,) at the grid levels nearest to `sigma` (N,), unshifted."""

@@ -1,18 +1,22 @@
 """Stage 1: representation consistency, eq. 8."""
 
 import copy
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from epg import schedule
-from epg.config.settings import PretrainingConfig, RunConfig
+from epg.config.objectives import PretrainingConfig
+from epg.config.settings import RunConfig
 from epg.data.augment import AffineViews, MocoViews
 from epg.data.loader import Batch
 from epg.losses import nt_xent
 from epg.networks import RCM
-from epg.objectives.base import Losses, Objective, at_levels, mean_losses
-from epg.objectives.diagnostics import by_quarter, feature_std
+from epg.networks.build import build_rcm
+from epg.networks.cost import forward_macs
+from epg.objectives.base import Losses, Objective, Terms, at_levels, macs_of_image
+from epg.objectives.diagnostics import feature_std
 from epg.randomness import Draws
 
 GAUGE_LEVELS = (0.002, 0.5, 5.0)  # unshifted: clean, as noisy as the data varies, mostly noise
@@ -32,7 +36,20 @@ class Pretraining(Objective):
         options = self.config.views.model_dump(exclude={"kind"})
         self.views = (MocoViews if self.config.views.kind == "moco_v3" else AffineViews)(**options)
 
-    def forward(self, batch: Batch, step: int) -> Losses:
+    @classmethod
+    def build(cls, config: RunConfig) -> Self:
+        return cls(build_rcm(config.model, config.data), config)
+
+    @classmethod
+    def macs(cls, config: RunConfig) -> float:
+        """Three passes of the trained encoder (two views, noisy image), one as target, two of the momentum encoder;
+        two trained and two momentum projections."""
+        rcm = build_rcm(config.model, config.data).eval()  # in training the BatchNorm would talk to other processes
+        encoder = macs_of_image(rcm.encoder, config)
+        projector = forward_macs(rcm.projector, torch.zeros(1, rcm.encoder.width))[1]
+        return (3 * 3 + 1 + 2) * encoder + (2 * 3 + 2) * projector
+
+    def terms(self, batch: Batch, step: int) -> Terms:
         draws = self.draws(batch, step)
         images = self.plain_images(batch, draws, self.config.flip)
         view1, view2 = (self.normalizer.encode_unit(self.view(batch, draws, v), self.dtype) for v in (0, 1))
@@ -48,13 +65,18 @@ class Pretraining(Objective):
             tau2=schedule.tau2(step, self.total_steps, self.config.tau1, self.config.tau2),
         )
         quarters = torch.full_like(batch.labels, 3 - 4 * index // (levels - 1))  # index 0 is the noisiest
-        return mean_losses(contrastive=contrastive, consistency=consistency) | by_quarter(
-            "consistency", consistency, quarters
-        )
+        return Terms({"contrastive": contrastive, "consistency": consistency}, "consistency", quarters)
 
     def view(self, batch: Batch, draws: Draws, number: int) -> Tensor:
         """View 0 or 1 of a batch, float32 in [0, 1]."""
         return self.views(batch.images, draws.uniform(f"view {number}", (self.views.numbers,)), number)
+
+    def examples(self, batch: Batch) -> list[Tensor]:
+        """The images, their two views, and noise at rising levels."""
+        images, *noisy = super().examples(batch)
+        draws = self.draws(batch, step=0)
+        views = [(self.view(batch, draws, number) * 255).round().to(torch.uint8) for number in (0, 1)]
+        return [images, *views, *noisy]
 
     def schedule_numbers(self, step: int) -> dict[str, float]:
         return {

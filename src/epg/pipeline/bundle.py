@@ -133,7 +133,8 @@ def read(module: str) -> Source:
     text = Path(spec.origin).read_text()
     tree = ast.parse(text)
     source = Source(module, text.splitlines(), ast.get_docstring(tree) or module, tree.body)
-    for statement in tree.body:
+    for_types = [inner for s in tree.body if isinstance(s, ast.If) for inner in s.body]  # if TYPE_CHECKING
+    for statement in (*tree.body, *for_types):
         match statement:
             case ast.ImportFrom(module=str(origin)):
                 for alias in statement.names:

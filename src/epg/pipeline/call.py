@@ -220,11 +220,11 @@ class EPGPipeline(DiffusionPipeline):
 
     def _sampling(self, given: dict[str, Any]) -> dict[str, Any]:
         """The saved settings with those of a call laid over them, checked."""
-        consistency, conditional = self.config.parameterization == "edm", self.transformer.num_classes > 0
-        settings = settled(self.config.sampling or {}, given, consistency)
+        kind, conditional = self.config.parameterization, self.transformer.num_classes > 0
+        settings = settled(self.config.sampling or {}, given, kind)
         noise = NOISE | (self.config.noise or {})
         limits = (noise["sigma_min"], noise["sigma_max"])
-        for problem in problems(settings, ARGUMENTS, consistency=consistency, conditional=conditional, noise=limits):
+        for problem in problems(settings, ARGUMENTS, parameterization=kind, conditional=conditional, noise=limits):
             raise ValueError(problem)
         return settings
 

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from epg.config.complaints import complaints
-from epg.config.settings import NoiseConfig, SamplingConfig, Section
+from epg.config.sections import NoiseConfig, SamplingConfig, Section
 from epg.data.normalize import Normalizer
 from epg.denoiser import Denoiser
 from epg.errors import ArtefactError

@@ -12,9 +12,17 @@ from torch import Tensor
 
 from epg.checkpoint import export
 from epg.checkpoint.loading import Trained, read
-from epg.checkpoint.official import from_release, read_state_dict, recognise, to_release
+from epg.checkpoint.official import (
+    EPG_NAMES,
+    RCM_NAMES,
+    Names,
+    from_release,
+    read_state_dict,
+    recognise,
+    to_release,
+)
+from epg.config.objectives import Stage
 from epg.config.recipe import recipe_names
-from epg.config.settings import Stage
 from epg.config.validation import check
 from epg.errors import ArtefactError, UserError
 from epg.generator import Generator
@@ -82,16 +90,16 @@ def convert(
         UserError: the source cannot become that.
     """
     found = read_source(source, recipe, stage, normalization, ema)
-    encoder = isinstance(found, Trained) and found.config.stage == "pretraining"
+    encoder = isinstance(found, Trained) and not found.config.objective.samples
     released = isinstance(found, Trained) and found.path.is_file()
     target = to or ("weights" if released or encoder else "pipeline")
     check_target(target, out, found, push)
     if isinstance(found, pipeline.Saved):
         if target not in FILES:
             raise UserError(f"{source}: a pipeline folder already; --to takes {', '.join(FILES)}")
-        write_file(target, out, found.tensors, "diffusion", found.generator)
+        write_file(target, out, found.tensors, EPG_NAMES, found.generator)
     elif target in FILES:
-        write_file(target, out, found.tensors, found.config.stage, found.generator)
+        write_file(target, out, found.tensors, RCM_NAMES if encoder else EPG_NAMES, found.generator)
     else:
         write_folder(target, out, found, card or Card(), push)
     if push is not None:
@@ -145,7 +153,7 @@ def read_release(
         data = config.data.model_copy(update={"normalization": normalization})
         config = check(config.model_copy(update={"data": data}))
     tensors = from_release(weights, config, file)
-    averaged = "ema" in file.stem.lower() and config.stage != "pretraining"
+    averaged = "ema" in file.stem.lower() and config.objective.samples
     kind = f"ema-{config.training.ema[0] if config.training.ema else RELEASED_EMA}" if averaged else "model"
     told = f"{config.stage} of {config.recipe}, all accounted for; normalisation {config.data.normalization}"
     print(f"{file}: {len(tensors)} tensors, {told}", file=sys.stderr)
@@ -167,7 +175,7 @@ def check_target(target: Target, out: Path, found: Trained | pipeline.Saved, pus
             files.refuse_existing(name)
     else:
         files.refuse_foreign(files.place_of(out), foreign)
-    if isinstance(found, Trained) and found.config.stage == "pretraining" and target not in ("weights", "release"):
+    if isinstance(found, Trained) and not found.config.objective.samples and target not in ("weights", "release"):
         raise UserError(f"--to {target}: an encoder cannot sample; it can become weights or release")
 
 
@@ -175,13 +183,13 @@ def write_file(
     target: Target,
     out: Path,
     tensors: Callable[[], dict[str, Tensor]],
-    stage: Stage,
+    names: Names,
     generator: Callable[[], Generator],
 ) -> None:
     """One file: state dict under the release's names, or the program of a one-step generator. Raises OutputError."""
     with files.new_file(out) as file:
         if target == "release":
-            renamed = to_release(tensors(), stage)
+            renamed = to_release(tensors(), names)
             save_file(renamed, file) if out.suffix == ".safetensors" else torch.save(renamed, file)
             done = f"{len(renamed)} tensors under the release's names"
         else:
@@ -192,7 +200,7 @@ def write_file(
 
 def write_folder(target: Target, out: Path, found: Trained, card: Card, push: str | None) -> None:
     """Weights in our format, or a pipeline, with their card. Raises OutputError; a folder that was there stays then."""
-    model = None if found.config.stage == "pretraining" else found.generator(card.device)
+    model = found.generator(card.device) if found.config.objective.samples else None
     name = push or out.absolute().name
     with files.replacing_folder(out, foreign) as folder:
         if target == "pipeline":
@@ -228,7 +236,7 @@ def write_weights(folder: Path, found: Trained) -> None:
 
 def how_to_use(target: Target, found: Trained, name: str) -> str:
     """Code for the card."""
-    if found.config.stage == "pretraining":
+    if not found.config.objective.samples:
         return f"epg finetune {found.config.recipe} --encoder {name}"
     conditional = bool(found.config.model.num_classes)
     if target == "pipeline":

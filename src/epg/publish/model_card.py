@@ -73,7 +73,7 @@ def without_paths(config: RunConfig) -> RunConfig:
 
 def header(name: str, config: RunConfig, origin: Origin) -> str:
     """The YAML header that the Hub reads."""
-    encoder = config.stage == "pretraining"
+    encoder = not config.objective.samples
     fields: dict[str, Any] = {"license": origin.license} if origin.license else {}
     fields |= {
         "library_name": "epg" if encoder else "diffusers",
@@ -97,13 +97,8 @@ def header(name: str, config: RunConfig, origin: Origin) -> str:
 def body(name: str, trained: Trained, origin: Origin, model: Generator | None, how: str, seed: int) -> Iterator[str]:
     """The text of the card, paragraph by paragraph."""
     config = trained.config
-    kinds = {
-        "pretraining": "A ViT encoder pre-trained by self-supervision on clean and noisy images (RCM)",
-        "diffusion": "An image diffusion model that works on pixels, without a VAE (EPG)",
-        "consistency": "A one-step image generator (consistency model) that works on pixels, without a VAE (EPG)",
-    }
     size = config.data.image_size
-    yield f"\n# {name}\n\n{kinds[config.stage]}, {size}x{size} pixels.\n"
+    yield f"\n# {name}\n\n{config.objective.title}, {size}x{size} pixels.\n"
     if model is not None:
         yield f"![Samples]({GRID})\n\nSamples of seed {seed}, classes in turn, none left out.\n"
     yield f"## Use\n\n```python\n{how.strip()}\n```\n"
@@ -124,11 +119,11 @@ def facts(trained: Trained) -> Iterator[tuple[str, object]]:
     yield "recipe", config.recipe
     yield "data", data.source
     yield "images", f"{data.image_size}x{data.image_size}x{data.channels}, normalisation {data.normalization}"
-    if config.stage != "pretraining":
+    if config.objective.samples:
         yield "classes", model.num_classes or "none (unconditional)"
     yield "patches", f"{model.patch_size}x{model.patch_size} pixels"
     yield "encoder", f"{model.encoder.depth} blocks, width {model.encoder.width}, {model.encoder.heads} heads"
-    if config.stage != "pretraining":
+    if config.objective.samples:
         yield "decoder", f"{model.encoder.depth} blocks, width {model.decoder.width}, {model.decoder.heads} heads"
     yield "steps", f"{trained.step:,} of {training.steps:,}" if trained.step else "not recorded"
     yield "batch size", training.batch_size
@@ -136,7 +131,7 @@ def facts(trained: Trained) -> Iterator[tuple[str, object]]:
         "weights",
         trained.kind.replace("ema-", "EMA with decay ") if trained.kind != "model" else "as trained, no EMA",
     )
-    if config.stage != "pretraining":
+    if config.objective.samples:
         sampling = config.sampling
         yield "sampling", f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}"
         if sampling.guidance != 1:

@@ -37,9 +37,7 @@ def at_length(config: RunConfig, steps: int) -> RunConfig:
             "checkpoint_every": scaled(config.training.checkpoint_every),
         }
     )
-    objective = config.objective
-    if objective.kind == "consistency" and objective.d is not None:
-        objective = objective.model_copy(update={"d": scaled(objective.d)})
+    objective = config.objective.scaled(factor)
     return config.model_copy(update={"optimizer": optimizer, "training": training, "objective": objective})
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from epg.config.settings import Stage
+from epg.config.objectives import Stage
 from epg.errors import ArtefactError, OutputError, UserError
 from epg.storage import files
 

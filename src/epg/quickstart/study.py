@@ -11,8 +11,9 @@ from typing import Any
 from epg.checkpoint import checkpoint
 from epg.checkpoint.loading import generator_of
 from epg.checkpoint.lock import locked
+from epg.config.objectives import Stage
 from epg.config.recipe import merge, run_config
-from epg.config.settings import RunConfig, Stage, parse
+from epg.config.settings import RunConfig, parse
 from epg.data.configured import open_training_data
 from epg.errors import UserError
 from epg.networks import EPG

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from epg.config.settings import SamplingConfig
+from epg.config.sections import SamplingConfig
 from epg.generator import Generator
 from epg.samplers import Denoise
 from epg.sampling.files import replace_file

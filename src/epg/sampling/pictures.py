@@ -1,4 +1,4 @@
-"""PNG pictures: grids of images, and what the pre-training sees."""
+"""PNG pictures: grids of images, and what an objective learns from."""
 
 import math
 from pathlib import Path
@@ -9,8 +9,7 @@ from torch import Tensor
 
 from epg.data.dataset import ImageDataset
 from epg.data.loader import BatchLoader
-from epg.objectives.base import at_levels
-from epg.objectives.pretraining import Pretraining
+from epg.objectives.base import Objective
 
 SMALLEST_TILE = 48  # pixels on screen; smaller images are enlarged by whole factors
 
@@ -36,15 +35,8 @@ def save_grid(images: Tensor, file: Path, columns: int | None = None) -> None:
     grid(images, columns).save(file)
 
 
-def views_picture(objective: Pretraining, dataset: ImageDataset, file: Path, count: int = 8) -> None:
-    """One column per image: the image, its two views, and noise at rising levels."""
-    loader = BatchLoader(dataset, batch_size=count, seed=objective.seed)
-    batch = next(iter(loader))[0]
-    batch = batch.to(next(objective.parameters()).device)
-    draws = objective.draws(batch, step=0)
-    rows = [batch.images]
-    rows += [(objective.view(batch, draws, v) * 255).round().to(torch.uint8) for v in (0, 1)]
-    plain = objective.normalizer.encode(batch.images)
-    noise = draws.normal("noise", plain.shape[1:])
-    rows += [objective.normalizer.decode(at_levels(plain, objective.shift * t, noise)) for t in (0.1, 0.5, 2.0)]
+def examples_picture(objective: Objective, dataset: ImageDataset, file: Path, count: int = 8) -> None:
+    """What an objective learns from, one column per image."""
+    batch = next(iter(BatchLoader(dataset, batch_size=count, seed=objective.seed)))[0]
+    rows = objective.examples(batch.to(next(objective.parameters()).device))
     save_grid(torch.cat(rows), file, columns=count)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from epg import samplers
-from epg.config.settings import SamplingConfig
+from epg.config.sections import SamplingConfig
 from epg.errors import UserError
 from epg.generator import Generator
 from epg.sampling.animation import Kind
@@ -41,15 +41,15 @@ def changed(model: Generator, changes: Mapping[str, Any], guided: bool = False) 
 
     `guided`: a weaker model guides (autoguidance), which acts at every level unless an interval is given.
     """
-    consistency = model.denoiser.parameterization == "edm"
+    kind = model.denoiser.parameterization
     saved = {name: getattr(model.sampling, name) for name in samplers.SETTINGS}
     if guided:
         saved["interval"] = (0.0, 2 * model.noise.sigma_max)
-    settings = samplers.settled(saved, changes, consistency)
+    settings = samplers.settled(saved, changes, kind)
     found = samplers.problems(
         settings,
         FLAGS,
-        consistency=consistency,
+        parameterization=kind,
         conditional=model.num_classes > 0,
         noise=(model.noise.sigma_min, model.noise.sigma_max),
         guided=guided,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from epg.config.settings import OptimizerConfig
+from epg.config.sections import OptimizerConfig
 from epg.distributed import shard_like, whole_on_first
 from epg.networks.layers import MLP, Attention, DecoderBlock
 from epg.training.muon import Muon

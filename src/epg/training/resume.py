@@ -160,21 +160,16 @@ def settings(config: RunConfig, data: str, version: str, processes: int) -> dict
     """What a run depends on as `section.field: value`: images count by their content, epg by its major version, and
     micro-batches by the passes of a step where the images of a pass are compared with each other."""
     found = {**flat(config), "data.source": f"images {data[:12]}", "epg": f"version {version.partition('.')[0]}"}
-    if contrastive(config):
+    if config.objective.contrastive:
         share = config.training.batch_size // processes
         passes = max(1, share // (config.training.micro_batch or share))
         found["training.micro_batch"] = f"a step in {passes} passes"
     return found
 
 
-def contrastive(config: RunConfig) -> bool:
-    """Whether a loss of this run compares the images of a pass with each other."""
-    return config.stage == "pretraining" or bool(getattr(config.objective, "auxiliary_weight", 0))
-
-
 def harmless(config: RunConfig) -> set[str]:
     """The settings that may change without a word when this run is continued."""
-    return HARMLESS if contrastive(config) else HARMLESS | HARMLESS_ALONE
+    return HARMLESS if config.objective.contrastive else HARMLESS | HARMLESS_ALONE
 
 
 def flat(config: RunConfig) -> dict[str, Any]:

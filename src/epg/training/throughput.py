@@ -1,9 +1,8 @@
 """How fast a run is: FLOPs of a training step, the device's peak, memory.
 
 FLOPs are *model* FLOPs: two per multiply-add of linear layers, convolutions and the attention's products, counted by
-running the networks on the meta device. What is trained counts three times its forward pass (the backward pass takes
-the gradient by the input and by the weight), a frozen network that only passes a gradient on counts twice, a target
-without gradient once. Elementwise work, the losses and what activation checkpointing computes again do not count.
+running the networks on the meta device, see `epg.objectives.base.Objective.macs`. Elementwise work, the losses and what
+activation checkpointing computes again do not count.
 """
 
 import functools
@@ -12,11 +11,9 @@ import sys
 import time
 
 import torch
-from torch import nn
 
-from epg.config.settings import ConsistencyConfig, RunConfig
-from epg.networks.build import build_encoder, build_epg, build_rcm
-from epg.networks.cost import forward_macs
+from epg.config.settings import RunConfig
+from epg.objectives import OBJECTIVES
 
 # Dense bf16 tensor-core peaks in TFLOP/s from the makers' data sheets (where a sheet states the figure "with
 # sparsity", half of it). MFU is stated against these whatever the run's precision.
@@ -40,30 +37,9 @@ PEAKS = {
 
 
 def training_flops(config: RunConfig) -> float:
-    """FLOPs that training spends on one image in one step.
-
-    Pre-training: three passes of the trained encoder (two views, noisy image), one as target, two of the momentum
-    encoder; two trained and two momentum projections. Diffusion: one trained pass. Consistency: one trained pass, one
-    as target, and with the auxiliary loss the frozen encoder forward on the clean and forward and back on the denoised
-    image.
-    """
-    model, data = config.model, config.data
+    """FLOPs that training spends on one image in one step, see `Objective.macs`."""
     with torch.device("meta"):
-        image, one = torch.zeros(1, data.channels, data.image_size, data.image_size), torch.zeros(1)
-        if config.stage == "pretraining":
-            rcm = build_rcm(model, data).eval()  # in training mode the BatchNorm would talk to other processes
-            encoder, projector = macs(rcm.encoder, image, one), macs(rcm.projector, torch.zeros(1, rcm.encoder.width))
-            return 2 * ((3 * 3 + 1 + 2) * encoder + (2 * 3 + 2) * projector)
-        generator = macs(build_epg(model, data), image, one)
-        if not isinstance(config.objective, ConsistencyConfig):
-            return 2 * 3 * generator
-        auxiliary = (1 + 2) * macs(build_encoder(model, data), image, one) if config.objective.auxiliary_weight else 0
-        return 2 * ((3 + 1) * generator + auxiliary)
-
-
-def macs(network: nn.Module, *inputs: torch.Tensor) -> int:
-    """Multiply-adds of a forward pass, with the attention's products."""
-    return forward_macs(network, *inputs)[1]
+        return 2 * OBJECTIVES[config.stage].macs(config)
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
