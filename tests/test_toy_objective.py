@@ -1,0 +1,178 @@
+"""An objective from outside of the package: one module and two lines of registries take it through every verb."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from epg.checkpoint.loading import load, read
+from epg.cli import main
+from epg.config.objectives import KINDS, ObjectiveConfig, Parameterization
+from epg.config.recipe import run_config
+from epg.config.settings import RunConfig
+from epg.data.loader import Batch
+from epg.errors import UserError
+from epg.networks import EPG
+from epg.networks.build import build_epg
+from epg.objectives import OBJECTIVES
+from epg.objectives.base import GeneratorObjective, Terms, at_levels, macs_of_image
+from epg.objectives.diagnostics import quarter
+from epg.training.throughput import training_flops
+from epg.training.tracking import read_log
+
+
+class ToyConfig(ObjectiveConfig):
+    samples = True
+    title = "A toy that predicts images from few levels"
+    sampler = "euler"
+
+    kind: Literal["toy"] = "toy"
+    lowest: Annotated[float, Field(gt=0)] = 0.05
+    highest: Annotated[float, Field(gt=0)] = 5.0
+
+    @property
+    def predicts(self) -> Parameterization:
+        return "x"
+
+    def problems(self) -> Iterator[str]:
+        if self.lowest >= self.highest:
+            yield f"--objective.lowest {self.lowest}: must be less than --objective.highest {self.highest}"
+
+
+class Toy(GeneratorObjective):
+    """|D(x_t, t) - x|, with ln t uniform: L1, and no rounding to a grid."""
+
+    def __init__(self, network: EPG, config: RunConfig) -> None:
+        super().__init__(network, config)
+        assert isinstance(config.objective, ToyConfig)
+        self.config = config.objective
+
+    @classmethod
+    def macs(cls, config: RunConfig) -> float:
+        return 3 * macs_of_image(build_epg(config.model, config.data), config)
+
+    def levels(self, unit: Tensor) -> Tensor:
+        """Unshifted levels (N,) from standard normal numbers (N,)."""
+        low, high = (torch.tensor(level).log() for level in (self.config.lowest, self.config.highest))
+        return (low + (high - low) * torch.special.ndtr(unit)).exp()
+
+    def terms(self, batch: Batch, step: int) -> Terms:
+        draws = self.draws(batch, step)
+        images = self.plain_images(batch, draws, flip=False)
+        unit = draws.normal("level")
+        sigma = self.shift * self.levels(unit)
+        denoised = self.denoiser(at_levels(images, sigma, draws.normal("noise", images.shape[1:])), sigma, batch.labels)
+        return Terms({"absolute": (denoised - images).abs().flatten(1).mean(1)}, "absolute", quarter(unit))
+
+
+RECIPE = """
+base: digits
+toy:
+  objective: {lowest: 0.1}
+  optimizer: {lr: 1.0e-3, warmup_steps: 2, schedule: constant}
+  training: {batch_size: 16, steps: 6, ema: [0.9], log_every: 1, preview_every: 6, checkpoint_every: 3, trackers: []}
+  sampling: {steps: 3}
+model:
+  encoder: {depth: 2, width: 16, heads: 2}
+  decoder: {width: 24, heads: 2}
+  projector_hidden: 16
+  projector_out: 8
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    """All that an objective needs besides its module."""
+    KINDS["toy"], OBJECTIVES["toy"] = ToyConfig, Toy
+    yield
+    del KINDS["toy"], OBJECTIVES["toy"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, registered: None) -> Path:
+    """A folder with the recipe, an encoder, and a run of the toy that was stopped after three steps and continued."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "mine.yaml").write_text(RECIPE)
+    recipe, run = str(folder / "mine.yaml"), str(folder / "toy")
+    short = ["--training.steps", "2", "--training.batch-size", "8", "--training.preview-every", "0"]
+    assert main(["pretrain", recipe, "--out", str(folder / "encoder"), *short]) == 0
+    toy = ["finetune", recipe, "--stage", "toy", "--encoder", str(folder / "encoder"), "--out", run]
+    assert main([*toy, "--training.steps", "3"]) == 0
+    assert main([*toy, "--training.steps", "6", "--override", "training.steps"]) == 0
+    return folder
+
+
+def test_trains_and_resumes_as_if_nothing_had_been(place: Path, tmp_path: Path) -> None:
+    lines = read_log(place / "toy")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(line["absolute"] == line["loss"] > 0 and "absolute/q1" in line for line in lines if "loss" in line)
+    arguments = ["--stage", "toy", "--encoder", str(place / "encoder"), "--training.preview-every", "0"]
+    assert main(["finetune", str(place / "mine.yaml"), *arguments, "--out", str(tmp_path / "straight")]) == 0
+    straight, resumed = (
+        load(path, ema=0).denoiser.network.state_dict() for path in (tmp_path / "straight", place / "toy")
+    )
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert list((place / "toy" / "previews").glob("*.png"))
+
+
+def test_samples_and_evaluates(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(place / "toy"), "--count", "4", "--out", str(tmp_path / "samples")]) == 0
+    assert "euler, 3 network evaluations" in capsys.readouterr().err  # the sampler of its settings
+    assert len(list((tmp_path / "samples").rglob("*.png"))) >= 4
+    out = str(tmp_path / "evaluation.json")
+    features = ["--features", f"encoder={place / 'encoder'}", "--reference", "digits"]
+    assert main(["evaluate", str(place / "toy"), "--count", "40", *features, "--out", out]) == 0
+    assert "fd_encoder" in json.loads(Path(out).read_text())["metrics"]
+
+
+@pytest.mark.parametrize("target", ["weights", "pipeline"])
+def test_converts(place: Path, tmp_path: Path, target: str) -> None:
+    out = tmp_path / target
+    assert main(["convert", str(place / "toy"), "--to", target, "--out", str(out)]) == 0
+    assert ToyConfig.title in (out / "README.md").read_text()
+    labels = [0, 1]
+    assert torch.equal(load(out).sample(labels), load(place / "toy").sample(labels))
+
+
+def test_info_help_and_cost(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(place / "mine.yaml")
+    assert main(["info", recipe]) == 0
+    assert "toy" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["finetune", recipe, "--stage", "toy", "--help"])
+    assert "--objective.lowest" in capsys.readouterr().out
+    config = read(place / "toy").config
+    assert training_flops(config) == training_flops(config.model_copy(update={"objective": KINDS["diffusion"]()}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["pretrain", "RECIPE", "--stage", "toy"], "--stage toy: choose one of pretraining; `epg finetune` trains it"),
+        (["finetune", "RECIPE", "--stage", "nothing", "--from-scratch"], "choose one of diffusion, consistency, toy"),
+        (["finetune", "RECIPE", "--stage", "toy", "--from-scratch", "--objective.lowest", "9"], "must be less than"),
+        (["finetune", "RECIPE", "--stage", "toy", "--from-scratch", "--objective.lowest", "-1"], "must be more than 0"),
+        (["finetune", "RECIPE", "--stage", "toy", "--from-scratch", "--objective.lwest", "1"], "--objective.lowest"),
+    ],
+)
+def test_mistakes(place: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(place / "mine.yaml")
+    assert main([recipe if word == "RECIPE" else word for word in arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_kind_that_nobody_registered(place: Path) -> None:
+    """Never taken for another: recipes, run folders and exports say what there is."""
+    del KINDS["toy"]
+    try:
+        with pytest.raises(UserError, match=r"there is no kind 'toy'; choose one of pretraining, diffusion"):
+            load(place / "toy")
+        with pytest.raises(UserError, match="toy"):
+            run_config(str(place / "mine.yaml"), "diffusion")
+    finally:
+        KINDS["toy"] = ToyConfig
