@@ -6,12 +6,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from epg.config.sections import DataConfig, ModelConfig
-from epg.networks import EPG, RCM, Encoder, Projector
+from epg.networks import EPG, RCM, Encoder, NetworkShape, Projector
 from epg.networks.build import build_epg, build_rcm
 from epg.networks.cost import Cost, epg_cost, rcm_parameters
 from epg.networks.layers import BatchNorm, LayerNorm, sinusoidal_embedding
 from epg.randomness import Draws
 from tests.helpers import random_batch, randomize, tiny_config, tiny_epg
+
+
+def shape(**changes: int) -> NetworkShape:
+    """8 pixels in patches of 2, one block of width 16."""
+    sizes = {"sample_size": 8, "patch_size": 2, "depth": 1, "encoder_width": 16, "encoder_heads": 2}
+    return NetworkShape(**{**sizes, "decoder_width": 24, "decoder_heads": 3, **changes})
+
 
 # Tables 7 and 8 -----------------------------------------------------------------------------------------------------
 
@@ -109,12 +116,7 @@ def test_fresh_decoder_blocks_are_gated_shut():
 
 def test_unpatchify_order():
     """(p1 p2 c): the channel runs fastest within a patch, then the column, then the row."""
-    network = EPG(
-        Encoder(image_size=6, patch_size=2, channels=3, depth=1, width=8, heads=2),
-        decoder_width=8,
-        decoder_heads=2,
-        num_classes=0,
-    )
+    network = EPG(shape(sample_size=6))
     patches = torch.arange(2 * 9 * 12.0).view(2, 9, 12)
     image = network.decoder.unpatchify(patches)
     assert image.shape == (2, 3, 6, 6)
@@ -127,7 +129,7 @@ def test_unpatchify_order():
 
 
 def test_patch_embedding_reads_patches_in_rows():
-    encoder = Encoder(image_size=6, patch_size=2, channels=1, depth=1, width=4, heads=1)
+    encoder = Encoder(shape(sample_size=6, in_channels=1))
     image = torch.zeros(1, 1, 6, 6)
     image[0, 0, 2:4, 4:6] = 1  # row 1, column 2 of the 3 x 3 patches
     changed = (encoder.patch_embedding(image) - encoder.patch_embedding(0 * image)).flatten(2).abs().sum(1)[0]
@@ -179,12 +181,7 @@ def test_unconditional_model_refuses_labels():
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize(("size", "patch"), [(6, 2), (10, 2), (5, 5), (9, 3)])
 def test_any_channels_and_odd_grids(channels, size, patch):
-    network = EPG(
-        Encoder(image_size=size, patch_size=patch, channels=channels, depth=2, width=16, heads=2),
-        decoder_width=24,
-        decoder_heads=3,
-        num_classes=2,
-    )
+    network = EPG(shape(sample_size=size, patch_size=patch, in_channels=channels, depth=2, num_classes=2))
     randomize(network)
     x, c = inputs_for(network)
     output = network(x, c, torch.tensor([0, 1, 2]))
@@ -193,13 +190,14 @@ def test_any_channels_and_odd_grids(channels, size, patch):
 
 
 def test_wrong_sizes_are_refused():
-    good = {"image_size": 8, "patch_size": 2, "depth": 1, "width": 16, "heads": 2}
     with pytest.raises(ValueError, match="image size 8 is not a multiple of the patch size 3"):
-        Encoder(**{**good, "patch_size": 3})
+        shape(patch_size=3)
     with pytest.raises(ValueError, match="width 16 is not a multiple of the number of heads 3"):
-        Encoder(**{**good, "heads": 3})
+        shape(encoder_heads=3)
     with pytest.raises(ValueError, match="width 20 is not a multiple of the number of heads 3"):
-        EPG(Encoder(**good), decoder_width=20, decoder_heads=3, num_classes=0)
+        shape(decoder_width=20)
+    with pytest.raises(ValueError, match="2 gaussians are neither 0, 1, nor one more than 3 classes"):
+        shape(num_classes=3, gaussians=2)
 
 
 def test_samples_do_not_influence_each_other():
@@ -227,7 +225,7 @@ def test_dropout_masks():
 
 
 def test_initialisation_of_encoder():
-    encoder = Encoder(image_size=32, patch_size=2, depth=1, width=64, heads=2)
+    encoder = Encoder(shape(sample_size=32, encoder_width=64))
     assert encoder.position_embedding.shape == (1, 258, 64)
     assert encoder.position_embedding.std().item() == pytest.approx(0.02, rel=0.05)
     assert 0 < encoder.cls_token.abs().max() < 1e-5

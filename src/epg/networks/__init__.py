@@ -2,6 +2,7 @@
 
 from epg.networks.decoder import EPG, Decoder
 from epg.networks.encoder import RCM, Encoder, Projector
+from epg.networks.shape import NetworkShape
 from epg.networks.spectrum import Spectrum
 
-__all__ = ["EPG", "RCM", "Decoder", "Encoder", "Projector", "Spectrum"]
+__all__ = ["EPG", "RCM", "Decoder", "Encoder", "NetworkShape", "Projector", "Spectrum"]

@@ -3,19 +3,29 @@
 from epg.config.sections import DataConfig, ModelConfig
 from epg.networks.decoder import EPG
 from epg.networks.encoder import RCM, Encoder, Projector
+from epg.networks.shape import NetworkShape
+
+
+def shape_of(model: ModelConfig, data: DataConfig, gaussians: int = 0) -> NetworkShape:
+    """The shape that a configuration describes. `gaussians`: those of a generator's `spectrum`."""
+    return NetworkShape(
+        sample_size=data.image_size,
+        patch_size=model.patch_size,
+        depth=model.encoder.depth,
+        encoder_width=model.encoder.width,
+        encoder_heads=model.encoder.heads,
+        decoder_width=model.decoder.width,
+        decoder_heads=model.decoder.heads,
+        in_channels=data.channels,
+        num_classes=model.num_classes or 0,
+        mlp_ratio=model.mlp_ratio,
+        stem=model.stem,
+        gaussians=gaussians,
+    )
 
 
 def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:
-    return Encoder(
-        image_size=data.image_size,
-        patch_size=model.patch_size,
-        channels=data.channels,
-        depth=model.encoder.depth,
-        width=model.encoder.width,
-        heads=model.encoder.heads,
-        mlp_ratio=model.mlp_ratio,
-        stem=model.stem,
-    )
+    return Encoder(shape_of(model, data))
 
 
 def build_rcm(model: ModelConfig, data: DataConfig) -> RCM:
@@ -24,13 +34,6 @@ def build_rcm(model: ModelConfig, data: DataConfig) -> RCM:
 
 
 def build_epg(model: ModelConfig, data: DataConfig, gaussians: int = 0) -> EPG:
-    """Encoder and decoder of stage 2; `model.num_classes` must be a number. `gaussians`: those of its `spectrum`."""
+    """Encoder and decoder of stage 2; `model.num_classes` must be a number."""
     assert model.num_classes is not None, "the number of classes is resolved from the data first"
-    return EPG(
-        build_encoder(model, data),
-        decoder_width=model.decoder.width,
-        decoder_heads=model.decoder.heads,
-        num_classes=model.num_classes,
-        mlp_ratio=model.mlp_ratio,
-        gaussians=gaussians,
-    )
+    return EPG(shape_of(model, data, gaussians))

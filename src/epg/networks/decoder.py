@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from epg.networks.encoder import PATCHES, Encoder
 from epg.networks.layers import DecoderBlock, LayerNorm, conv_pair, init_linear, sinusoidal_embedding, zero_linear
+from epg.networks.shape import NetworkShape
 from epg.networks.spectrum import Spectrum
 
 
@@ -17,10 +18,9 @@ class Decoder(nn.Module):
     convolutions makes the image of these and of the stem's output.
     """
 
-    def __init__(self, *, encoder: Encoder, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, encoder: Encoder, shape: NetworkShape) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of the number of heads {heads}")
+        width = shape.decoder_width
         self.patch_size, self.channels, self.width = encoder.patch_size, encoder.pixel_features, width
         has_stem = not isinstance(encoder.stem, nn.Identity)
         features = encoder.pixel_features
@@ -29,7 +29,7 @@ class Decoder(nn.Module):
         same = encoder.width == width
         self.from_encoder = nn.Identity() if same else nn.Linear(encoder.width, width)
         self.blocks = nn.ModuleList(
-            DecoderBlock(width, heads, mlp_ratio, encoder.width) for _ in range(len(encoder.blocks))
+            DecoderBlock(width, shape.decoder_heads, shape.mlp_ratio, encoder.width) for _ in range(len(encoder.blocks))
         )
         self.norm = LayerNorm(width)
         self.out = nn.Linear(width, encoder.patch_size**2 * encoder.pixel_features)
@@ -73,31 +73,23 @@ class Decoder(nn.Module):
 class EPG(nn.Module):
     """The network F(x, c(t), labels).
 
-    `num_classes = 0` builds a truly unconditional model: no class embedding exists and labels must be None. Otherwise
-    the embedding has `num_classes + 1` rows, the last of which, `null_class`, means "no class".
+    An unconditional model, of 0 classes, has no class embedding, and labels must be None. Otherwise the embedding has
+    `num_classes + 1` rows, the last of which, `null_class`, means "no class".
 
-    `gaussians` other than 0 adds `spectrum`, statistics of the training images for spectral preconditioning: they are
+    `spectrum`, of a shape with `gaussians`, is statistics of the training images for spectral preconditioning: they are
     not used here, but by the denoiser, and belong to what is saved.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        decoder_width: int,
-        decoder_heads: int,
-        num_classes: int,
-        mlp_ratio: float = 4.0,
-        gaussians: int = 0,
-    ) -> None:
+    def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.encoder = encoder
-        self.decoder = Decoder(encoder=encoder, width=decoder_width, heads=decoder_heads, mlp_ratio=mlp_ratio)
+        self.shape = shape
+        self.num_classes = num_classes = shape.num_classes
+        self.encoder = encoder = Encoder(shape)
+        self.decoder = Decoder(encoder, shape)
         self.class_embedding = nn.Embedding(num_classes + 1, encoder.width) if num_classes else None
         if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding.weight, std=0.02)
-        self.spectrum = Spectrum(gaussians, encoder.channels, encoder.image_size) if gaussians else None
+        self.spectrum = Spectrum(shape.gaussians, encoder.channels, encoder.image_size) if shape.gaussians else None
 
     @property
     def null_class(self) -> int:

@@ -4,38 +4,18 @@ import torch
 from torch import Tensor, nn
 
 from epg.networks.layers import BatchNorm, EncoderBlock, LayerNorm, conv_pair, init_linear, sinusoidal_embedding
+from epg.networks.shape import NetworkShape
 
 CLS, TIME, PATCHES = 0, 1, slice(2, None)  # places in the token sequence
 
 
 class Encoder(nn.Module):
-    """ViT over the tokens `[CLS, time, patches]`.
+    """ViT over the tokens `[CLS, time, patches]`; a stem is two 3x3 convolutions before the patches."""
 
-    Args:
-        image_size: side of the square input, a multiple of `patch_size`.
-        patch_size: side of a patch.
-        channels: image channels.
-        depth, width, heads: number of blocks, token width, attention heads (`width % heads == 0`).
-        stem: channels of two 3x3 convolutions before the patches; 0 for none.
-    """
-
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        patch_size: int,
-        channels: int = 3,
-        depth: int,
-        width: int,
-        heads: int,
-        mlp_ratio: float = 4.0,
-        stem: int = 0,
-    ) -> None:
+    def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
-        if image_size % patch_size:
-            raise ValueError(f"image size {image_size} is not a multiple of the patch size {patch_size}")
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of the number of heads {heads}")
+        image_size, patch_size, width = shape.sample_size, shape.patch_size, shape.encoder_width
+        channels, stem = shape.in_channels, shape.stem
         self.image_size, self.patch_size, self.channels, self.width = image_size, patch_size, channels, width
         self.num_tokens = (image_size // patch_size) ** 2 + 2
         self.stem = conv_pair(channels, stem, stem) if stem else nn.Identity()
@@ -45,7 +25,9 @@ class Encoder(nn.Module):
         nn.init.zeros_(self.patch_embedding.bias)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.position_embedding = nn.Parameter(torch.zeros(1, self.num_tokens, width))
-        self.blocks = nn.ModuleList(EncoderBlock(width, heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            EncoderBlock(width, shape.encoder_heads, shape.mlp_ratio) for _ in range(shape.depth)
+        )
         self.norm = LayerNorm(width)
         self.reset_parameters()
 

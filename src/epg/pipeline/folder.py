@@ -15,7 +15,7 @@ from epg.data.normalize import Normalizer
 from epg.denoiser import Denoiser
 from epg.errors import ArtefactError
 from epg.generator import Generator
-from epg.networks import EPG, Encoder
+from epg.networks import EPG, NetworkShape
 from epg.storage.artefact import match, read_json, read_tensors
 from epg.storage.seal import SEAL, check_file, check_settings, entry_of, files_in, seal_file
 
@@ -45,35 +45,16 @@ class ModelSettings(Section):
 
     @model_validator(mode="after")
     def fits(self) -> "ModelSettings":
-        if self.sample_size % self.patch_size:
-            raise ValueError("sample_size must be a multiple of patch_size")
-        if self.encoder_width % self.encoder_heads or self.decoder_width % self.decoder_heads:
-            raise ValueError("a width must be a multiple of its number of heads")
-        if self.gaussians not in (0, 1, self.num_classes + 1):
-            raise ValueError("gaussians must be 0, 1, or num_classes + 1")
+        self.shape()
         return self
+
+    def shape(self) -> NetworkShape:
+        return NetworkShape(**self.model_dump())
 
     def build(self) -> EPG:
         """The network, with parameters that have no values yet."""
         with torch.device("meta"):
-            encoder = Encoder(
-                image_size=self.sample_size,
-                patch_size=self.patch_size,
-                channels=self.in_channels,
-                depth=self.depth,
-                width=self.encoder_width,
-                heads=self.encoder_heads,
-                mlp_ratio=self.mlp_ratio,
-                stem=self.stem,
-            )
-            return EPG(
-                encoder,
-                decoder_width=self.decoder_width,
-                decoder_heads=self.decoder_heads,
-                num_classes=self.num_classes,
-                mlp_ratio=self.mlp_ratio,
-                gaussians=self.gaussians,
-            )
+            return EPG(self.shape())
 
 
 class NoiseSettings(NoiseConfig):

@@ -1,13 +1,12 @@
 """`EPGPipeline` as this package offers it: from a `Generator` or a folder, with the code that is installed."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
 from epg.generator import Generator
-from epg.networks import EPG, Decoder, Encoder
-from epg.networks.layers import DecoderBlock, EncoderBlock
 from epg.pipeline import bundle, call, folder
 from epg.pipeline.model import EPGModel
 from epg.samplers import SETTINGS
@@ -70,22 +69,8 @@ class EPGPipeline(call.EPGPipeline):
     def from_generator(cls, model: Generator) -> Self:
         """A pipeline around a generator's network, weights shared, that samples as the generator does."""
         network = model.denoiser.network
-        decoder, encoder = network.decoder, network.encoder
         with torch.device("meta"):
-            transformer = EPGModel(
-                sample_size=model.image_size,
-                patch_size=encoder.patch_size,
-                depth=len(encoder.blocks),
-                encoder_width=encoder.width,
-                encoder_heads=heads_of(encoder),
-                decoder_width=decoder.width,
-                decoder_heads=heads_of(decoder),
-                in_channels=encoder.channels,
-                num_classes=network.num_classes,
-                mlp_ratio=mlp_ratio_of(network),
-                stem=0 if decoder.head is None else encoder.pixel_features,
-                gaussians=0 if network.spectrum is None else network.spectrum.gaussians,
-            )
+            transformer = EPGModel(**asdict(network.shape))
         fill(transformer, network.state_dict())
         noise = {name: getattr(model.noise, name) for name in ("sigma_min", "sigma_max", "rho", "sigma_data")}
         sampling = {name: getattr(model.sampling, name) for name in SETTINGS}
@@ -116,15 +101,3 @@ def fill(transformer: EPGModel, tensors: dict[str, torch.Tensor]) -> None:
     """Gives a model without values these, as float32, ready to infer."""
     transformer.load_state_dict({name: tensor.detach().float() for name, tensor in tensors.items()}, assign=True)
     transformer.eval()
-
-
-def heads_of(tower: Encoder | Decoder) -> int:
-    block = tower.blocks[0]
-    assert isinstance(block, EncoderBlock | DecoderBlock)
-    return block.attention.heads
-
-
-def mlp_ratio_of(network: EPG) -> float:
-    block = network.encoder.blocks[0]
-    assert isinstance(block, EncoderBlock)
-    return block.mlp.fc1.out_features / network.encoder.width

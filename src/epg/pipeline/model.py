@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from epg.errors import ArtefactError
 from epg.generator import HALF, to_half_precision
 from epg.networks.decoder import EPG
-from epg.networks.encoder import Encoder
+from epg.networks.shape import NetworkShape
 from epg.storage.seal import SEAL, check_file, check_settings, entry_of, files_in, seal_file
 
 MODEL_CONFIG = "config.json"
@@ -28,13 +28,7 @@ class EPGModel(EPG, ModelMixin, ConfigMixin):
 
     In half precision the weights that are multiplied are converted; norms, embeddings and residual sums stay float32.
 
-    Args:
-        sample_size: side of the square images, a multiple of `patch_size`.
-        in_channels: image channels.
-        num_classes: 0 builds an unconditional model; the null class of any other is `num_classes`.
-        depth: blocks of the encoder, and of the decoder.
-        stem: channels of a convolutional stem and head; 0 for none.
-        gaussians: of the statistics that spectral preconditioning needs; 0 for none.
+    The arguments are the sizes of an `epg.networks.NetworkShape`.
     """
 
     _supports_gradient_checkpointing = True
@@ -58,24 +52,21 @@ class EPGModel(EPG, ModelMixin, ConfigMixin):
         stem: int = 0,
         gaussians: int = 0,
     ) -> None:
-        encoder = Encoder(
-            image_size=sample_size,
+        shape = NetworkShape(
+            sample_size=sample_size,
             patch_size=patch_size,
-            channels=in_channels,
             depth=depth,
-            width=encoder_width,
-            heads=encoder_heads,
-            mlp_ratio=mlp_ratio,
-            stem=stem,
-        )
-        super().__init__(
-            encoder,
+            encoder_width=encoder_width,
+            encoder_heads=encoder_heads,
             decoder_width=decoder_width,
             decoder_heads=decoder_heads,
+            in_channels=in_channels,
             num_classes=num_classes,
             mlp_ratio=mlp_ratio,
+            stem=stem,
             gaussians=gaussians,
         )
+        super().__init__(shape)
         self.gradient_checkpointing = False
 
     @classmethod

@@ -1,5 +1,6 @@
 """One door to every source: `open_source`."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from epg.data.sources.archives import ARCHIVE_SUFFIXES, open_archive
@@ -16,7 +17,7 @@ from epg.data.sources.tables import TABLE_SUFFIXES
 from epg.errors import DataError
 
 # Every kind of source: a function from address and options to the source, or None for another kind's; tried in turn.
-SOURCES = (
+SOURCES: list[Callable[[str, SourceOptions], Source | None]] = [
     open_digits,
     open_remote,
     open_tables,
@@ -25,7 +26,7 @@ SOURCES = (
     open_shards,
     open_folder,
     open_hub,
-)
+]
 
 
 def is_packed(path: Path) -> bool:
