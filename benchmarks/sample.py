@@ -32,7 +32,8 @@ import tyro
 from epg.checkpoint.loading import generator_of
 from epg.cli import configure
 from epg.config.settings import RunConfig
-from epg.generator import Generator, Idle
+from epg.denoiser import Denoiser
+from epg.generator import Generator
 from epg.networks.build import build_epg
 from epg.networks.cost import epg_cost
 from epg.sampling import Request
@@ -57,7 +58,7 @@ class Options:
     """File for all figures."""
 
 
-class Cheap(Idle):
+class Cheap(Denoiser):
     """Costs next to nothing; its images are noise, which takes PNG longest."""
 
     def forward(self, x: torch.Tensor, *rest: Any) -> torch.Tensor:

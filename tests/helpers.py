@@ -124,3 +124,20 @@ def grad_norm(module: nn.Module, loss: Tensor) -> float:
     module.zero_grad()
     loss.backward()
     return float(sum(p.grad.double().square().sum() for p in module.parameters() if p.grad is not None) ** 0.5)
+
+
+class EvaluationCounter:
+    """Counts the images that pass through `denoiser`; divided by the images sampled, that is the NFE."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser, self.images = denoiser, 0
+        self._hook = denoiser.register_forward_pre_hook(self._count)
+
+    def _count(self, module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.images += len(args[0])
+
+    def __enter__(self) -> "EvaluationCounter":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._hook.remove()

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from epg.denoiser import Denoiser, bind, clamped
-from epg.guidance import Autoguidance, EvaluationCounter, IntervalGuidance
-from tests.helpers import tiny_config, tiny_denoiser, tiny_epg
+from epg.guidance import Autoguidance, IntervalGuidance
+from tests.helpers import EvaluationCounter, tiny_config, tiny_denoiser, tiny_epg
 
 LABELS = torch.tensor([0, 2])
 X = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))

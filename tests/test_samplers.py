@@ -9,8 +9,8 @@ from torch import Tensor
 
 from epg import samplers, schedule
 from epg.denoiser import bind
-from epg.guidance import EvaluationCounter, IntervalGuidance
-from tests.helpers import tiny_denoiser
+from epg.guidance import IntervalGuidance
+from tests.helpers import EvaluationCounter, tiny_denoiser
 
 MU, S = 0.3, 0.5
 

@@ -5,7 +5,7 @@ Everything here works on plain tensors and needs neither a run folder nor the co
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ from epg import samplers, schedule
 from epg.data.normalize import Normalizer
 from epg.denoiser import Denoiser, bind, clamped
 from epg.errors import UserError
-from epg.guidance import Autoguidance, EvaluationCounter, IntervalGuidance
+from epg.guidance import Autoguidance, IntervalGuidance, acts
 from epg.labels import Labels, class_numbers
 from epg.randomness import doubles, normal
 from epg.samplers import Denoise, Watch
@@ -74,16 +74,7 @@ class Generator:
 
     def sigmas(self, sampling: "SamplingConfig | None" = None) -> Tensor:
         """The shifted grid of sampling settings (None: the generator's own), float64, ending in 0."""
-        sampling = sampling or self.sampling
-        noise = self.noise
-        if sampling.levels is not None:
-            return torch.tensor([*(self.shift * level for level in sampling.levels), 0.0], dtype=torch.float64)
-        sampler = samplers.SAMPLERS[sampling.sampler]
-        grid, steps = (
-            schedule.multistep_grid if sampler.jumps else schedule.sampling_grid,
-            sampler.steps or sampling.steps,
-        )
-        return grid(steps, shift=self.shift, sigma_min=noise.sigma_min, sigma_max=noise.sigma_max, rho=noise.rho)
+        return grid_of(sampling or self.sampling, self.noise, self.shift)
 
     def denoise(
         self, labels: Tensor | None = None, sampling: "SamplingConfig | None" = None, guide: "Generator | None" = None
@@ -225,17 +216,9 @@ class Generator:
     def evaluations(
         self, sampling: "SamplingConfig | None" = None, guide: "Generator | None" = None
     ) -> tuple[float, float]:
-        """Evaluations of one image, of this network and of the guide's, counted by running the sampler on neither."""
-        idle = replace(self, denoiser=Idle(self.denoiser.network))
-        idle_guide = None if guide is None else replace(guide, denoiser=Idle(guide.denoiser.network))
-        labels = torch.zeros(1, dtype=torch.long) if self.num_classes else None
-        with EvaluationCounter(idle.denoiser) as own:
-            if idle_guide is None:
-                idle.draw(labels, [0], 0, sampling)
-                return own.images, 0
-            with EvaluationCounter(idle_guide.denoiser) as weak:
-                idle.draw(labels, [0], 0, sampling, idle_guide)
-        return own.images, weak.images
+        """Evaluations of one image, of this network and of the guide's."""
+        plain, guided = evaluations(sampling or self.sampling, self.noise, self.shift)
+        return (plain, guided) if guide is not None else (plain + guided, 0)
 
     def make_labels(self, count: int, *, classes: Labels = (), balanced: bool, seed: int = 0) -> Tensor | None:
         """Labels (count,) of `classes` (or of all): in turn when balanced, else drawn at random.
@@ -256,6 +239,31 @@ class Generator:
         return choices[torch.searchsorted(weights.cumsum(0) / weights.sum(), drawn, right=True)]
 
 
+def grid_of(sampling: "SamplingConfig", noise: "NoiseConfig", shift: float) -> Tensor:
+    """The shifted grid of sampling settings, float64, ending in 0."""
+    if sampling.levels is not None:
+        return torch.tensor([*(shift * level for level in sampling.levels), 0.0], dtype=torch.float64)
+    sampler = samplers.SAMPLERS[sampling.sampler]
+    grid = schedule.multistep_grid if sampler.jumps else schedule.sampling_grid
+    options = {"sigma_min": noise.sigma_min, "sigma_max": noise.sigma_max, "rho": noise.rho}
+    return grid(sampler.steps or sampling.steps, shift=shift, **options)
+
+
+def evaluations(sampling: "SamplingConfig", noise: "NoiseConfig", shift: float) -> tuple[int, int]:
+    """How often sampling evaluates a denoiser, found by running it on nothing, and how often guidance acts then."""
+    levels: list[float] = []
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        levels.append(sigma)
+        return x
+
+    nothing = torch.zeros(1)
+    sampler = samplers.SAMPLERS[sampling.sampler]
+    sampler(denoise, nothing, grid_of(sampling, noise, shift), lambda step: nothing, shift)
+    interval = (shift * sampling.interval[0], shift * sampling.interval[1])
+    return len(levels), sum(acts(sampling.guidance, interval, level) for level in levels)
+
+
 def to_half_precision(network: nn.Module, dtype: torch.dtype) -> None:
     """Converts the weights that are multiplied, those of linear layers and convolutions, in place.
 
@@ -264,16 +272,3 @@ def to_half_precision(network: nn.Module, dtype: torch.dtype) -> None:
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.to(dtype)
-
-
-class Idle(Denoiser):
-    """Stands in for a denoiser where only its calls matter."""
-
-    def forward(
-        self,
-        x: Tensor,
-        sigma: Tensor | float,
-        labels: Tensor | None = None,
-        dropout: Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        return torch.zeros_like(x)

@@ -11,6 +11,11 @@ from epg.samplers import Denoise
 EVERYWHERE = (0.0, math.inf)
 
 
+def acts(scale: float, interval: tuple[float, float], sigma: float) -> bool:
+    """Whether guidance of this scale changes anything at a level: inside (low, high]."""
+    return scale != 1 and interval[0] < sigma <= interval[1]
+
+
 class IntervalGuidance:
     """Classifier-free guidance `u + w (c - u)` where `low < sigma <= high`, the conditional prediction elsewhere.
 
@@ -30,7 +35,7 @@ class IntervalGuidance:
         self.labels_and_null = torch.cat([labels, torch.full_like(labels, denoiser.network.null_class)])
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        if self.scale == 1 or not self.interval[0] < sigma <= self.interval[1]:
+        if not acts(self.scale, self.interval, sigma):
             return self.denoiser(x, sigma, self.labels)
         c, u = self.denoiser(torch.cat([x, x]), sigma, self.labels_and_null).chunk(2)
         return u + self.scale * (c - u)
@@ -46,24 +51,7 @@ class Autoguidance:
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         d = self.denoise(x, sigma)
-        if self.scale == 1 or not self.interval[0] < sigma <= self.interval[1]:
+        if not acts(self.scale, self.interval, sigma):
             return d
         g = self.guide(x, sigma)
         return g + self.scale * (d - g)
-
-
-class EvaluationCounter:
-    """Counts the images that pass through `denoiser`; divided by the images sampled, that is the NFE."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser, self.images = denoiser, 0
-        self._hook = denoiser.register_forward_pre_hook(self._count)
-
-    def _count(self, module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.images += len(args[0])
-
-    def __enter__(self) -> "EvaluationCounter":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._hook.remove()

@@ -3,12 +3,9 @@
 from rich.console import Console
 from rich.table import Table
 
-from epg.checkpoint.loading import generator_of
 from epg.config.recipe import read_recipe, recipe_names, run_config, stages_of
-from epg.config.sections import DataConfig, DecoderConfig, EncoderConfig, ModelConfig
-from epg.config.settings import RunConfig
 from epg.config.validation import check
-from epg.networks.build import build_epg
+from epg.generator import evaluations
 from epg.networks.cost import epg_cost, rcm_parameters
 
 
@@ -48,24 +45,9 @@ def print_info(recipe: str) -> None:
             rows["GFLOPs"] = f"{cost.macs / 1e9:,.1f} (paper's counting)"
             rows["GFLOPs + attention"] = f"{cost.macs_with_attention / 1e9:,.1f}"
             rows["sampler"] = f"{config.sampling.sampler}, guidance {config.sampling.guidance:g}"
-            rows["NFE"] = f"{nfe(config):g}"
+            rows["NFE"] = f"{sum(evaluations(config.sampling, config.noise, config.shift))}"
         columns.append(rows)
         table.add_column(stage)
     for name in dict.fromkeys(name for column in columns for name in column):
         table.add_row(name, *(column.get(name, "") for column in columns))
     Console().print(table)
-
-
-def nfe(config: RunConfig) -> float:
-    """Evaluations of one image, counted by running the sampler on a network of one token."""
-    classes = min(1, config.model.num_classes or 0)
-    model = ModelConfig(
-        patch_size=1,
-        num_classes=classes,
-        encoder=EncoderConfig(depth=1, width=2, heads=1),
-        decoder=DecoderConfig(width=2, heads=1),
-    )
-    data = DataConfig(image_size=1, channels=config.data.channels, normalization=config.data.normalization)
-    noise = config.noise.model_copy(update={"shift": config.shift})
-    tiny = config.model_copy(update={"model": model, "data": data, "noise": noise})
-    return generator_of(tiny, build_epg(model, data, tiny.gaussians).eval()).count_evaluations(config.sampling)

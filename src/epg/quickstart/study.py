@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from epg.checkpoint import checkpoint
-from epg.checkpoint.loading import generator_of
 from epg.checkpoint.lock import locked
 from epg.config.objectives import Stage
 from epg.config.recipe import merge, run_config
 from epg.config.settings import RunConfig, parse
 from epg.data.configured import open_training_data
 from epg.errors import UserError
-from epg.networks import EPG
+from epg.generator import evaluations
 from epg.quickstart.examination import Examination
 from epg.quickstart.length import at_length, halvings, keep_only, seconds_per_step, with_milestones
 from epg.quickstart.plan import (
@@ -36,7 +35,7 @@ from epg.quickstart.plan import (
 from epg.quickstart.report import write_report
 from epg.quickstart.results import StudyResult, finished
 from epg.quickstart.say import say
-from epg.runs import build_objective, prepare_run, resolve
+from epg.runs import prepare_run, resolve
 from epg.storage import files
 
 MOST_REFERENCES = 20_000  # real images that samples are compared with: enough for the statistics of 64 features
@@ -145,9 +144,7 @@ class Study:
 
     def _seconds_per_sample(self, config: RunConfig, seconds_per_step: float) -> float:
         """Estimate: a training step is about three forward passes."""
-        network = build_objective(config).network
-        assert isinstance(network, EPG)
-        nfe = generator_of(config, network.eval()).count_evaluations(config.sampling)
+        nfe = sum(evaluations(config.sampling, config.noise, config.shift))
         return nfe * seconds_per_step / config.training.batch_size / 3
 
     def train(self, part: Part) -> None:
