@@ -1,6 +1,5 @@
 """What every source of images offers, and the in-memory copy of a small one."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Protocol
@@ -12,6 +11,7 @@ from torch.utils.data import Dataset
 
 from epg.data.classes import classes_line, renumbered
 from epg.data.order import BalancedOrder, EpochOrder
+from epg.data.sources.base import digest_of
 from epg.data.splits import NoSplitError as NoSplitError
 from epg.errors import DataError
 
@@ -93,13 +93,7 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]], ABC):
         """
 
     def _digest(self, kind: str, items: Iterable[str | bytes]) -> str:
-        header = f"{kind} {len(self)} {self.image_size} {self.channels}"
-        digest = hashlib.sha256(header.encode())
-        for item in (*self.class_names, *items):
-            data = item.encode(errors="surrogateescape") if isinstance(item, str) else item
-            digest.update(len(data).to_bytes(8, "little"))
-            digest.update(data)
-        return digest.hexdigest()
+        return digest_of(f"{kind} {len(self)} {self.image_size} {self.channels}", (*self.class_names, *items))
 
 
 class CachedDataset(ImageDataset):

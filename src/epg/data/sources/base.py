@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -167,10 +167,16 @@ class Source(ABC):
     def digest(self) -> str:
         """Sha256 (hex) of kind, classes, labels and content: what a preparation of this source depends on."""
         kind, parts = self.identity()
-        digest = hashlib.sha256(kind.encode())
-        for part in (*(name.encode() for name in self.class_names), *parts, self._listing()):
-            digest.update(len(part).to_bytes(8, "little") + part)
-        return digest.hexdigest()
+        return digest_of(kind, (*self.class_names, *parts, self._listing()))
+
+
+def digest_of(header: str, parts: Iterable[str | bytes]) -> str:
+    """Sha256 (hex) of several things, each with its length."""
+    digest = hashlib.sha256(header.encode())
+    for part in parts:
+        data = part.encode(errors="surrogateescape") if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
 
 
 def readable(name: bytes) -> str:
