@@ -30,7 +30,7 @@ def rounded(sixteen):
 
 
 def decoded(data, channels=3, rules=RULES):
-    return decode_image(data, SIZE, channels, rules=rules)[0].astype(int)
+    return decode_image(data, SIZE, channels, rules=rules).astype(int)
 
 
 def assert_shows(data, expected, channels=3, rules=RULES, off=0):

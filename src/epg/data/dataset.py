@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.base import CachedDataset, ImageDataset, NoSplitError, Order
-from epg.data.decode import decode_image, look_at
+from epg.data.decode import decode_with_origin, look_at
 from epg.data.order import BlockOrder
 from epg.data.rules import RULES, PixelRules, changed_rules, check_rules
 from epg.data.seen import Seen
@@ -55,7 +55,7 @@ class SourceDataset(ImageDataset):
         except DataError as error:
             raise DataError(f"{self.describe(index)}: {error}") from error
         name = self.describe(index)
-        image, origin = decode_image(data, self.image_size, self.channels, name=name, rules=self.rules)
+        image, origin = decode_with_origin(data, self.image_size, self.channels, name, self.rules)
         if self.seen.images < len(self):
             self.seen.add(name, origin, image_size=self.image_size)
         return image, int(self.labels[index])

@@ -92,13 +92,26 @@ def decoding(name: str = "") -> Iterator[None]:
 
 
 def decode_image(
-    source: bytes | str | Path, image_size: int, channels: int, *, name: str = "image", rules: PixelRules = RULES
-) -> tuple[NDArray[np.uint8], Origin]:
-    """An encoded image (its bytes or its path) as uint8 (channels, image_size, image_size), and what it was before.
+    source: bytes | str | Path,
+    image_size: int,
+    channels: int,
+    *,
+    name: str | None = None,
+    rules: PixelRules = RULES,
+) -> NDArray[np.uint8]:
+    """Decode an encoded image (its bytes or its path) to uint8 (channels, image_size, image_size).
 
-    `open_flat`, then `center_crop`. `name` is for messages. The values of a pixel lie together in memory, and may be
-    read-only. Raises DataError when the image cannot be decoded completely.
+    `open_flat`, then `center_crop`. `name` replaces the path in messages. The values of a pixel lie together in
+    memory, and may be read-only. Raises DataError when the image cannot be decoded completely.
     """
+    name = name or ("image" if isinstance(source, bytes) else str(source))
+    return decode_with_origin(source, image_size, channels, name, rules)[0]
+
+
+def decode_with_origin(
+    source: bytes | str | Path, image_size: int, channels: int, name: str, rules: PixelRules = RULES
+) -> tuple[NDArray[np.uint8], Origin]:
+    """`decode_image`, and what the image was before."""
     assert channels in (1, 3), channels
     with decoding(name):
         flat, origin = open_flat(source, channels, rules)

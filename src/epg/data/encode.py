@@ -87,7 +87,7 @@ def decode_stored(data: bytes, image_size: int, channels: int, rules: PixelRules
         if exact and "transparency" not in image.info:
             pixels = np.asarray(image).reshape(image_size, image_size, channels)
             return pixels.transpose(2, 0, 1)
-    return decode_image(data, image_size, channels, rules=rules)[0]
+    return decode_image(data, image_size, channels, rules=rules)
 
 
 def look(image: Image.Image) -> int:
