@@ -47,7 +47,10 @@ def registered() -> Iterator[None]:
     SOURCES.remove(open_stripes)
 
 
-def test_it_is_prepared_inspected_and_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_prepared_inspected_and_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     out = str(tmp_path / "prepared")
     assert main(["prepare", f"{SCHEME}40", out, "--image-size", "8", "--channels", "1", "--workers", "0"]) == 0
     assert main(["inspect", out]) == 0
