@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from epg.checkpoint import checkpoint
 from epg.distributed import all_gather, all_reduce_sum
 from epg.networks.layers import transformer_blocks
-from epg.runs import train
+from epg.runs import prepare_run, train
 from tests.generators import tiny_generator
 from tests.helpers import random_batch, relative
 from tests.precisions import OBJECTIVES, check_precisions, objective_of, outcome, wide
@@ -83,6 +83,28 @@ def test_samples_equal_the_cpus(sampler: str) -> None:
     apart = (pictures[0].int() - pictures[1].int()).abs()
     assert int(apart.max()) <= 2
     assert float((apart > 0).float().mean()) < 0.02
+
+
+@pytest.mark.parametrize("stage", ["pretraining", "diffusion", "consistency"])
+def test_a_step_that_goes_well_waits_for_nothing(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two log lines; the flags of the step before are waited for alone, by an event."""
+    training = {"device": "cuda", "precision": "bf16", "steps": 12, "log_every": 12, "trackers": []}
+    encoder = None
+    if stage == "consistency":
+        encoder = tmp_path / "encoder"
+        train(tiny("pretraining", training={"steps": 2}), encoder)
+    trainer = prepare_run(tiny(stage, training=training), tmp_path / "run", encoder=encoder).trainer  # type: ignore[arg-type]
+    step = trainer.train_step
+
+    def strict(batches: object) -> object:
+        torch.cuda.set_sync_debug_mode("error" if trainer.step in range(4, 11) else "default")
+        return step(batches)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trainer, "train_step", strict)
+    try:
+        trainer.run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:

@@ -172,9 +172,30 @@ def agree(*flags: float, device: torch.device) -> list[float]:
     """The largest of each flag over all processes: every process then takes the same decision."""
     if world_size() == 1:
         return list(flags)
-    values = torch.tensor(flags, device=device)
-    dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return [float(value) for value in values.tolist()]
+    return all_reduce_max(torch.tensor(flags, device=device)).tolist()
+
+
+def all_reduce_max(x: Tensor) -> Tensor:
+    """The largest over processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
+
+
+class Answer:
+    """Numbers on their way from a device. `read` waits for what had been queued before them, and for nothing since."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+        self._there: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self._values, self._there = values.to("cpu", non_blocking=True), torch.cuda.Event()
+            self._there.record()
+
+    def read(self) -> list[float]:
+        if self._there is not None:
+            self._there.synchronize()
+        return self._values.tolist()
 
 
 class _AllReduceSum(torch.autograd.Function):

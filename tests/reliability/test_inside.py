@@ -34,8 +34,10 @@ def left_out(stage: str, precision: str, folder: Path, encoder: Path) -> list[st
             return original(batches)  # type: ignore[arg-type]
         place, kind, micro = faults[trainer.step // 2]
         spoiler = inside.Spoiler(trainer.objective, place, kind, trainer.step, micro)
+        trainer.settle()
         before = inside.held(trainer)
         result = original(batches)  # type: ignore[arg-type]
+        trainer.settle()
         spoiler.remove()
         if not result.losses:  # a huge number may do no harm, in which case the step counts
             found.extend(f"{place}, {kind}: {name}" for name in inside.changed(before, inside.held(trainer)))

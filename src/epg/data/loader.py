@@ -35,15 +35,14 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Copy to a device, without waiting where the memory is pinned; there, the images are contiguous."""
-        images, labels, indices = (
-            tensor.to(device, non_blocking=True) for tensor in (self.images, self.labels, self.indices)
-        )
-        return Batch(images.contiguous(), labels, indices, self.first)
+        """Copy to a device, without waiting where the memory is pinned; there, the images are contiguous. The indices,
+        of which only the host speaks, stay."""
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.labels))
+        return Batch(images.contiguous(), labels, self.indices, self.first)
 
     def pin_memory(self) -> "Batch":
-        """Copy to page-locked memory."""
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices.pin_memory(), self.first)
+        """Copy of images and labels to page-locked memory."""
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices, self.first)
 
 
 class BatchLoader:

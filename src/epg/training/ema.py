@@ -28,6 +28,7 @@ class EMA:
         total_steps: int | None = None,
     ) -> None:
         self.network, self.total_steps = network, total_steps
+        self.parameters = list(network.parameters())
         self.decays: dict[str, float] = {f"ema-{decay}": decay for decay in decays}
         self.gammas: dict[str, float] = {f"power-{width}": gamma_of(width) for width in sigma_rels or []}
         self.shadows = {
@@ -38,7 +39,7 @@ class EMA:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Follows the weights after `step` completed steps (1 after the first)."""
-        parameters = [full_precision(local(p.detach())) for p in self.network.parameters()]
+        parameters = [full_precision(local(p)) for p in self.parameters]
         for name, shadow in self.shadows.items():
             beta = self._decay(name, step)
             torch._foreach_lerp_([local(s) for s in shadow.values()], parameters, 1 - beta)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from epg.data.loader import Batch
 from epg.distributed import local, world_size
 from epg.errors import DivergedError
+from epg.networks.layers import BatchNorm
 from epg.objectives.base import Objective
 
 
@@ -36,9 +37,7 @@ class LossScale:
     def unscale(self, parameters: Sequence[nn.Parameter]) -> None:
         """Divides the gradients by the scale."""
         if self.enabled:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad.div_(self.scale)
+            torch._foreach_div_([parameter.grad for parameter in parameters if parameter.grad is not None], self.scale)
 
     def update(self, finite: bool) -> bool:
         """Adapts to a step; True if a non-finite gradient is explained by the scale, which is now smaller."""
@@ -91,11 +90,12 @@ class Skips:
 
 
 class Buffers:
-    """What forward passes change (the statistics of BatchNorm): kept before a step, put back where it is left out."""
+    """What forward passes change, the statistics of BatchNorm: kept before a step, put back where it is left out."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.names = [name for name, _ in module.named_buffers()]
-        self.tensors = list(module.buffers())
+        norms = {name: child for name, child in module.named_modules() if isinstance(child, BatchNorm)}
+        named = {f"{name}.{key}": t for name, norm in norms.items() for key, t in norm.named_buffers()}
+        self.names, self.tensors = list(named), list(named.values())
         self._kept = [tensor.clone() for tensor in self.tensors]
 
     def keep(self) -> None:

@@ -16,7 +16,7 @@ from epg.checkpoint.writer import CheckpointWriter
 from epg.config.settings import RunConfig
 from epg.data.dataset import ImageDataset
 from epg.data.loader import Batch, BatchLoader
-from epg.distributed import agree, full, pick_device, rank, world_size
+from epg.distributed import Answer, agree, all_reduce_max, full, pick_device, rank, world_size
 from epg.errors import InterruptedRunError, PeerError
 from epg.objectives.base import Objective
 from epg.training.ema import EMA
@@ -55,10 +55,21 @@ class Evaluation(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Mean losses of this process and the gradient norm (empty for a skipped step), and the learning rate."""
+    """Mean losses of this process and the gradient norm, and the learning rate. A step that is left out has no losses,
+    which is known once the trainer has settled it."""
 
     losses: dict[str, Tensor]
     lr: float
+
+
+@dataclass(frozen=True)
+class Unsettled:
+    """A step whose optimizer is queued, and whose flags are on their way to the host."""
+
+    step: int
+    batches: Sequence[Batch]
+    result: StepResult
+    flags: Answer
 
 
 class Trainer:
@@ -102,6 +113,7 @@ class Trainer:
         self.stop_signal = 0.0
         self.skips = Skips(config.training.max_nonfinite)
         self.step = 0
+        self.unsettled: Unsettled | None = None
 
     # The loop -------------------------------------------------------------------------------------------------------
 
@@ -145,6 +157,7 @@ class Trainer:
                 trackers.advance(self.step)
                 log = self.step % training.log_every == 0 or self.step == training.steps or self._judged()
                 if log:
+                    self.settle()
                     damaged = {"damaged": len(loader.damaged)} if loader.damaged else {}
                     numbers = {**damaged, **self._numbers(result, micro_batches[0])}
                     trackers.log(self.step, reporter.line(self.step, numbers))
@@ -158,41 +171,54 @@ class Trainer:
         gradient or a statistic is not finite: then nothing has changed but the number of the step, and fp16's loss
         scale where that was the cause.
 
+        An accelerator is not waited for: the optimizer does nothing in a step that is left out, and everything else
+        that depends on it follows in `settle`, when the optimizer is under way.
+
         Raises DivergedError after `training.max_nonfinite` steps in a row that were not finite.
         """
         training = self.config.training
         lr = learning_rate(self.step, training.steps, self.config.optimizer, training.batch_size)
+        batches = [batch.to(self.device) for batch in micro_batches]
+        self.settle()
         if self.step in training.leave_out:
             self.step += 1
             return StepResult({}, lr)
-        batches = [batch.to(self.device) for batch in micro_batches]
         self.buffers.keep()
         losses = self._forward_backward(batches)
         self.loss_scale.unscale(self.parameters)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        bad_forward, bad_gradient, self.stop_signal, failed = agree(
-            *self._broken(losses["loss"], full(norm)),
-            self.signals.received,
-            self.writer.failed,
-            device=self.device,
-        )
+        result = StepResult({**losses, "grad_norm": full(norm)}, lr)
+        flags = self._flags(losses["loss"], result.losses["grad_norm"])
+        self.unsettled = Unsettled(self.step, batches, result, Answer(flags))
+        if self.config.optimizer.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.optimizer.clip, norm)
+        self.optimizer.set_rate(lr)
+        self.optimizer.step(bad=flags[:2].amax())
+        self.step += 1
+        return result
+
+    def settle(self) -> None:
+        """Finishes the step before, as far as it depends on its flags: averages and targets follow the weights, or the
+        step is left out. Called by all processes together, before anything uses what they hold."""
+        step, self.unsettled = self.unsettled, None
+        failed = float(self.writer.failed) if world_size() == 1 else 0.0
+        if step is not None:
+            bad_forward, bad_gradient, *others = step.flags.read()
+            if others:
+                self.stop_signal, failed = others
         if failed:
             self.writer.finish()  # raises in the process that writes
             raise PeerError("rank 0 could not write a checkpoint; it says why", int(failed))
-        bad = bool(bad_forward or bad_gradient)
-        if bad:
-            self._skip(batches, losses, full(norm), scaled_too_much=not bad_forward)
-        else:
-            if self.config.optimizer.clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.optimizer.clip, norm)
-            self.optimizer.set_rate(lr)
-            self.optimizer.step()
-            self.objective.after_step()
-            self.ema.update(self.step + 1)
-            self.loss_scale.update(finite=True)
-            self.skips.in_row = 0
-        self.step += 1
-        return StepResult({} if bad else {**losses, "grad_norm": full(norm)}, lr)
+        if step is None:
+            return
+        if bad_forward or bad_gradient:
+            self._skip(step, scaled_too_much=not bad_forward)
+            step.result.losses.clear()
+            return
+        self.objective.after_step()
+        self.ema.update(step.step + 1)
+        self.loss_scale.update(finite=True)
+        self.skips.in_row = 0
 
     def _forward_backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Gradients of the mean loss of this process's micro-batches; means of the terms."""
@@ -208,27 +234,35 @@ class Trainer:
                 total[name] = total.get(name, 0) + value.detach() / len(batches)
         return total
 
-    def _broken(self, loss: Tensor, norm: Tensor) -> tuple[bool, bool]:
-        """Whether the forward passes of this process, and whether its gradients, gave what is not finite."""
+    def _flags(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """1 where the forward passes, and where the gradients, of any process gave what is not finite; where there are
+        several processes their stop signal, and whether a checkpoint failed, too."""
         fine = torch.stack([torch.isfinite(loss) & self.buffers.finite().to(loss.device), torch.isfinite(norm)])
-        forward, gradient = fine.tolist()
-        return not forward, not gradient
+        flags = 1 - fine.float()
+        if world_size() == 1:
+            return flags
+        told = torch.tensor([self.signals.received, self.writer.failed], dtype=torch.float32)
+        if self.device.type == "cuda":
+            told = told.pin_memory()
+        return all_reduce_max(torch.cat([flags, told.to(self.device, non_blocking=True)]))
 
-    def _skip(self, batches: Sequence[Batch], losses: dict[str, Tensor], norm: Tensor, scaled_too_much: bool) -> None:
+    def _skip(self, step: Unsettled, scaled_too_much: bool) -> None:
         """Leaves the step out: overflow of fp16's gradients, which will be scaled less, or something to count."""
-        values = [f"{name} {float(value):.4g}" for name, value in losses.items() if "/" not in name]
-        numbers = "; ".join([f"gradient norm {float(norm):.4g}", ", ".join(values), *self.buffers.broken()[:3]])
+        losses = {name: float(value) for name, value in step.result.losses.items() if "/" not in name}
+        norm = losses.pop("grad_norm")
+        values = [f"{name} {value:.4g}" for name, value in losses.items()]
+        numbers = "; ".join([f"gradient norm {norm:.4g}", ", ".join(values), *self.buffers.broken()[:3]])
         self.buffers.put_back()
         if scaled_too_much and self.loss_scale.update(finite=False):
             return
 
         def explain() -> str:
             try:
-                return explain_non_finite(self.objective, batches, self.step, self._autocast)
+                return explain_non_finite(self.objective, step.batches, step.step, self._autocast)
             finally:
                 self.buffers.put_back()
 
-        self.skips.add(f"step {self.step}: not finite ({numbers})", explain, self.folder)
+        self.skips.add(f"step {step.step}: not finite ({numbers})", explain, self.folder)
 
     def _numbers(self, result: StepResult, batch: Batch) -> dict[str, float | Tensor]:
         """What a log line says besides losses and rates. All processes call it together."""
@@ -249,6 +283,8 @@ class Trainer:
     def _after_step(self, trackers: Trackers) -> None:
         """Saves first: whatever goes wrong in a preview or an evaluation, a restart goes on behind it."""
         training, last = self.config.training, self.step == self.config.training.steps
+        if world_size() == 1:
+            self.stop_signal = self.signals.received
         shown = self.preview and training.preview_every and (self.step % training.preview_every == 0 or last)
         due = self.evaluation is not None and self.evaluation.due(self.step)
         if self.stop_signal or self.step % training.checkpoint_every == 0 or last or shown or due:
@@ -321,6 +357,7 @@ class Trainer:
 
     def save(self) -> None:
         """Hands the completed step to the checkpoint writer; every process gathers, the first one writes."""
+        self.settle()
         self._await_writer()
         tensors = capture(self.objective, self.optimizer, self.ema)
         if rank() != 0:

@@ -17,10 +17,8 @@ from epg.training.throughput import peak_flops, training_flops
 class Meter:
     """Collects what every step gives, without waiting for the device, and reads it once per log line."""
 
-    names: tuple[str, ...] = ()
-    steps: list[int] = field(default_factory=list)
-    """The steps that gave numbers: skipped ones do not."""
-    rows: list[Tensor] = field(default_factory=list)
+    rows: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)
+    """Step and losses; those of a skipped step are empty by the time that they are read."""
     count: int = 0
     waited: float = 0.0
     started: float = field(default_factory=time.perf_counter)
@@ -29,17 +27,21 @@ class Meter:
         """Adds the losses of a step (none if it was skipped) and the seconds waited for its data."""
         self.count += 1
         self.waited += waited
-        if losses:
-            self.names = tuple(losses)
-            self.steps.append(step)
-            self.rows.append(torch.stack([full_precision(value.detach()) for value in losses.values()]))
+        self.rows.append((step, losses))
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that gave numbers: skipped ones do not."""
+        return [step for step, losses in self.rows if losses]
 
     def history(self) -> dict[str, list[float]]:
         """Every number of every step, averaged over processes: one collective and one copy from the device."""
-        if not self.rows:
+        rows = [losses for _, losses in self.rows if losses]
+        if not rows:
             return {}
-        table = (all_reduce_sum(torch.stack(self.rows)) / world_size()).tolist()
-        return {name: [row[i] for row in table] for i, name in enumerate(self.names)}
+        table = torch.stack([full_precision(value.detach()) for row in rows for value in row.values()])
+        values = (all_reduce_sum(table) / world_size()).tolist()
+        return {name: values[i :: len(rows[0])] for i, name in enumerate(rows[0])}
 
     @property
     def elapsed(self) -> float:

@@ -15,6 +15,9 @@ class Muon(torch.optim.Muon):
     all of them to be queued, in every step.
     """
 
+    found_inf: Tensor | None = None
+    """0, or 1 where the step shall change nothing, in a number on the device; as torch's fused AdamW has it."""
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
@@ -30,15 +33,20 @@ class Muon(torch.optim.Muon):
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """One update of parameters of the same shape."""
         lr, momentum = group["lr"], group["momentum"]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = torch.stack([p.grad for p in parameters if p.grad is not None])  # (N, A, B)
         buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        ahead = torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
-        moves = orthogonal(torch.stack(list(ahead)), group["ns_coefficients"], group["ns_steps"], group["eps"])
+        before = torch.stack(buffers)
+        after = before.lerp(gradients, 1 - momentum)
+        ahead = gradients.lerp(after, momentum) if group["nesterov"] else after
+        moves = orthogonal(ahead, group["ns_coefficients"], group["ns_steps"], group["eps"]).to(before.dtype)
+        shrunk = torch.full((), 1 - lr * group["weight_decay"], dtype=before.dtype, device=before.device)
+        if self.found_inf is not None:
+            fine = self.found_inf == 0
+            after, moves, shrunk = after.where(fine, before), moves.where(fine, 0), shrunk.where(fine, 1)
+        torch._foreach_copy_(buffers, after.unbind())
+        torch._foreach_mul_(parameters, shrunk)
         rows, columns = parameters[0].shape
-        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        step = -lr * math.sqrt(max(1, rows / columns))
-        torch._foreach_add_(parameters, moves.to(parameters[0].dtype).unbind(), alpha=step)
+        torch._foreach_add_(parameters, moves.unbind(), alpha=-lr * math.sqrt(max(1, rows / columns)))
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

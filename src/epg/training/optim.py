@@ -35,8 +35,10 @@ class Optimizer:
         for part in self.parts:
             part.zero_grad(set_to_none)
 
-    def step(self) -> None:
+    def step(self, bad: Tensor | None = None) -> None:
+        """One update; none where `bad`, a float32 number on the device that the host need not know, is 1."""
         for part in self.parts:
+            part.found_inf = bad  # type: ignore[attr-defined]
             part.step()
 
     def updates(self) -> int:
