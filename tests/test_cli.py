@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from epg.cli import VERBS, configure, main
+from epg.cli import VERBS, configure, main, wait_politely
 from epg.config.recipe import recipe_names, stages_of
 from epg.extras import install
 
@@ -311,3 +311,30 @@ def test_from_python_a_wrong_option_is_a_wrong_option() -> None:
             main(["probe", "run", "--nonsense", "3"])
     assert ended.value.code == 2
     assert "--nonsense" in said.getvalue()
+
+
+# Surroundings of a process ------------------------------------------------------------------------------------------
+
+
+def modules_after(*arguments: str) -> set[str]:
+    """What a command has imported."""
+    code = "import sys; from epg.cli import main; main(sys.argv[1:]); print(*sys.modules, sep='\\n', file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_what_a_recipe_costs_is_arithmetic() -> None:
+    """Torch's compiler, which a first random number on the meta device would import, takes longer than all else."""
+    assert not {"torch._dynamo", "sympy", "torch.distributed.tensor"} & modules_after("info", "imagenet256-xl")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_wait_as_the_user_says_or_briefly(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    wait_politely()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

@@ -7,8 +7,8 @@ from torch import nn
 
 from epg.config.sections import DataConfig, ModelConfig
 from epg.networks import EPG, RCM, Encoder, NetworkShape, Projector
-from epg.networks.build import build_epg, build_rcm
-from epg.networks.cost import Cost, epg_cost, rcm_parameters
+from epg.networks.build import build_epg, build_rcm, without_numbers
+from epg.networks.cost import Cost, epg_cost, forward_macs, generator_cost, parameters, rcm_parameters
 from epg.networks.layers import BatchNorm, LayerNorm, sinusoidal_embedding
 from epg.randomness import Draws
 from tests.helpers import random_batch, randomize, tiny_config, tiny_epg
@@ -83,6 +83,24 @@ def test_multiply_adds(name, paper, with_attention):
     cost = cost_of(name)
     assert cost.macs / 1e9 == pytest.approx(paper, abs=0.05)
     assert cost.macs_with_attention / 1e9 == pytest.approx(with_attention, abs=0.05)
+
+
+@pytest.mark.parametrize("changes", [{}, {"stem": 4}, {"num_classes": 0}, {"mlp_ratio": 3.0}, {"decoder_width": 12}])
+def test_arithmetic_equals_the_built_network(changes):
+    sizes = {"sample_size": 8, "patch_size": 2, "depth": 3, "encoder_width": 8, "encoder_heads": 2, "in_channels": 3}
+    shape = NetworkShape(**sizes | {"decoder_width": 8, "decoder_heads": 2, "num_classes": 5} | changes)
+    network = EPG(shape)
+    labels = torch.zeros(1, dtype=torch.long) if shape.num_classes else None
+    counted = forward_macs(network, torch.zeros(1, 3, 8, 8), torch.zeros(1), labels)
+    assert generator_cost(shape) == Cost(parameters(network), *counted)
+
+
+def test_arithmetic_equals_the_built_encoder():
+    model, data = model_of("S").model_copy(update={"stem": 8}), DataConfig(image_size=32)
+    with without_numbers():
+        rcm = build_rcm(model, data)
+    assert rcm_parameters(model, data) == parameters(rcm)
+    assert all(p.is_meta for p in rcm.parameters())
 
 
 def test_512_with_patch_32_has_as_many_tokens():

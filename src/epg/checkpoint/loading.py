@@ -14,7 +14,7 @@ from epg.config.settings import RunConfig, parse
 from epg.errors import ArtefactError
 from epg.generator import Generator
 from epg.networks import EPG
-from epg.networks.build import build_epg
+from epg.networks.build import build_epg, without_numbers
 from epg.objectives.base import denoiser_of, normalizer_for
 from epg.pipeline import folder as pipeline
 from epg.storage import hub
@@ -77,7 +77,7 @@ class Trained:
 
     def generator(self, device: torch.device | str = "cpu") -> Generator:
         """The generator of stage 2, ready to sample; it needs no `torch.no_grad()`. Raises ArtefactError."""
-        with torch.device("meta"):
+        with without_numbers():
             network = build_epg(self.config.model, self.config.data, self.config.gaussians)
         weights = self.tensors()
         match(weights, network.state_dict(), str(self.path), types=False)

@@ -32,10 +32,20 @@ def entry() -> int:
     """`main` for a process of its own. One of several ends at once, after everything is closed and written: threads of
     the process group that outlive the interpreter's shutdown would otherwise abort a run that succeeded."""
     signals.answer_stop_signals()
+    wait_politely()
     code = perform(sys.argv[1:])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         os._exit(code)
     return code
+
+
+def wait_politely() -> None:
+    """Threads of torch's OpenMP (libgomp) that wait for their part of the next operation give their core away after
+    some 40 microseconds, unless the user has said how they wait. By default they hold it for milliseconds, and where
+    something else needs it too, two threads are slower than one (`benchmarks/NOTES.md`). Read when torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

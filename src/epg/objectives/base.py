@@ -64,7 +64,7 @@ class Objective(nn.Module, ABC):
     def macs(cls, config: RunConfig) -> float:
         """Multiply-adds of one image in one step. What is trained counts three times its forward pass (the backward
         pass takes the gradient by the input and by the weight), a frozen network that only passes a gradient on twice,
-        a target without gradient once. Called under `torch.device("meta")`."""
+        a target without gradient once. Called under `without_numbers`."""
 
     @abstractmethod
     def terms(self, batch: Batch, step: int) -> Terms:

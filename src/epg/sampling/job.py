@@ -1,6 +1,5 @@
 """The work of `epg sample`: a model, the images that are missing, and what is made from them."""
 
-import copy
 import importlib.metadata
 import sys
 from collections import deque
@@ -11,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from epg.distributed import pick_device, rank, world_size
 from epg.errors import DivergedError, UserError
 from epg.generator import Generator
-from epg.networks.cost import forward_macs
+from epg.networks.cost import generator_cost
 from epg.networks.layers import transformer_blocks
 from epg.progress import Display
 from epg.sampling.animation import save_animation, trajectory
@@ -159,16 +158,7 @@ class Job:
 
 def macs_of(model: Generator) -> int:
     """Multiply-adds of one evaluation of one image as the paper counts them."""
-    network = model.denoiser.network
-    image = torch.zeros(1, *model.image_shape, device="meta")
-    labels = torch.zeros(1, dtype=torch.long, device="meta") if model.num_classes else None
-    return forward_macs(on_meta(network), image, torch.zeros(1, device="meta"), labels)[0]
-
-
-def on_meta(network: nn.Module) -> nn.Module:
-    """A copy without numbers: it has shapes, and runs for nothing."""
-    memo = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in network.parameters()}
-    return copy.deepcopy(network, memo)
+    return generator_cost(model.denoiser.network.shape).macs
 
 
 def newer(file: Path, than: Path) -> bool:

@@ -194,6 +194,8 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.optimizer.clip, norm)
         self.optimizer.set_rate(lr)
         self.optimizer.step(bad=flags[:2].amax())
+        if world_size() == 1:
+            self.stop_signal = self.signals.received
         self.step += 1
         return result
 
@@ -283,8 +285,6 @@ class Trainer:
     def _after_step(self, trackers: Trackers) -> None:
         """Saves first: whatever goes wrong in a preview or an evaluation, a restart goes on behind it."""
         training, last = self.config.training, self.step == self.config.training.steps
-        if world_size() == 1:
-            self.stop_signal = self.signals.received
         shown = self.preview and training.preview_every and (self.step % training.preview_every == 0 or last)
         due = self.evaluation is not None and self.evaluation.due(self.step)
         if self.stop_signal or self.step % training.checkpoint_every == 0 or last or shown or due:

@@ -13,6 +13,7 @@ import time
 import torch
 
 from epg.config.settings import RunConfig
+from epg.networks.build import without_numbers
 from epg.objectives import OBJECTIVES
 
 # Dense bf16 tensor-core peaks in TFLOP/s from the makers' data sheets (where a sheet states the figure "with
@@ -38,7 +39,7 @@ PEAKS = {
 
 def training_flops(config: RunConfig) -> float:
     """FLOPs that training spends on one image in one step, see `Objective.macs`."""
-    with torch.device("meta"):
+    with without_numbers():
         return 2 * OBJECTIVES[config.stage].macs(config)
 
 
