@@ -130,15 +130,25 @@ def _at(moment: str, step: int, now: Callable[[], None], until: int) -> None:
 
         Trainer.train_step = train_step  # type: ignore[method-assign]
     else:
-        original_autocast, passes = Trainer._autocast, 0
+        original_passes, original_autocast = Trainer._forward_backward, Trainer._autocast
+        passes: int | None = None  # outside the training of that step: passes for the log do not count
+
+        def forward_backward(self: Trainer, batches: Any) -> Any:
+            nonlocal passes
+            passes = 0 if self.step == step else None
+            losses = original_passes(self, batches)
+            passes = None
+            return losses
 
         def autocast(self: Trainer) -> Any:
             nonlocal passes
-            passes = passes + 1 if self.step == step else 0
-            if passes == (2 if moment == "micro" else 1):
-                now()
+            if passes is not None:
+                passes += 1
+                if passes == (2 if moment == "micro" else 1):
+                    now()
             return original_autocast(self)
 
+        Trainer._forward_backward = forward_backward  # type: ignore[method-assign]
         Trainer._autocast = autocast  # type: ignore[method-assign]
 
 
