@@ -43,7 +43,7 @@ def test_ci_installs_and_tests_as_the_readme_says() -> None:
 
 
 def test_pages_link_to_files_that_exist() -> None:
-    for page in PAGES:
+    for page in (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -22,11 +22,15 @@ def nt_xent(queries: Tensor, targets: Tensor, temperature: Tensor | float) -> Te
 
 
 def x_prediction(denoised: Tensor, images: Tensor, weight: Tensor) -> Tensor:
-    """Mean over pixels of `lambda (D - x)^2`. (N, C, H, W), weight (N,) -> (N,)."""
+    """Mean over pixels of `lambda (D - x)^2`. Denoised and clean images (N, C, H, W), lambda (N,) -> (N,)."""
     return weight * (denoised - images).square().flatten(1).mean(1)
 
 
 def consistency(online: Tensor, target: Tensor, weight: Tensor, c: float = 0.06) -> Tensor:
-    """`d / sqrt(stopgrad(d) + c^2)` times the weight, with d the squared distance of each sample. -> (N,)."""
+    """Distance of easy consistency tuning (ECT), `w d / sqrt(stopgrad(d) + c^2)`, whose gradient is twice
+    that of the pseudo-Huber distance `sqrt(d + c^2)`; d is the squared distance summed over pixels.
+
+    Online prediction at t and target at r < t (N, C, H, W), weight w = 1 / (t - r) (N,) -> (N,).
+    """
     d = (online - target).square().flatten(1).sum(1)
     return weight * d * (d.detach() + c**2).rsqrt()

@@ -20,7 +20,7 @@ from epg.data.configured import open_training_data
 from epg.data.dataset import ImageDataset
 from epg.distributed import failing_together, processes, rank, world_size
 from epg.errors import ArtefactError, OutputError, UserError, cause
-from epg.networks import EPG, Spectrum
+from epg.networks import Spectrum
 from epg.objectives import OBJECTIVES
 from epg.objectives.base import GeneratorObjective, Objective
 from epg.randomness import weights_seed
@@ -29,7 +29,7 @@ from epg.sampling.pictures import examples_picture, save_grid
 from epg.storage import files
 from epg.storage.artefact import read_json
 from epg.storage.files import replace_text
-from epg.training.loop import Judge, Trainer
+from epg.training.loop import Judge, Preview, Trainer
 from epg.training.parallel import refuse_uneven_processes
 from epg.training.resume import (
     Start,
@@ -202,20 +202,18 @@ def handed_over(folder: Path) -> Path | None:
     return Path(source)
 
 
-def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset):  # type: ignore[no-untyped-def]
+def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset) -> Preview:
     """Draws samples, or for an encoder what it learns from, into a PNG file."""
-    if not config.objective.samples:
-        return lambda file: examples_picture(objective, dataset, file) if rank() == 0 else None
-    network = objective.network
-    assert isinstance(network, EPG)
 
     def draw(file: Path) -> None:
-        model = generator_of(config, network, dataset.class_names)
-        count = min(64, max(16, 4 * model.num_classes))
-        labels = model.make_labels(count, balanced=True, seed=config.seed)
-        images = model.sample(labels, count, seed=config.seed)
-        if rank() == 0:
-            save_grid(images, file)
+        if isinstance(objective, GeneratorObjective):
+            model = generator_of(config, objective.network, dataset.class_names)
+            count = min(64, max(16, 4 * model.num_classes))
+            images = model.sample(model.make_labels(count, balanced=True, seed=config.seed), count, seed=config.seed)
+            if rank() == 0:
+                save_grid(images, file)
+        elif rank() == 0:
+            examples_picture(objective, dataset, file)
 
     return draw
 
