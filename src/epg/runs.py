@@ -103,7 +103,6 @@ def prepare_run(
         resume: the run folder or checkpoint to continue from; None takes the newest checkpoint in `folder`, if any.
         overrides: settings that may differ from those of the run that is continued.
     """
-    check(config)  # before the data, which may take long to open
     with failing_together():
         refuse_uneven_processes(config, world_size())
         dataset = dataset or open_training_data(config.data)

@@ -24,8 +24,8 @@ PRECISION = {name: torch.finfo(dtype).eps for name, dtype in DTYPES.items()}
 class Consistency(GeneratorObjective):
     """The online prediction at t follows the same network's prediction at r < t, with the same noise and dropout.
 
-    `w d / sqrt(stopgrad(d) + c^2)` of `d = |D(x + t eps, t) - stopgrad(D(x + r eps, r))|^2` and `w = 1 / (t - r)`, shifted
-    levels, plus NT-Xent between frozen features of `D(x + t eps, t)` and of x (eq. 9).
+    `w d / sqrt(stopgrad(d) + c^2)` of `d = |D(x + t eps, t) - stopgrad(D(x + r eps, r))|^2` and `w = 1 / (t - r)`
+    of shifted levels, plus NT-Xent between frozen features of `D(x + t eps, t)` and of x (eq. 9).
 
     Args:
         network: the generator.
