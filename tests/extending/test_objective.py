@@ -1,9 +1,9 @@
-"""An objective from outside of the package: one module and two lines of registries take it through every verb."""
+"""Objectives from outside of the package, a generator and an encoder: two lines of registries and every verb."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import pytest
 import torch
@@ -17,10 +17,10 @@ from epg.config.recipe import run_config
 from epg.config.settings import RunConfig
 from epg.data.loader import Batch
 from epg.errors import UserError
-from epg.networks import EPG
-from epg.networks.build import build_epg
+from epg.networks import EPG, RCM
+from epg.networks.build import build_encoder, build_epg, build_rcm
 from epg.objectives import OBJECTIVES
-from epg.objectives.base import GeneratorObjective, Terms, at_levels, macs_of_image
+from epg.objectives.base import GeneratorObjective, Objective, Terms, at_levels, macs_of_image
 from epg.objectives.diagnostics import quarter
 from epg.training.throughput import training_flops
 from epg.training.tracking import read_log
@@ -70,8 +70,45 @@ class Toy(GeneratorObjective):
         return Terms({"absolute": (denoised - images).abs().flatten(1).mean(1)}, "absolute", quarter(unit))
 
 
+class CalmConfig(ObjectiveConfig):
+    samples = False
+    title = "A toy encoder whose features do not move under noise"
+
+    kind: Literal["calm"] = "calm"
+
+
+class Calm(Objective):
+    """Another stage 1: squared distance of the projections of noisy and of clean images."""
+
+    network: RCM
+
+    def __init__(self, network: RCM, config: RunConfig) -> None:
+        super().__init__(config)
+        self.network = network
+
+    @classmethod
+    def build(cls, config: RunConfig) -> Self:
+        return cls(build_rcm(config.model, config.data), config)
+
+    @classmethod
+    def macs(cls, config: RunConfig) -> float:
+        return (3 + 1) * macs_of_image(build_encoder(config.model, config.data), config)
+
+    def terms(self, batch: Batch, step: int) -> Terms:
+        draws = self.draws(batch, step)
+        images = self.plain_images(batch, draws, flip=False)
+        level = torch.full((len(images),), self.shift)
+        noisy = at_levels(images, level, draws.normal("noise", images.shape[1:]))
+        clean, moved = (self.network.project(self.network.encode(x, level.log())) for x in (images, noisy))
+        distance = (moved - clean.detach()).square().mean(1)
+        return Terms({"distance": distance}, "distance", torch.zeros_like(batch.labels))
+
+
 RECIPE = """
 base: digits
+calm:
+  optimizer: {lr: 1.0e-3}
+  training: {batch_size: 8, steps: 2, ema: [], log_every: 1, preview_every: 2, checkpoint_every: 2, trackers: []}
 toy:
   objective: {lowest: 0.1}
   optimizer: {lr: 1.0e-3, warmup_steps: 2, schedule: constant}
@@ -89,8 +126,10 @@ model:
 def registered() -> Iterator[None]:
     """All that an objective needs besides its module."""
     KINDS["toy"], OBJECTIVES["toy"] = ToyConfig, Toy
+    KINDS["calm"], OBJECTIVES["calm"] = CalmConfig, Calm
     yield
-    del KINDS["toy"], OBJECTIVES["toy"]
+    for kind in ("toy", "calm"):
+        del KINDS[kind], OBJECTIVES[kind]
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +138,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, registered: None) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     (folder / "mine.yaml").write_text(RECIPE)
     recipe, run = str(folder / "mine.yaml"), str(folder / "toy")
-    short = ["--training.steps", "2", "--training.batch-size", "8", "--training.preview-every", "0"]
-    assert main(["pretrain", recipe, "--out", str(folder / "encoder"), *short]) == 0
+    assert main(["pretrain", recipe, "--stage", "calm", "--out", str(folder / "encoder")]) == 0
     toy = ["finetune", recipe, "--stage", "toy", "--encoder", str(folder / "encoder"), "--out", run]
     assert main([*toy, "--training.steps", "3"]) == 0
     assert main([*toy, "--training.steps", "6", "--override", "training.steps"]) == 0
@@ -118,6 +156,34 @@ def test_trains_and_resumes_as_if_nothing_had_been(place: Path, tmp_path: Path) 
     )
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
     assert list((place / "toy" / "previews").glob("*.png"))
+
+
+def test_an_encoder_is_shown_published_and_probed(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = str(place / "encoder")
+    assert list((place / "encoder" / "previews").glob("*.png"))  # images and noise on them
+    assert main(["convert", encoder, "--out", str(tmp_path / "weights")]) == 0
+    assert CalmConfig.title in (tmp_path / "weights" / "README.md").read_text()
+    assert main(["sample", encoder, "--out", str(tmp_path / "samples")]) != 0
+    assert "a pre-trained encoder cannot sample" in capsys.readouterr().err
+    assert (
+        main(
+            [
+                "probe",
+                encoder,
+                "--train-count",
+                "60",
+                "--test-count",
+                "40",
+                "--levels",
+                "0.5",
+                "--out",
+                str(tmp_path / "probe"),
+            ]
+        )
+        == 0
+    )
 
 
 def test_samples_and_evaluates(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +219,10 @@ def test_info_help_and_cost(place: Path, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["pretrain", "RECIPE", "--stage", "toy"], "--stage toy: choose one of pretraining; `epg finetune` trains it"),
+        (
+            ["pretrain", "RECIPE", "--stage", "toy"],
+            "choose one of pretraining, calm; `epg finetune` trains it",
+        ),
         (["finetune", "RECIPE", "--stage", "nothing", "--from-scratch"], "choose one of diffusion, consistency, toy"),
         (["finetune", "RECIPE", "--stage", "toy", "--from-scratch", "--objective.lowest", "9"], "must be less than"),
         (["finetune", "RECIPE", "--stage", "toy", "--from-scratch", "--objective.lowest", "-1"], "must be more than 0"),
