@@ -25,26 +25,32 @@ if TYPE_CHECKING:
 Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
-@dataclass(frozen=True)
-class Pretrain:
-    """Stage 1: pre-train a ViT encoder on your images by self-supervision.
-
-    Any field of the recipe is a flag too: `epg pretrain digits --training.steps 200`. Running the same command again
-    continues an interrupted run.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Options of both stages."""
 
     CONTINUES: ClassVar[bool] = True
 
     recipe: tyro.conf.Positional[Place]
     """Name of a recipe (`epg info` lists them), or the path of a .yaml file."""
-    stage: str = "pretraining"
-    """What to train: pretraining, or another encoder that the recipe describes."""
     out: Path | None = None
     """Run folder; runs/RECIPE/STAGE, or that of --resume, if not given."""
     resume: Path | None = None
     """Continue from exactly this run folder (its newest checkpoint) or checkpoint; anything else is an error."""
     override: Overrides = ()
     """A setting that may differ from the run that is continued, such as optimizer.lr; repeat the flag for more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Training):
+    """Stage 1: pre-train a ViT encoder on your images by self-supervision.
+
+    Any field of the recipe is a flag too: `epg pretrain digits --training.steps 200`. Running the same command again
+    continues an interrupted run.
+    """
+
+    stage: str = "pretraining"
+    """What to train: pretraining, or another encoder that the recipe describes."""
 
     def __call__(self, overrides: list[str]) -> None:
         from epg.runs import train
@@ -65,29 +71,19 @@ class Pretrain:
         return written("epg", "finetune", self.recipe, *stage, "--encoder", folder, *out, *of_sections(overrides))
 
 
-@dataclass(frozen=True)
-class Finetune:
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Training):
     """Stage 2: encoder and a new decoder end to end, as a diffusion or a one-step consistency model.
 
     Any field of the recipe is a flag too. Running the same command again continues an interrupted run.
     """
 
-    CONTINUES: ClassVar[bool] = True
-
-    recipe: tyro.conf.Positional[Place]
-    """Name of a recipe, or the path of a .yaml file."""
     stage: str = "diffusion"
     """What to train: diffusion, consistency, or what else the recipe describes."""
     encoder: Path | None = None
     """Run folder (or checkpoint, export, released weight file, or user/repo on the Hub) of the pre-trained encoder."""
     from_scratch: bool = False
     """Start from a random encoder instead."""
-    out: Path | None = None
-    """Run folder; runs/RECIPE/STAGE, or that of --resume, if not given."""
-    resume: Path | None = None
-    """Continue from exactly this run folder (its newest checkpoint) or checkpoint; anything else is an error."""
-    override: Overrides = ()
-    """A setting that may differ from the run that is continued, such as optimizer.lr; repeat the flag for more."""
 
     def __call__(self, overrides: list[str]) -> None:
         from epg.runs import train

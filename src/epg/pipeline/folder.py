@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from epg.config.complaints import complaints
+from epg.config.objectives import Parameterization
 from epg.config.sections import NoiseConfig, SamplingConfig, Section
 from epg.data.normalize import Normalizer
 from epg.denoiser import Denoiser
@@ -62,8 +63,8 @@ class NoiseSettings(NoiseConfig):
 
     @model_validator(mode="after")
     def ordered(self) -> "NoiseSettings":
-        if not 0 < self.sigma_min < self.sigma_max or self.rho <= 0 or self.sigma_data <= 0:
-            raise ValueError("0 < sigma_min < sigma_max, and rho and sigma_data positive")
+        if not self.sigma_min < self.sigma_max:
+            raise ValueError("sigma_min must be less than sigma_max")
         return self
 
 
@@ -72,17 +73,13 @@ class Normalization(Section):
     std: tuple[Annotated[float, Field(gt=0)], ...]
 
 
-class Sampling(SamplingConfig):
-    steps: Annotated[int, Field(ge=1, le=10_000)] = 32
-
-
 class PipelineSettings(Section):
     """`model_index.json` besides the names of classes: the arguments of `EPGPipeline`."""
 
-    parameterization: Literal["x", "edm", "spectral"]
+    parameterization: Parameterization
     noise: NoiseSettings
     normalization: Normalization
-    sampling: Sampling
+    sampling: SamplingConfig
     id2label: dict[int, str] | None = None
 
 
