@@ -96,7 +96,7 @@ def recognise(weights: Mapping[str, Tensor], path: str | Path, stage: Stage | No
             differences.append(f"  {name} has no {wanted}")
             continue
         config = run_config(name, wanted)
-        expected = sizes_in(config)
+        expected = config.flat()
         wrong = [
             f"  {size}: {found[size]} in the file, {expected[size]} in {name}"
             for size in found
@@ -146,23 +146,6 @@ def sizes_of(weights: Mapping[str, Tensor], path: str | Path, encoder: bool) -> 
         sizes["model.decoder.width"] = require(weights, "out_norm.weight", path, 1).shape[0]
         sizes["model.num_classes"] = 0 if classes is None else classes.shape[0] - 1
     return sizes
-
-
-def sizes_in(config: RunConfig) -> dict[str, int | float | None]:
-    """The same sizes of a configuration."""
-    data, model = config.data, config.model
-    return {
-        "data.image_size": data.image_size,
-        "data.channels": data.channels,
-        "model.patch_size": model.patch_size,
-        "model.encoder.depth": model.encoder.depth,
-        "model.encoder.width": model.encoder.width,
-        "model.mlp_ratio": model.mlp_ratio,
-        "model.projector_hidden": model.projector_hidden,
-        "model.projector_out": model.projector_out,
-        "model.decoder.width": model.decoder.width,
-        "model.num_classes": model.num_classes,
-    }
 
 
 def from_release(weights: Mapping[str, Tensor], config: RunConfig, path: str | Path) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ A *recipe* (`recipes/*.yaml` here, or a file of yours) describes data, networks 
 for one stage into a `RunConfig`, which is what a run folder records and what resuming compares.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -61,6 +61,18 @@ class RunConfig(Section):
     def gaussians(self) -> int:
         """Of the network's `spectrum`, see `ObjectiveConfig`."""
         return self.objective.gaussians(self.model.num_classes or 0)
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting as `section.field: value`, in plain data."""
+
+        def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+            if isinstance(value, dict):
+                for name, inner in value.items():
+                    yield from walk(f"{prefix}.{name}" if prefix else name, inner)
+            else:
+                yield prefix, value
+
+        return dict(walk("", self.model_dump(mode="json")))
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -3,7 +3,7 @@
 import difflib
 import importlib.metadata
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def continued(found: Checkpoint, folder: Path, config: RunConfig, data: str, ove
 def settings(config: RunConfig, data: str, version: str, processes: int) -> dict[str, Any]:
     """What a run depends on as `section.field: value`: images count by their content, epg by its major version, and
     micro-batches by the passes of a step where the images of a pass are compared with each other."""
-    found = {**flat(config), "data.source": f"images {data[:12]}", "epg": f"version {version.partition('.')[0]}"}
+    found = {**config.flat(), "data.source": f"images {data[:12]}", "epg": f"version {version.partition('.')[0]}"}
     if config.objective.contrastive:
         share = config.training.batch_size // processes
         passes = max(1, share // (config.training.micro_batch or share))
@@ -170,19 +170,6 @@ def settings(config: RunConfig, data: str, version: str, processes: int) -> dict
 def harmless(config: RunConfig) -> set[str]:
     """The settings that may change without a word when this run is continued."""
     return HARMLESS if config.objective.contrastive else HARMLESS | HARMLESS_ALONE
-
-
-def flat(config: RunConfig) -> dict[str, Any]:
-    """The configuration as `section.field: value`."""
-
-    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                yield from walk(f"{prefix}.{name}" if prefix else name, inner)
-        else:
-            yield prefix, value
-
-    return dict(walk("", config.model_dump(mode="json")))
 
 
 def belongs(name: str, keys: Collection[str]) -> bool:
