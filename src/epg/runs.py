@@ -1,6 +1,5 @@
 """A run: one stage of a recipe on one data set into one folder: what `epg pretrain` and `finetune` do."""
 
-import json
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -8,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from epg.checkpoint import export
+from epg.checkpoint import export, handover
 from epg.checkpoint.checkpoint import listing
-from epg.checkpoint.handover import EncoderWeights, hand_over, read_encoder, report
+from epg.checkpoint.handover import EncoderWeights, hand_over, handed_over, read_encoder, report
 from epg.checkpoint.loading import generator_of
 from epg.checkpoint.lock import locked
 from epg.config.settings import RunConfig
@@ -19,7 +18,7 @@ from epg.config.yaml_file import read_yaml
 from epg.data.configured import open_training_data
 from epg.data.dataset import ImageDataset
 from epg.distributed import failing_together, processes, rank, world_size
-from epg.errors import ArtefactError, OutputError, UserError, cause
+from epg.errors import OutputError, UserError, cause
 from epg.networks import Spectrum
 from epg.objectives import OBJECTIVES
 from epg.objectives.base import GeneratorObjective, Objective
@@ -27,7 +26,6 @@ from epg.randomness import weights_seed
 from epg.samplers import MEANS
 from epg.sampling.pictures import examples_picture, save_grid
 from epg.storage import files
-from epg.storage.artefact import read_json
 from epg.storage.files import replace_text
 from epg.training.loop import Judge, Preview, Trainer
 from epg.training.parallel import refuse_uneven_processes
@@ -167,9 +165,7 @@ def record(folder: Path, config: RunConfig, weights: EncoderWeights | None, obje
     try:
         replace_text(folder / "config.yaml", config.to_yaml())
         if weights is not None:
-            keys = {"loaded": list(weights.tensors), "missing": [], "unexpected": [], "left_out": weights.left_out}
-            content = json.dumps({"source": str(weights.source), **keys}, indent=1)
-            replace_text(folder / "handover.json", content)
+            replace_text(folder / handover.FILE, weights.record())
     except OSError as error:
         raise OutputError(f"--out {folder}: cannot be written ({cause(error)})") from error
     if weights is not None:
@@ -181,24 +177,13 @@ def refuse_foreign(folder: Path) -> None:
     """Raises OutputError where a folder holds files, named as a run's are, that no run of ours wrote."""
     if (folder / export.FOLDER).exists():
         files.refuse_foreign(folder / export.FOLDER, export.strange)
-    names = [name for name in ("config.yaml", "handover.json", "log.jsonl") if (folder / name).exists()]
+    names = [name for name in ("config.yaml", handover.FILE, "log.jsonl") if (folder / name).exists()]
     try:
         ours = not names or RunConfig.model_fields.keys() <= read_yaml(folder / "config.yaml").keys()
     except UserError:
         ours = False
     if not ours and not listing(folder / "checkpoints"):
         raise OutputError(f"--out {folder}: holds {names[0]}, and no run wrote it there. Choose a new folder.")
-
-
-def handed_over(folder: Path) -> Path | None:
-    """Where the encoder came from that the run in a folder began with. Raises ArtefactError for a damaged record."""
-    file = folder / "handover.json"
-    if not file.is_file():
-        return None
-    source = read_json(file)[0].get("source")
-    if not isinstance(source, str):
-        raise ArtefactError(f"{file}: damaged; it must name the source of the encoder. Pass --encoder again.")
-    return Path(source)
 
 
 def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset) -> Preview:

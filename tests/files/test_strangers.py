@@ -110,8 +110,8 @@ def test_the_folder_one_is_in_is_not_replaced(out: str, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("text", ["", "{", '{"source": 3}', "[]"])
 def test_a_torn_record_of_the_handover_is_named(text: str, tmp_path: Path, capsys) -> None:
+    from epg.checkpoint.handover import handed_over
     from epg.errors import ArtefactError
-    from epg.runs import handed_over
 
     (tmp_path / "handover.json").write_text(text)
     with pytest.raises(ArtefactError, match=r"handover\.json: damaged"):

@@ -1,6 +1,7 @@
 """From stage 1 to stage 2: the pre-trained encoder, key by key. A wrong checkpoint is an error, never a silent start
 from scratch."""
 
+import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,9 @@ from epg.checkpoint.checkpoint import find
 from epg.checkpoint.official import RCM_NAMES, read_state_dict, rename
 from epg.config.settings import RunConfig, parse
 from epg.errors import ArtefactError
+from epg.storage.artefact import read_json
+
+FILE = "handover.json"  # in the folder of a run that began with an encoder
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,22 @@ class EncoderWeights:
     tensors: dict[str, Tensor]
     left_out: tuple[str, ...]
     """What the source holds besides the encoder: projector, momentum network."""
+
+    def record(self) -> str:
+        """What a run folder keeps of it, as JSON; every key is in one of the lists."""
+        keys = {"loaded": list(self.tensors), "missing": [], "unexpected": [], "left_out": self.left_out}
+        return json.dumps({"source": str(self.source), **keys}, indent=1)
+
+
+def handed_over(folder: Path) -> Path | None:
+    """Where the encoder came from that the run in a folder began with. Raises ArtefactError for a damaged record."""
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    source = read_json(file)[0].get("source")
+    if not isinstance(source, str):
+        raise ArtefactError(f"{file}: damaged; it must name the source of the encoder. Pass --encoder again.")
+    return Path(source)
 
 
 def read_encoder(path: Path, config: RunConfig) -> EncoderWeights:
