@@ -248,7 +248,7 @@ def others(value: Any) -> Iterator[Any]:
 
 def changed_one_by_one(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     """Every setting of a configuration, whatever there are, and a configuration in which it alone is another."""
-    for name, value in resume.flat(config).items():
+    for name, value in config.flat().items():
         for other in others(value):
             content = config.model_dump(mode="json")
             section = content
@@ -291,7 +291,7 @@ def test_every_changed_setting_is_refused_unless_harmless_or_named(stage: Stage)
         assert event["changed"].keys() == {name}
         refused.add(name)
     assert len(refused) >= 20
-    assert refused | harmless | {"data.source"} >= {n for n in resume.flat(config) if not n.endswith("kind")}
+    assert refused | harmless | {"data.source"} >= {n for n in config.flat() if not n.endswith("kind")}
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_other_images_and_another_major_version_are_refused() -> None:
 
 def test_control_comparing_names_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the values left out of the comparison, hardly anything would be refused."""
-    monkeypatch.setattr(resume, "settings", lambda config, *_: dict.fromkeys(resume.flat(config)))
+    monkeypatch.setattr(resume, "settings", lambda config, *_: dict.fromkeys(config.flat()))
     config = tiny_config()
     before = found(config)
     passed = [n for n, c in changed_one_by_one(config) if resume.continued(before, Path("run"), c, "0" * 64)]
