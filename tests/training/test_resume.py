@@ -10,10 +10,10 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from epg import config as config_module
 from epg.checkpoint import checkpoint
 from epg.checkpoint.manifest import FORMAT
 from epg.cli import main
+from epg.config import objectives, sections
 from epg.config.objectives import Stage
 from epg.config.settings import RunConfig
 from epg.errors import ArtefactError, UserError
@@ -218,8 +218,9 @@ def test_overrides_that_make_no_sense(half: Path, tmp_path: Path) -> None:
 LITERALS = sorted(
     {
         value
-        for section in vars(config_module).values()
-        if isinstance(section, type) and issubclass(section, config_module.Section)
+        for module in (sections, objectives)
+        for section in vars(module).values()
+        if isinstance(section, type) and issubclass(section, sections.Section)
         for field in section.model_fields.values()
         for value in get_args(field.annotation)
         if isinstance(value, str)
