@@ -16,8 +16,10 @@ from epg.checkpoint.loading import load
 from epg.cli import main
 from epg.config.sections import SamplingConfig
 from epg.errors import ArtefactError, DivergedError, OutputError, UserError
+from epg.generator import Generator
 from epg.sampling import Request, changed, class_numbers, write_samples
 from epg.sampling.files import png, write_npz
+from epg.sampling.job import Job
 from tests.generators import levels_apart, save_export, save_run
 from tests.helpers import tiny_config
 
@@ -66,6 +68,28 @@ def test_files_of_a_run(run, tmp_path, capsys):
     assert (record["nfe"], record["count"], record["seed"]) == (7, 5, 4)
     macs = 64 * 4 / 4  # the patch embedding alone is more than that
     assert record["gflops"] > 7 * macs / 1e9
+
+
+def test_a_compiled_model_meets_one_size_of_batch(run, tmp_path):
+    """The last batch is filled up, which changes nothing in the images that were asked for."""
+    sizes = set()
+
+    class Watched(Job):
+        def move(self, model: Generator, device: torch.device) -> Generator:
+            model = super().move(model, device)
+            model.denoiser.network.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+            return model
+
+    pictures = []
+    with torch.compiler.set_stance("force_eager"):
+        for compiled in (False, True):
+            sizes.clear()
+            options = {"count": 5, "batch_size": 2, "device": "cpu", "compile": compiled, "changes": {"guidance": 1.0}}
+            job = Watched(load(run), None, tmp_path / str(compiled), Request(**options))
+            pictures.append(torch.cat([job.draw_batch(range(i, min(i + 2, 5)))[0] for i in (0, 2, 4)]))
+    assert sizes == {2}
+    assert [len(batch) for batch in pictures] == [5, 5]
+    assert int((pictures[0].int() - pictures[1].int()).abs().max()) <= 1
 
 
 def test_colour_samples_of_an_unconditional_model(tmp_path, capsys):

@@ -18,7 +18,7 @@ from epg.storage.files import replacing
 from epg.storage.plain_file import open_plain
 
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-PNG_LEVEL = 3  # half the time of the default, 3 % larger
+PNG_LEVEL = 1  # a third of the default's time for 256 pixels, and 5 % larger
 DECODERS = 4  # threads
 
 
