@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from epg.checkpoint.handover import read_encoder
@@ -14,7 +15,7 @@ from epg.checkpoint.loading import load
 from epg.checkpoint.lock import locked
 from epg.cli import main
 from epg.errors import ArtefactError, DataError, OutputError, RunLockedError, UserError
-from epg.runs import build_objective, prepare_run, train
+from epg.runs import best_precision, build_objective, prepare_run, train
 from tests.training.test_loop import tiny
 
 
@@ -198,3 +199,24 @@ def test_a_run_much_shorter_than_its_average_draws_what_it_learnt(tmp_path: Path
         pairs = zip(average.state_dict().values(), other.state_dict().values(), strict=True)
         distance[name] = sum(float((a - b).square().sum()) for a, b in pairs)
     assert distance["trained"] < distance["start"] / 4
+
+
+# Precision ------------------------------------------------------------------------------------------------------------
+
+
+def test_auto_precision_is_decided_and_recorded_at_the_start(tmp_path: Path) -> None:
+    run = prepare_run(tiny("diffusion", training={"precision": "auto"}), tmp_path)
+    assert run.config.training.precision == best_precision(torch.device("cpu"))
+    assert f"precision: {run.config.training.precision}" in (tmp_path / "config.yaml").read_text()
+    if "avx512_bf16" in Path("/proc/cpuinfo").read_text():
+        assert run.config.training.precision == "bf16"
+
+
+@pytest.mark.parametrize("began", ["fp32", "bf16"])
+def test_auto_precision_of_a_run_that_goes_on_is_what_it_began_with(began: str, tmp_path: Path) -> None:
+    """On a device that would choose otherwise, too: one of the two is not this one's choice."""
+    train(tiny("diffusion", training={"steps": 3, "precision": began}), tmp_path)
+    run = prepare_run(tiny("diffusion", training={"steps": 3, "precision": "auto"}), tmp_path)
+    assert run.config.training.precision == began
+    assert run.trainer.start is not None
+    assert run.trainer.start.history == []

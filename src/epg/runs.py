@@ -4,6 +4,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -17,7 +18,7 @@ from epg.config.validation import check
 from epg.config.yaml_file import read_yaml
 from epg.data.configured import open_training_data
 from epg.data.dataset import ImageDataset
-from epg.distributed import failing_together, processes, rank, world_size
+from epg.distributed import failing_together, pick_device, processes, rank, world_size
 from epg.errors import OutputError, UserError, cause
 from epg.networks import Spectrum
 from epg.objectives import OBJECTIVES
@@ -42,8 +43,9 @@ from epg.training.signals import StopSignals
 from epg.training.spectra import measure
 
 
-def resolve(config: RunConfig, dataset: ImageDataset) -> RunConfig:
-    """The configuration with the number of classes filled in from the data, checked as a whole."""
+def resolve(config: RunConfig, dataset: ImageDataset, before: RunConfig | None = None) -> RunConfig:
+    """The configuration with the number of classes filled in from the data, and an `auto` precision from the device or
+    from how the run that is continued began; checked as a whole."""
     classes = config.model.num_classes
     if classes is None:
         classes = dataset.num_classes
@@ -59,8 +61,18 @@ def resolve(config: RunConfig, dataset: ImageDataset) -> RunConfig:
             f"--model.num-classes {classes}: {config.data.source} has a label {int(dataset.labels.max())}. "
             f"Pass --model.num-classes {dataset.num_classes}."
         )
-    model = config.model.model_copy(update={"num_classes": classes})
-    return check(config.model_copy(update={"model": model}))
+    model, training = config.model.model_copy(update={"num_classes": classes}), config.training
+    if training.precision == "auto":
+        found = before.training.precision if before else best_precision(pick_device(training.device))
+        training = training.model_copy(update={"precision": found})
+    return check(config.model_copy(update={"model": model, "training": training}))
+
+
+def best_precision(device: torch.device) -> Literal["bf16", "fp32"]:
+    """bf16 where torch says that the device multiplies it in hardware: of CPUs those with avx512_bf16."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 def build_objective(config: RunConfig, encoder: EncoderWeights | None = None) -> Objective:
@@ -104,10 +116,11 @@ def prepare_run(
     with failing_together():
         refuse_uneven_processes(config, world_size())
         dataset = dataset or open_training_data(config.data)
-        config = resolve(config, dataset)
         found = starting_point(folder, resume)
+        before = None if found is None else config_of(found)
+        config = resolve(config, dataset, before)
         if encoder is None:
-            config = without_encoder(config, None if found is None else config_of(found))
+            config = without_encoder(config, before)
         start = None if found is None else continued(found, folder, config, dataset.fingerprint(), overrides)
         if start is None and overrides:
             raise UserError(f"--override: there is no run in {folder} that could be continued with other settings")

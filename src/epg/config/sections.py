@@ -141,9 +141,11 @@ class TrainingConfig(Section):
     the average is warmed up: it spans about the last ninth of the steps so far."""
     power_ema: list[Annotated[Number, Field(ge=1e-3, lt=0.28)]] = []
     """Relative widths (0.05, 0.1) of power-function EMAs kept for post-hoc synthesis; see `epg ema`."""
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
-    """Autocast; fp16 (the paper's mode) has a dynamic loss scale. Norms and losses are always float32. fp64 computes
-    everything in float64, slowly: to compare two ways of computing the same to the last digits."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """Autocast; `auto` is bf16 where the device multiplies it in hardware and fp32 elsewhere, decided when a run begins
+    and kept when it is continued, wherever that is. fp16 (the paper's mode) has a dynamic loss scale. Norms and losses
+    are always float32. fp64 computes everything in float64, slowly: to compare two ways of computing the same to the
+    last digits."""
     tf32: bool = True
     """TensorFloat-32 for what stays float32 on an NVIDIA GPU."""
     compile: bool = False
