@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from epg.checkpoint.loading import load
 from epg.cli import main
 from epg.config.recipe import run_config
+from epg.config.sections import SamplingConfig
 from epg.config.validation import problems
 from epg.pipeline import EPGPipeline
 from epg.samplers import MEANS, SAMPLERS, Denoise, Sampler, Watch
@@ -59,6 +61,8 @@ def test_flags_and_recipes_know_it(tmp_path: Path, capsys: pytest.CaptureFixture
     assert list(problems(config.model_copy(update={"sampling": sampling}))) == []
     one_step = run_config("digits", "consistency").model_copy(update={"sampling": sampling})
     assert any("--sampling.sampler midpoint: for diffusion models" in problem for problem in problems(one_step))
+    with pytest.raises(ValidationError, match="there is no midpint; choose one of heun"):
+        SamplingConfig(sampler="midpint")  # also of a saved pipeline, or of a stage that does not sample
     run = str(save_run(tmp_path / "run", tiny_config()))
     assert main(["sample", run, "--sampler", "midpint", "--out", str(tmp_path / "samples")]) == 2
     assert "heun, euler, edm_stochastic, euler_ancestral, one_step, multistep, midpoint" in capsys.readouterr().err

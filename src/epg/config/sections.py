@@ -7,7 +7,8 @@ are in `epg.config.objectives`, combinations in `epg.config.validation`.
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from epg.config.ranges import (
     Count,
@@ -178,8 +179,15 @@ class TrainingConfig(Section):
     """Also keep every checkpoint whose step is a multiple of this; 0 is none."""
 
 
+def known_sampler(name: str) -> str:
+    if name not in SAMPLERS:
+        told = {"name": name[:40], "names": ", ".join(SAMPLERS)}
+        raise PydanticCustomError("sampler", "there is no {name}; choose one of {names}", told)
+    return name
+
+
 class SamplingConfig(Section):
-    sampler: Annotated[str, Field(description=f"One of {', '.join(SAMPLERS)}.")] = "heun"
+    sampler: Annotated[str, AfterValidator(known_sampler), Field(description=f"One of {', '.join(SAMPLERS)}.")] = "heun"
     steps: Annotated[Whole, Field(ge=1, le=10_000)] = 32
     """Levels of the grid; the final step to 0 comes on top. Of multistep: evaluations."""
     levels: tuple[Level, ...] | None = None
