@@ -15,6 +15,7 @@ from epg.objectives.base import Objective
 from epg.runs import build_objective, prepare_run, resolve
 from epg.training import loop
 from epg.training.loop import Trainer
+from epg.training.muon import Muon
 from epg.training.optim import make_optimizer
 from tests.helpers import tiny_config, tiny_epg
 from tests.training.test_loop import tiny
@@ -55,15 +56,12 @@ def take_steps(stage: Any, folder: Path, steps: int, **changes: Any) -> None:
             trainer.train_step(batches)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("stage", ["diffusion", "consistency"])
-def test_a_step_reads_nothing(
-    stage: str, precision: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_reads_nothing(stage: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but its flags, when the next step begins. (Pre-training computes its level on the host: see test_gpu.)"""
     monkeypatch.setattr(loop, "Answer", Unread)
-    changes = {"training": {"precision": precision, "ema": [0.9, 0.99]}, "optimizer": {"kind": kind, "clip": 0.5}}
+    changes = {"training": {"precision": precision, "ema": [0.9, 0.99]}, "optimizer": {"clip": 0.5}}
     take_steps(stage, tmp_path, 3, **changes)
 
 
@@ -71,6 +69,35 @@ def test_control_the_flags_are_what_is_read(tmp_path: Path) -> None:
     take_steps("diffusion", tmp_path, 1)
     with pytest.raises(DataDependentOutputException):
         take_steps("diffusion", tmp_path, 2)
+
+
+def test_muon_reads_nothing() -> None:
+    """On the meta device, where nothing can be read."""
+    matrices = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in ((8, 8), (24, 8), (8, 8))]
+    for matrix in matrices:
+        matrix.grad = torch.empty_like(matrix)
+    optimizer = Muon(matrices)
+    optimizer.found_inf = torch.zeros((), device="meta")
+    optimizer.step()
+
+
+@pytest.mark.parametrize("fine", [True, False])
+def test_muon_where_the_host_does_not_know(fine: bool) -> None:
+    """As on a GPU: what is computed is taken, to the last bit, or left."""
+    outcomes = []
+    for told in (None, torch.tensor(fine)):
+        generator = torch.Generator().manual_seed(0)
+        matrices = [torch.nn.Parameter(torch.randn(8, 24, generator=generator)) for _ in range(2)]
+        before = [matrix.detach().clone() for matrix in matrices]
+        for matrix in matrices:
+            matrix.grad = torch.randn(8, 24, generator=generator) * (1 if fine else math.nan)
+        optimizer = Muon(matrices, lr=0.1)
+        with torch.no_grad():
+            optimizer._update(matrices, optimizer.param_groups[0], told)
+        buffers = [optimizer.state[matrix]["momentum_buffer"] for matrix in matrices]
+        outcomes.append([*(matrix.detach() for matrix in matrices), *buffers])
+    expected = outcomes[0] if fine else [*before, torch.zeros(8, 24), torch.zeros(8, 24)]
+    assert all(torch.equal(a, b) for a, b in zip(outcomes[1], expected, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

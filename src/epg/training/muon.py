@@ -22,16 +22,21 @@ class Muon(torch.optim.Muon):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         assert closure is None
+        fine = None if self.found_inf is None else self.found_inf == 0
+        if fine is not None and fine.device.type == "cpu":  # where reading it costs nothing, and computing does
+            if not fine:
+                return
+            fine = None
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             for alike in by_shape.values():
-                self._update(alike, group)
+                self._update(alike, group, fine)
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """One update of parameters of the same shape."""
+    def _update(self, parameters: list[Tensor], group: dict[str, Any], fine: Tensor | None) -> None:
+        """One update of parameters of the same shape; none where `fine`, on the device, is False."""
         lr, momentum = group["lr"], group["momentum"]
         gradients = torch.stack([p.grad for p in parameters if p.grad is not None])  # (N, A, B)
         buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
@@ -40,8 +45,7 @@ class Muon(torch.optim.Muon):
         ahead = gradients.lerp(after, momentum) if group["nesterov"] else after
         moves = orthogonal(ahead, group["ns_coefficients"], group["ns_steps"], group["eps"]).to(before.dtype)
         shrunk = torch.full((), 1 - lr * group["weight_decay"], dtype=before.dtype, device=before.device)
-        if self.found_inf is not None:
-            fine = self.found_inf == 0
+        if fine is not None:
             after, moves, shrunk = after.where(fine, before), moves.where(fine, 0), shrunk.where(fine, 1)
         torch._foreach_copy_(buffers, after.unbind())
         torch._foreach_mul_(parameters, shrunk)
