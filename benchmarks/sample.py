@@ -36,7 +36,7 @@ from epg.denoiser import Denoiser
 from epg.generator import Generator
 from epg.networks.build import build_epg
 from epg.networks.cost import epg_cost
-from epg.sampling import Request
+from epg.sampling import Request, fitted
 from epg.sampling.job import Job
 from epg.training.throughput import peak_flops, peak_memory, synchronize
 
@@ -128,7 +128,7 @@ def plain(model: Generator, labels: torch.Tensor | None) -> Any:
 def command_seconds(job: Job, again: int) -> Seconds:
     """The work of `epg sample` after loading, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        fresh = Job(job.model, None, Path(folder), dataclasses.replace(job.request, seed=again, compile=False))
+        fresh = Job(fitted(job.model, dataclasses.replace(job.request, seed=again, compile=False)), Path(folder))
         start = Seconds.now(job.model.device)
         fresh.draw()
         return Seconds.since(start, job.model.device)
@@ -144,7 +144,7 @@ def measure(config: RunConfig, options: Options) -> dict[str, Any]:
     )
     generator = random_generator(config)
     cost = epg_cost(config.model.model_copy(update={"num_classes": generator.num_classes}), config.data)
-    job = Job(generator, None, Path("unused"), request)
+    job = Job(fitted(generator, request), Path("unused"))
     device, batches = generator.device, options.count // options.batch_size
     calls = calls_of(job)  # warms up, compiles
     rounds = []

@@ -2,7 +2,6 @@
 
 import json
 import tracemalloc
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from epg.cli import main
 from epg.config.sections import SamplingConfig
 from epg.errors import ArtefactError, DivergedError, OutputError, UserError
 from epg.generator import Generator
-from epg.sampling import Request, changed, class_numbers, write_samples
+from epg.sampling import Request, changed, class_numbers, fitted, write_samples
 from epg.sampling.files import png, write_npz
 from epg.sampling.job import Job
 from tests.generators import levels_apart, save_export, save_run
@@ -352,9 +351,9 @@ def test_values_that_are_not_finite_are_no_images(run, tmp_path, monkeypatch):
     model = load(run)
     with torch.no_grad():
         model.denoiser.network.decoder.out.bias += float("nan")
-    monkeypatch.setattr("epg.sampling.command.load", lambda path, ema=None: replace(model))
+    job = Job(fitted(model, Request(count=5, batch_size=2, device="cpu")), tmp_path / "out")
     with pytest.raises(DivergedError, match="images 0 to 1: values that are not finite"):
-        sample(run, tmp_path / "out")
+        job.draw()
     assert not list((tmp_path / "out").glob("*.png"))
 
 

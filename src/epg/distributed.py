@@ -201,6 +201,15 @@ class Answer:
         return self._values.tolist()
 
 
+def from_first(value: Any) -> Any:
+    """What the first process has, on every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
 class _AllReduceSum(torch.autograd.Function):
     """Sum over processes; the gradient of a sum that every process uses is the sum of their gradients."""
 

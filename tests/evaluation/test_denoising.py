@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from epg.analysis.denoising import compare, levels_between, squared_errors
-from epg.analysis.denoising_report import verdict
+from epg.analysis.denoising import compare, levels_between, squared_errors, verdict
 from epg.checkpoint.loading import generator_of
 from epg.cli import main
 from epg.data.dataset import open_dataset

@@ -16,6 +16,7 @@ from epg.evaluation.metrics import Manifold, frechet_between, inception_score, p
 from epg.evaluation.receipt import Receipt
 from epg.evaluation.reference import Reference, make_reference
 from epg.evaluation.sources import GeneratorSource, TensorSource
+from epg.sampling import Request, fitted
 from tests.evaluation.helpers import random_extractor, random_images
 from tests.helpers import tiny_config, tiny_epg
 
@@ -117,7 +118,8 @@ def test_samples_of_a_generator() -> None:
     extractor = random_extractor(channels=1)
     made = make_reference(TensorSource(random_images(60, channels=1)), [extractor])
     labels = model.make_labels(40, balanced=True)
-    result = evaluate(GeneratorSource(model, 40, labels, seed=3, batch_size=16), made, [extractor], ["fd"])
+    source = GeneratorSource(fitted(model, Request(count=40, seed=3, batch_size=16)))
+    result = evaluate(source, made, [extractor], ["fd"])
     assert result is not None
     images = model.sample(labels, seed=3)
     fake, real = (extractor.compute(x)["features"].detach().numpy() for x in (images, random_images(60, channels=1)))
@@ -154,7 +156,7 @@ def test_receipt_is_read_back(tmp_path: Path) -> None:
     [
         (["fid"], "random", "--metrics fid: is defined with Inception's features"),
         (["fd"], "inception", "is called fid"),
-        (["accuracy"], "random", "add --features classifier"),
+        (["accuracy"], "random", "use --features classifier"),
         (["accuracy"], "classifier", "no labels"),
         (["mse"], "random", "--metrics mse: unknown; choose from fid"),
     ],

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from epg.cli import main
 from epg.evaluation import receipt
-from epg.evaluation.accuracy import accuracy
 from epg.evaluation.metrics import (
     Manifold,
     Moments,
@@ -21,6 +19,7 @@ from epg.evaluation.metrics import (
     inception_score,
     kernel_inception_distance,
 )
+from epg.evaluation.metrics.accuracy import recognised
 from epg.evaluation.nearest import nearest
 from tests.evaluation.helpers import random_images
 from tests.evaluation.test_sources import nhwc, write_folder
@@ -208,7 +207,7 @@ def test_features_that_are_not_finite_give_no_number(wrong: float, place: int) -
         lambda: kernel_inception_distance(good, bad, subsets=1, subset_size=10),
         lambda: gaussian_mmd(bad, good),
         lambda: inception_score(bad),
-        lambda: accuracy(bad, torch.zeros(40, dtype=torch.long), tuple("abcd")),
+        lambda: recognised(bad, np.zeros(40, np.int64), tuple("abcd")),
         lambda: nearest(good, bad),
         lambda: nearest(bad, good),
     ]

@@ -1,10 +1,21 @@
-"""Errors of metrics: what they should be, whatever the order in which samples come."""
+"""The registry of metrics, and their errors: what they should be, whatever the order in which samples come."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from epg.evaluation.measures import GROUPS, frechet, groups_of, jackknife
+from epg.cli import main
+from epg.errors import UserError
+from epg.evaluation.evaluate import evaluate
+from epg.evaluation.measures import METRICS, Estimate, Metric, Name, choose
 from epg.evaluation.metrics import statistics
+from epg.evaluation.metrics.uncertainty import GROUPS, frechet, groups_of, jackknife
+from epg.evaluation.reference import make_reference
+from epg.evaluation.sources import TensorSource
+from tests.evaluation.helpers import random_extractor, random_images
+
+DOCS = Path(__file__).parent.parent.parent / "docs" / "evaluation.md"
 
 
 def test_groups_share_out_all_samples_and_no_period() -> None:
@@ -31,3 +42,41 @@ def test_classes_in_turn_do_not_inflate_the_error() -> None:
     assert in_turn[1] is not None
     assert shuffled[1] is not None
     assert in_turn[1] == pytest.approx(shuffled[1], rel=1)
+
+
+def test_a_new_metric_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its word to a receipt, with the key, name and checks that others have."""
+    brightness = Metric(
+        "distance of mean features",
+        [Name("shift", "shift of the mean", "lower")],
+        lambda e: [Estimate(float(np.abs(e.features.mean(0) - e.reference_features.mean(0)).max()), None, "")],
+        never="inception",
+        needs="images",
+    )
+    monkeypatch.setitem(METRICS, "shift", brightness)
+    extractor, images = random_extractor(), random_images(40)
+    reference = make_reference(TensorSource(images), [extractor])
+    found = evaluate(TensorSource(images), reference, [extractor], ["shift", "fd"])
+    assert found is not None
+    assert list(found.metrics) == ["shift_random", "fd_random"]
+    number = found.metrics["shift_random"]
+    assert (number.name, number.better, number.error) == ("shift of the mean (random)", "lower", None)
+    assert number.value == pytest.approx(0, abs=1e-6)
+    with pytest.raises(UserError, match="--count 5: these metrics need at least 6 images"):
+        evaluate(TensorSource(images[:5]), reference, [extractor], ["shift"])
+    with pytest.raises(UserError, match="--metrics shift: not with inception"):
+        choose(["shift"], ["inception"])
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "sweep"])
+def test_help_and_docs_name_every_metric(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert f"{{{','.join(METRICS)}}}" in "".join(capsys.readouterr().out.replace("│", " ").split())
+    docs = DOCS.read_text()
+    assert [f"| `{word}` | {m.about} |" for word, m in METRICS.items() if f"| `{word}` | {m.about} |" not in docs] == []
+
+
+def test_an_unknown_word_is_refused_before_anything_is_opened(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "nowhere", "--metrics", "fidd"]) == 2
+    assert "--metrics fidd: unknown; choose from fid, sfid" in capsys.readouterr().err

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu
 
-from epg.analysis.memorisation import copying_statistic, distances, memorisation, rank_sum_z
+from epg.analysis.memorisation import distances, memorisation
 from epg.data.dataset import open_dataset
 
 Pixels = NDArray[np.float32]
@@ -29,7 +28,6 @@ def test_training_images_are_recognised_as_copies(digits: tuple[Pixels, Pixels])
         found = memorisation(samples, train, held_out, "pixels")
         assert found.score > 0.99
         assert found.significant
-        assert found.ct < -5
         assert found.copies > 0.9
         assert "copies training images" in found.verdict
     assert memorisation(train[::3], train, held_out, "pixels").distance == 0
@@ -40,17 +38,15 @@ def test_held_out_images_are_not(digits: tuple[Pixels, Pixels]) -> None:
     found = memorisation(held_out[::2], train, held_out[1::2], "pixels")
     assert abs(found.score) < 3 * found.error
     assert not found.significant
-    assert abs(found.ct) < 3
     assert found.copies == found.copies_held_out == 0
     assert found.verdict == "no sign of memorisation"
 
 
 def test_typical_samples_are_near_to_all_real_ones_and_no_copies() -> None:
-    """What guidance does: less spread than the data. C_T takes it for copying, the score does not."""
+    """What guidance does: less spread than the data."""
     rng = np.random.default_rng(0)
     train, held_out, samples = (rng.normal(size=(n, 8)) for n in (800, 400, 600))
     found = memorisation(0.6 * samples, train, held_out, "points")
-    assert found.ct < -5
     assert not found.significant
 
 
@@ -94,35 +90,6 @@ def test_an_image_in_both_sets_counts_half() -> None:
     real = np.arange(8, dtype=np.float32)[:, None] * 10
     found = distances(real[:4], real[:4], real[:4])
     assert found.nearer_to_train.tolist() == [0.5] * 4
-
-
-def test_rank_sum_agrees_with_scipy_also_with_ties() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 9, 80).astype(float), rng.integers(1, 12, 60).astype(float)
-    z = rank_sum_z(a, b)
-    p = mannwhitneyu(a, b, use_continuity=False, method="asymptotic").pvalue
-    from scipy.stats import norm
-
-    assert z < 0
-    assert 2 * norm.cdf(z) == pytest.approx(p, rel=1e-9)
-    assert rank_sum_z(np.zeros(5), np.zeros(4)) == 0
-
-
-def test_cells_find_copies_in_one_region_that_the_whole_hides() -> None:
-    """In one of two clusters everything is copied, in the other samples are far from everything."""
-    rng = np.random.default_rng(0)
-    centres = np.repeat([[-50.0, 0.0], [50.0, 0.0]], 200, 0)
-    train, held_out = (centres + rng.normal(size=(400, 2)) for _ in range(2))
-    samples = train.copy()
-    samples[200:] += 3 * rng.normal(size=(200, 2))
-    found = distances(samples, train, held_out)
-    real = distances(held_out, train, held_out)
-    arguments = (found.train[:, 0], real.train[:, 0], samples, held_out, train)
-    left = slice(None, 200)
-    inside = [a[left] for a in arguments]
-    assert copying_statistic(*inside, cells=1) < -10
-    assert abs(copying_statistic(*arguments, cells=2)) < abs(copying_statistic(*inside, cells=1)) / 2
-    assert copying_statistic(*arguments, cells=1) == rank_sum_z(*arguments[:2])
 
 
 def test_too_few_images_are_refused() -> None:

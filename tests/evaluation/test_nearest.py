@@ -15,8 +15,7 @@ def brute_force(queries: np.ndarray, points: np.ndarray, k: int) -> tuple[np.nda
 
 @pytest.mark.parametrize("k", [1, 3, 40])
 def test_agrees_with_brute_force_across_blocks(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "QUERY_BLOCK", 7)
-    monkeypatch.setattr(module, "POINT_BLOCK", 11)
+    monkeypatch.setattr(module, "QUERIES", 7)
     rng = np.random.default_rng(0)
     queries, points = rng.normal(size=(20, 5)).astype(np.float32), rng.normal(size=(40, 5)).astype(np.float32)
     distances, indices = nearest(queries, points, k)

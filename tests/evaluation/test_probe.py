@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from epg.analysis.probe import LINEAR, TRANSFERRED, VOTE, linear_probe, probe
 from epg.cli import main
 from epg.data.dataset import open_dataset
 from epg.errors import ArtefactError, UserError
 from epg.evaluation.noisy_features import NoisyEncoder, noise_of, open_encoder
-from epg.evaluation.probe import LINEAR, TRANSFERRED, VOTE, linear_probe, nearest_vote, probe, take
+from epg.evaluation.probe import nearest_vote, take
 from epg.objectives.pretraining import Pretraining
 from epg.runs import build_objective, train
 from tests.helpers import GOLDEN

@@ -1,7 +1,6 @@
-"""Sweeps: golden section on known functions, points that are kept and shared, averages, the best as flags."""
+"""Sweeps: points that are kept and shared, averages, the best as flags."""
 
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 import torch.multiprocessing as mp
 from PIL import Image
 
-from epg.analysis.search import golden_section
 from epg.analysis.sweep import Axes, Point
 from epg.analysis.sweep_report import lines, notes, rank_by, run_sweep
 from epg.cli import main
@@ -23,25 +21,6 @@ from epg.runs import train
 from tests.training.test_loop import tiny
 
 COUNT = 20
-
-
-@pytest.mark.parametrize("best", [1.0, 1.37, 2.5, 3.999, 4.0])
-def test_golden_section_finds_the_minimum_with_few_calls(best: float) -> None:
-    calls = []
-
-    def f(x: float) -> float:
-        calls.append(x)
-        return abs(x - best) ** 1.5
-
-    found = golden_section(f, 1, 4, 0.01)
-    assert abs(found - best) <= 0.01
-    assert len(calls) == len(set(calls)) <= 4 + math.ceil(math.log(0.01 / 3, 0.618))
-
-
-def test_golden_section_refuses_an_empty_range() -> None:
-    for low, high, tolerance in ((2, 1, 0.1), (1, 2, 0)):
-        with pytest.raises(ValueError, match="must be rising and positive"):
-            golden_section(abs, low, high, tolerance)
 
 
 def test_grid_is_every_combination_with_the_same_weights_together() -> None:

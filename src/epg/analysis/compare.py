@@ -1,36 +1,31 @@
 """Receipts side by side: which is better by more than chance, and what forbids comparing them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from epg.errors import UserError
 from epg.evaluation.receipt import Number, Receipt
 
-if TYPE_CHECKING:
-    pass
-
 CLEAR = 2.0  # standard errors of a difference that is more than chance
 FLOOR = "_floor"
-# Of `samples`: what changes the measure itself, and what belongs to the model and how it samples.
-MEASURE = {
-    "count": "number of samples",
-    "shape": "image shape",
-    "labels": "choice of labels",
-    "to_pixels": "rounding to pixels",
-}
-MODEL = {
-    "recipe": "recipe",
-    "stage": "stage",
-    "step": "training step",
-    "trained_on": "training images",
-    "weights": "weights",
-    "ema": "EMA",
-    "guide": "guide",
-    "dtype": "precision",
-    "seed": "seed",
-    "nfe": "NFE",
+# Of `samples`: what it is called and, where it changes the measure itself, why numbers are then not comparable.
+SETTINGS = {
+    "count": ("number of samples", "Frechet distances fall with the number of samples"),
+    "shape": ("image shape", "other preprocessing"),
+    "labels": ("choice of labels", "random and balanced labels are different distributions"),
+    "to_pixels": ("rounding to pixels", "other images"),
+    "recipe": ("recipe", ""),
+    "stage": ("stage", ""),
+    "step": ("training step", ""),
+    "trained_on": ("training images", ""),
+    "weights": ("weights", ""),
+    "ema": ("EMA", ""),
+    "guide": ("guide", ""),
+    "dtype": ("precision", ""),
+    "seed": ("seed", ""),
+    "nfe": ("NFE", ""),
 }
 
 
@@ -78,75 +73,48 @@ def compare(receipts: Mapping[str, Receipt]) -> Comparison:
     return Comparison(list(receipts), metrics, differences(list(receipts.values())))
 
 
+def clearly(x: Number, y: Number) -> bool:
+    """Whether two numbers differ by more than chance."""
+    return abs(x.value - y.value) >= CLEAR * ((x.error or 0) ** 2 + (y.error or 0) ** 2) ** 0.5
+
+
 def _row(numbers: Sequence[Number | None], key: str) -> list[Cell]:
     present = [n for n in numbers if n is not None]
     if key.endswith(FLOOR) or len(present) < 2:  # what real images reach is no contest
         return [Cell(n) for n in numbers]
-    sign = 1 if present[0].better == "higher" else -1
-    best = max(present, key=lambda n: sign * n.value)
-
-    def near(n: Number) -> bool:
-        error = ((n.error or 0) ** 2 + (best.error or 0) ** 2) ** 0.5
-        return n is best or sign * (best.value - n.value) < CLEAR * error
-
-    return [Cell(n, n is not None and near(n)) for n in numbers]
+    best = (max if present[0].better == "higher" else min)(present, key=lambda n: n.value)
+    return [Cell(n, n is not None and (n is best or not clearly(n, best))) for n in numbers]
 
 
 def differences(receipts: Sequence[Receipt]) -> list[Difference]:
     """Every setting that is not the same in all receipts, obstacles first."""
-    found = [
-        _difference("reference", [_reference(r) for r in receipts], "distances are to other images"),
-        _difference(
-            "reference images kept",
-            [r.reference.get("kept") for r in receipts],
-            "other images for precision and recall",
-        ),
-        *(_difference(name, [r.samples.get(key) for r in receipts], _WHY[key]) for key, name in MEASURE.items()),
-        *_extractors(receipts),
-        *(_difference(name, [r.samples.get(key) for r in receipts]) for key, name in MODEL.items()),
-        *_sampling(receipts),
-    ]
-    return [d for d in found if d is not None]
-
-
-_WHY = {
-    "count": "Frechet distances fall with the number of samples",
-    "shape": "other preprocessing",
-    "labels": "random and balanced labels are different distributions",
-    "to_pixels": "other images",
-}
-
-
-def _difference(name: str, values: Sequence[Any], why: str = "") -> Difference | None:
-    shown = ["-" if value is None else _short(value) for value in values]
-    return Difference(name, shown, why) if len({json.dumps(v, sort_keys=True) for v in values}) > 1 else None
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    is_hash = len(text) == 64 and all(c in "0123456789abcdef" for c in text)
-    return text[:12] if is_hash else text
-
-
-def _reference(r: Receipt) -> str:
-    """Pixels where they are known: the same images may be in a file, in the cache, or just read."""
-    identity = r.reference.get("pixels") or r.reference.get("sha256") or ""
-    return f"{r.reference.get('name')} {identity[:12]}"
-
-
-def _extractors(receipts: Sequence[Receipt]) -> list[Difference | None]:
-    """Weights or preprocessing of those that at least two receipts used."""
-    names = dict.fromkeys(name for r in receipts for name in r.extractors)
     found = []
-    for name in names:
+    for name, values, why in _settings(receipts):
+        if len({json.dumps(v, sort_keys=True) for v in values}) > 1:
+            found.append(Difference(name, ["-" if v is None else _short(str(v)) for v in values], why))
+    return sorted(found, key=lambda d: not d.why)
+
+
+def _settings(receipts: Sequence[Receipt]) -> Iterator[tuple[str, list[Any], str]]:
+    """Name, a value for each receipt, and why other values forbid comparing."""
+    # Pixels where they are known: the same images may be in a file, in the cache, or just read.
+    images = [r.reference.get("pixels") or r.reference.get("sha256") or "" for r in receipts]
+    named = [f"{r.reference.get('name')} {pixels[:12]}" for r, pixels in zip(receipts, images, strict=True)]
+    yield "reference", named, "distances are to other images"
+    kept = [r.reference.get("kept") for r in receipts]
+    yield "reference images kept", kept, "other images for precision and recall"
+    for key, (name, why) in SETTINGS.items():
+        yield name, [r.samples.get(key) for r in receipts], why
+    for name in dict.fromkeys(name for r in receipts for name in r.extractors):
         used = [r.extractors.get(name) for r in receipts]
         told = [None if e is None else f"{e['sha256'][:12]} {e['preprocessing']}" for e in used]
-        if len({t for t in told if t is not None}) > 1:
-            found.append(_difference(f"{name} features", told, f"numbers of other {name} weights"))
-    return found
+        if len({t for t in told if t is not None}) > 1:  # at least two used it
+            yield f"{name} features", told, f"numbers of other {name} weights"
+    sampling = [r.samples.get("sampling") or {} for r in receipts]
+    for name in dict.fromkeys(name for s in sampling for name in s):
+        yield name, [s.get(name) for s in sampling], ""
 
 
-def _sampling(receipts: Sequence[Receipt]) -> list[Difference | None]:
-    settings = [r.samples.get("sampling") or {} for r in receipts]
-    names = dict.fromkeys(name for s in settings for name in s)
-    return [_difference(name, [s.get(name) for s in settings]) for name in names]
+def _short(text: str) -> str:
+    is_hash = len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+    return text[:12] if is_hash else text

@@ -1,7 +1,5 @@
-"""Receipts side by side as table, Markdown, CSV, JSON and figure."""
+"""Receipts side by side as table, Markdown, JSON and figure."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,10 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from epg.analysis.compare import FLOOR, Cell, Comparison, compare
+from epg.analysis.report import new_figure, save_figure, writing
 from epg.errors import UserError
 from epg.evaluation import receipt
-from epg.evaluation.output import new_figure, save_figure, writing
 from epg.evaluation.receipt import Number
+from epg.storage.files import replace_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,24 +29,25 @@ def text(number: Number | None) -> str:
     return f"{number.value:.4g}" + ("" if number.error is None else f" ± {number.error:.2g}")
 
 
-def label(cells: Sequence[Cell]) -> str:
+def titled(number: Number) -> str:
     """Name of a metric and which way is better."""
-    number = next(cell.number for cell in cells if cell.number is not None)
     return f"{number.name} {'↑' if number.better == 'higher' else '↓'}"
+
+
+def label(cells: Sequence[Cell]) -> str:
+    return titled(next(cell.number for cell in cells if cell.number is not None))
 
 
 def table(c: Comparison) -> Table:
     """For the terminal: the best in bold, with all that are not clearly worse."""
     shown = Table("", *map(escape, c.names), caption="bold: the best, and what is less than two standard errors away")
     for cells in c.metrics.values():
-        texts = [escape(text(cell.number)) for cell in cells]
-        shown.add_row(
-            escape(label(cells)), *(f"[bold]{t}[/]" if cell.best else t for t, cell in zip(texts, cells, strict=True))
-        )
+        texts = [f"[bold]{text(x.number)}[/]" if x.best else text(x.number) for x in cells]
+        shown.add_row(escape(label(cells)), *texts)
     shown.add_section()
     for d in c.differences:
         style = "red" if d.why else "dim"
-        shown.add_row(f"[{style}]{escape(d.name)}[/]", *(f"[{style}]{escape(v)}[/]" for v in d.values))
+        shown.add_row(*map(escape, (d.name, *d.values)), style=style)
     return shown
 
 
@@ -69,18 +69,6 @@ def markdown(c: Comparison) -> str:
     return "\n".join([*lines, "", *(f"- {w}" for w in warnings(c))]).rstrip() + "\n"
 
 
-def comma_separated(c: Comparison) -> str:
-    """One row for each metric of each receipt."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["receipt", "key", "metric", "value", "error", "better"])
-    for key, cells in c.metrics.items():
-        for name, cell in zip(c.names, cells, strict=True):
-            if (n := cell.number) is not None:
-                writer.writerow([name, key, n.name, n.value, "" if n.error is None else n.error, n.better])
-    return stream.getvalue()
-
-
 def as_json(c: Comparison) -> str:
     metrics = {
         key: {
@@ -99,8 +87,8 @@ def draw(c: Comparison) -> "Figure":
     columns = min(4, len(drawn))
     rows = -(-len(drawn) // columns)
     figure = new_figure(3.4 * columns, 2.2 + 2.2 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (key, cells) in zip(panels, drawn.items(), strict=False):
+    for place, (key, cells) in enumerate(drawn.items()):
+        axes = figure.add_subplot(rows, columns, place + 1)
         for i, cell in enumerate(cells):
             if cell.number is not None:
                 axes.errorbar(i, cell.number.value, cell.number.error, fmt="o", capsize=3, color=f"C{i % 10}")
@@ -112,19 +100,17 @@ def draw(c: Comparison) -> "Figure":
         axes.set_xticks(range(len(c.names)), c.names, rotation=30, ha="right", fontsize=8)
         axes.set_xlim(-0.5, len(c.names) - 0.5)
         axes.grid(alpha=0.3, axis="y")
-    for axes in panels[len(drawn) :]:
-        axes.set_visible(False)
     if c.obstacles:
         reasons = ", ".join(d.name for d in c.obstacles)
         figure.suptitle(f"not comparable: {reasons} differ", color="firebrick", fontsize=10)
     return figure
 
 
-WRITERS = {".md": markdown, ".csv": comma_separated, ".json": as_json}
+WRITERS = {".md": markdown, ".json": as_json}
 
 
 def run_compare(files: Sequence[Path], out: Sequence[Path] = ()) -> Comparison:
-    """Prints the table; writes it to every file in `out`, as the ending says: .md, .csv, .json or .png.
+    """Prints the table; writes it to every file in `out`, as the ending says: .md, .json or .png.
 
     A run folder stands for the `evaluation.json` in it. Raises UserError, ArtefactError, OutputError.
     """
@@ -136,10 +122,9 @@ def run_compare(files: Sequence[Path], out: Sequence[Path] = ()) -> Comparison:
     for file in out:
         if file.suffix == ".png":
             save_figure(draw(c), file)
-            continue
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(WRITERS[file.suffix](c))
+        else:
+            with writing(file):
+                replace_text(file, WRITERS[file.suffix](c))
     Console().print(table(c))
     for warning in warnings(c):
         Console().print(f"[red]{escape(warning)}[/]")

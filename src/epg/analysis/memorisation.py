@@ -2,14 +2,11 @@
 
 Being near to training images proves nothing: samples that are typical of the data, as guidance makes them, are near to
 all real images. The question is whether they are nearer to the training images than to equally real ones that the
-generator has never seen. Three answers:
+generator has never seen. Two answers:
 
 - `score`: how often the nearest of all real images is a training image, beyond what chance gives. 0 for a generator
   that cannot tell the two sets apart, 1 for one that only copies. Its error is exact (a permutation of the labels
   "training" and "held-out" among the real images), however many samples share one neighbour.
-- `ct`: the C_T statistic of Meehan, Chaudhuri and Dasgupta (2020, "A Non-Parametric Test to Detect Data-Copying in
-  Generative Models"): are samples nearer to training images than held-out images are? Below about -3 they are. Typical
-  samples lower it too, which is why it is not the score.
 - `copies`: the share of samples at less than a third of the distance to their nearest training image than to the second
   nearest (Yoon et al. 2023, "Diffusion Probabilistic Models Generalize when They Fail to Memorize").
 """
@@ -18,15 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from epg.evaluation.nearest import nearest
 
 COPY_RATIO = 1 / 3
 SIGNIFICANT = 3.0  # standard errors
 NOTICEABLE = 0.01  # share of outright copies beyond that of real images
-FEWEST_IN_CELL = 20  # samples, and held-out images, of a cell that counts for C_T
-MOST_CELLS = 20
 
 Array = NDArray[np.float64]
 
@@ -47,8 +41,6 @@ class Memorisation:
     """Share of samples whose nearest real image is a training image."""
     expected: float
     """What chance gives: the share of training images among the real ones."""
-    ct: float
-    """C_T: below 0, samples are nearer to training images than held-out images are; below about -3 significantly."""
     copies: float
     """Share of samples whose nearest training image is less than a third as far as the second nearest."""
     copies_held_out: float
@@ -141,7 +133,6 @@ def memorisation(
         error=error,
         share=share,
         expected=expected,
-        ct=copying_statistic(found.train[:, 0], real.train[:, 0], samples, held_out, train),
         copies=copied_share(found.train),
         copies_held_out=copied_share(real.train),
         distance=float(np.median(found.train[:, 0])),
@@ -178,45 +169,3 @@ def excess(found: Distances, train: int, held_out: int) -> tuple[float, float]:
 def copied_share(to_train: Array) -> float:
     """Share of rows of rising distances (N, >= 2) whose first is below a third of the second."""
     return float((to_train[:, 0] < COPY_RATIO * to_train[:, 1]).mean())
-
-
-def rank_sum_z(first: Array, second: Array) -> float:
-    """Mann-Whitney's U of `first` against `second`, standardised: negative where values of `first` are smaller."""
-    n, m = len(first), len(second)
-    ranks = rankdata(np.concatenate([first, second]))
-    u = ranks[:n].sum() - n * (n + 1) / 2
-    _, ties = np.unique(ranks, return_counts=True)
-    total = n + m
-    correction = (ties**3 - ties).sum() / (total * (total - 1))
-    variance = n * m / 12 * (total + 1 - correction)
-    return float((u - n * m / 2) / np.sqrt(variance)) if variance > 0 else 0.0
-
-
-def copying_statistic(
-    samples_to_train: Array,
-    held_out_to_train: Array,
-    samples: NDArray[np.floating],
-    held_out: NDArray[np.floating],
-    train: NDArray[np.floating],
-    cells: int | None = None,
-) -> float:
-    """C_T: the rank-sum z of distances to the training set in each cell, weighted by the cell's held-out images.
-
-    The cells are those of k-means on the training images, so that a region with too many samples does not pass for
-    copying. Cells with fewer than 20 samples or held-out images are left out; where none remains there is one cell.
-    """
-    from sklearn.cluster import MiniBatchKMeans
-
-    cells = min(MOST_CELLS, len(held_out) // (2 * FEWEST_IN_CELL), len(train)) if cells is None else cells
-    if cells < 2:
-        return rank_sum_z(samples_to_train, held_out_to_train)
-    means = MiniBatchKMeans(cells, random_state=0, n_init=3, batch_size=4096).fit(train.astype(np.float32))
-    of_samples, of_held_out = means.predict(samples.astype(np.float32)), means.predict(held_out.astype(np.float32))
-    weighted, weights = 0.0, 0
-    for cell in range(cells):
-        inside, outside = of_samples == cell, of_held_out == cell
-        if min(inside.sum(), outside.sum()) >= FEWEST_IN_CELL:
-            weight = int(outside.sum())
-            weighted += weight * rank_sum_z(samples_to_train[inside], held_out_to_train[outside])
-            weights += weight
-    return weighted / weights if weights else rank_sum_z(samples_to_train, held_out_to_train)

@@ -10,18 +10,17 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from epg.analysis.memorisation import Distances, Memorisation, distances, left_out, memorisation
+from epg.analysis.report import analysis_folder, new_figure, publish, writing
 from epg.config.sections import DataConfig
 from epg.distributed import failing_together, pick_device, processes
 from epg.errors import UserError
 from epg.evaluation.bench import reporting
 from epg.evaluation.extraction import Collector, extract
 from epg.evaluation.extractors import FEATURES, Extractor, choices, open_extractor
-from epg.evaluation.output import analysis_folder, new_figure, save_figure, write_json, writing
 from epg.evaluation.sources import DatasetSource, ImageSource, Progress
 from epg.evaluation.splits import training_and_held_out
 from epg.evaluation.subjects import Subject, open_subject, some_of
@@ -117,13 +116,12 @@ def sheet(
 
 def table(results: Sequence[Neighbours]) -> Table:
     """For the terminal."""
-    shown = Table("space", "score", "control", "C_T", "copies", "median distance")
+    shown = Table("space", "score", "control", "copies", "median distance")
     for r in (n.result for n in results):
         shown.add_row(
             r.space,
             f"{r.score:.3f} ± {r.error:.3f}",
             f"{r.control:.3f} ± {r.control_error:.3f}",
-            f"{r.ct:.1f}",
             f"{r.copies:.2%} (real {r.copies_held_out:.2%})",
             f"{r.distance:.4g} (real {r.distance_held_out:.4g})",
         )
@@ -145,8 +143,7 @@ def draw(results: Sequence[Neighbours]) -> "Figure":
 
 def described(source: DatasetSource, place: int) -> str:
     """The name of an image, with its folder and no more: reports are shown to others."""
-    name = source.dataset.describe(place if source.indices is None else int(source.indices[place]))
-    return "/".join(Path(name).parts[-2:])
+    return "/".join(Path(source.dataset.describe(place)).parts[-2:])
 
 
 def report(
@@ -174,15 +171,10 @@ def report(
             file.parent.mkdir(parents=True, exist_ok=True)
             sheet(n, samples, train, held_out).save(file)
     sources = {"samples": samples.describe(), "train": train.describe(), "held_out": held_out.describe()}
-    write_json({**sources, "spaces": content}, out / "neighbours.json")
-    save_figure(draw(results), out / "neighbours.png")
-    Console().print(table(results))
-    for n in results:
-        print(f"{n.result.space}: {n.result.verdict}")
-    doubles = int((results[0].real.train[:, 0] == 0).sum())
-    if doubles:
-        print(f"note: {doubles} held-out images are training images as well, and say nothing about memorisation")
-    print(f"numbers and sheets in {out}")
+    lines = [f"{n.result.space}: {n.result.verdict}" for n in results]
+    if doubles := int((results[0].real.train[:, 0] == 0).sum()):
+        lines.append(f"note: {doubles} held-out images are training images as well, and say nothing about memorisation")
+    publish(out, "neighbours", {**sources, "spaces": content}, draw(results), table(results), *lines)
 
 
 def run_neighbours(
@@ -205,11 +197,9 @@ def run_neighbours(
         most: training images, and held-out images, at most; more are thinned out at random.
     """
     request = request or Request()
-    if most < 2:
-        raise UserError(f"--most {most}: must be at least 2")
     with processes():
         with failing_together():
-            subject = open_subject(samples, count, request, image_size=None, split="test")
+            subject = open_subject(samples, count, request)
             seen, unseen = training_and_held_out(_data(samples, train, subject), held_out)
             chosen = choices(features, inception)
         device = pick_device(request.device)

@@ -12,25 +12,24 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from epg.analysis.search import golden_section
 from epg.checkpoint import export
 from epg.checkpoint.checkpoint import find
-from epg.checkpoint.loading import read
-from epg.distributed import failing_together, rank
+from epg.checkpoint.loading import Trained, open_weights
+from epg.distributed import failing_together, from_first, rank
 from epg.errors import ArtefactError, UserError
 from epg.evaluation import receipt
 from epg.evaluation.bench import Bench, Options, open_bench
-from epg.evaluation.output import from_first
 from epg.evaluation.periodic import default_metric
 from epg.evaluation.receipt import Receipt
 from epg.evaluation.sources import GeneratorSource
-from epg.evaluation.subjects import Subject, open_subject
+from epg.evaluation.subjects import DEFAULT_COUNT, Subject, generated
+from epg.pipeline.folder import Saved
 from epg.sampling import Request, changed
 from epg.storage.artefact import digest_of
 from epg.training.synthesis import synthesise
 
 FOLDER = "sweep"
-DIGITS = 4  # decimals of a golden-section search: finer settings are not worth a point of their own
+DIGITS = 4  # decimals of a search: finer settings are not worth a point of their own
 
 
 @dataclass(frozen=True)
@@ -116,33 +115,32 @@ class Sweep:
     """On the first process."""
     fresh: int = 0
     """Points that were not in the folder already."""
-    _subject: tuple[Point, Subject] | None = None
+    _run: Trained | Saved | None = None
+    _subjects: dict[Point, Subject] = field(default_factory=dict)
+    """The one with the weights of the last point."""
     _bench: Bench | None = None
 
     def check(self, points: Sequence[Point]) -> None:
         """Raises UserError for a point that cannot be sampled, before any is: each may take an hour."""
-        subject, _ = self._opened(points[0].weights)
-        assert isinstance(subject.source, GeneratorSource)
-        model = subject.source.model
+        model = self._opened(points[0].weights).opened.model
         for point in points:
             changed(model, point.changes(model.sampling.interval))
         with failing_together():
             for ema in {point.ema for point in points} - {None, points[0].ema}:
-                read(self.run, ema)
+                self._weights(Point(ema))
 
     def measure(self, point: Point, metric: str | None = None) -> float:
         """Evaluates a point, or reads its receipt; the metric (the smaller the better) on every process."""
-        subject, place = self._opened(point.weights)
-        own = subject.source
-        assert isinstance(own, GeneratorSource)
-        sampling = changed(own.model, point.changes(own.model.sampling.interval))
-        source = replace(own, sampling=sampling)
+        own = self._opened(point.weights)
+        sampling = changed(own.opened.model, point.changes(own.opened.model.sampling.interval))
+        source = replace(own, opened=replace(own.opened, sampling=sampling))
+        subject = replace(self._subjects[point.weights], source=source)
         if self._bench is None:
             self._bench = open_bench(subject, str(self.run), self.reference, self.words, self.request.ema, self.options)
         file = self.out / f"{point.name}_{self._key(source, self._bench)}.json"
-        known, found = self._known(file)
-        if not known:
-            found = self._bench.judge(replace(subject, source=source))
+        found = known(file) if rank() == 0 else None
+        if not from_first(found is not None):
+            found = self._bench.judge(subject)
             self.fresh += 1
             with failing_together():
                 if found is not None:
@@ -150,59 +148,69 @@ class Sweep:
         value = 0.0
         with failing_together():
             if found is not None:
-                command = " ".join(["epg sample", str(place), *flags(point, sampling.interval)])
+                command = " ".join(["epg sample", str(self._place(point)), *flags(point, sampling.interval)])
                 self.results[point] = Result(point, found, command)
                 chosen = metric or default_metric(found)
                 number = metric_of(found, chosen)
                 value = number if found.metrics[chosen].better == "lower" else -number
         return float(from_first(value))
 
-    def _opened(self, weights: Point) -> tuple[Subject, Path]:
-        """The generator with certain weights (kept until others are asked for), and where they are."""
-        place = self.run if weights.width is None else self._synthesised(weights.width)
-        if self._subject is None or self._subject[0] != weights:
-            request = replace(self.request, ema=weights.ema)
+    def _opened(self, weights: Point) -> GeneratorSource:
+        """The generator with certain weights, which is kept until others are asked for."""
+        if weights not in self._subjects:
             with failing_together():
-                subject = open_subject(str(place), self.count, request, image_size=None, split="test")
-                if not isinstance(subject.source, GeneratorSource):
-                    raise UserError(f"{place}: no generator; a sweep takes a run folder, checkpoint or export")
-            self._subject = weights, subject
-        return self._subject[1], place
+                if weights.width is not None and rank() == 0:
+                    self._synthesise(weights.width)
+            with failing_together():
+                request = replace(self.request, count=self.count or DEFAULT_COUNT)
+                subject = generated(str(self._place(weights)), request, self._weights(weights))
+            self._subjects = {weights: subject}
+        source = self._subjects[weights].source
+        assert isinstance(source, GeneratorSource)
+        return source
 
-    def _synthesised(self, width: float) -> Path:
-        """The export with a power-function average, made unless it is there for the newest step."""
-        place = self.out / f"power-{width:g}"
-        with failing_together():
-            if rank() == 0:
-                found = export.read(place) if export.is_export(place) else None
-                if found is None or found.step != find(self.run).step:
-                    synthesise(self.run, width, place)
-        return place
+    def _place(self, weights: Point) -> Path:
+        return self.run if weights.width is None else self.out / f"power-{weights.width:g}"
+
+    def _weights(self, weights: Point) -> Trained | Saved:
+        """The weights themselves; the run's checkpoint is verified once."""
+        if weights.width is not None:
+            return open_weights(self._place(weights))
+        if self._run is None:
+            self._run = open_weights(self.run)
+        if weights.ema is None:
+            return self._run
+        return self._run.other(weights.ema) if isinstance(self._run, Trained) else open_weights(self.run, weights.ema)
+
+    def _synthesise(self, width: float) -> None:
+        """Makes the export with a power-function average, unless it is there for the newest step."""
+        place = self._place(Point(width=width))
+        found = export.read(place) if export.is_export(place) else None
+        if found is None or found.step != find(self.run).step:
+            synthesise(self.run, width, place)
 
     def _key(self, source: GeneratorSource, bench: Bench) -> str:
         """Whatever else the numbers depend on."""
-        settings = {k: v for k, v in source.describe().items() if k not in ("nfe", "name")}
+        against = bench.against
         told: dict[str, Any] = {
             "count": source.count,
-            "samples": settings,
+            "samples": {k: v for k, v in source.describe().items() if k not in ("nfe", "name")},
             "words": self.words,
             "seed": self.options.seed,
+            "extractors": [(e.name, e.sha256) for e in bench.extractors],
+            "reference": against and (against.manifest.get("pixels") or against.sha256),
+            "kept": against and against.manifest.get("kept"),
         }
-        told["extractors"] = [(e.name, e.sha256) for e in bench.extractors]
-        manifest = bench.against.manifest if bench.against is not None else {}
-        told["reference"] = manifest.get("pixels") or (bench.against.sha256 if bench.against else "")
-        told["kept"] = manifest.get("kept")
         return digest_of({}, json.dumps(from_first(told), sort_keys=True))[:8]
 
-    def _known(self, file: Path) -> tuple[bool, Receipt | None]:
-        """Whether an earlier sweep left a receipt, which all processes agree on, and on the first one the receipt."""
-        found = None
-        if rank() == 0 and file.is_file():
-            try:
-                found = receipt.read(file)
-            except ArtefactError as error:
-                print(f"note: {error}; evaluated again")
-        return bool(from_first(found is not None)), found
+
+def known(file: Path) -> Receipt | None:
+    """The receipt that an earlier sweep left; None where there is none, or a damaged one."""
+    try:
+        return receipt.read(file) if file.is_file() else None
+    except ArtefactError as error:
+        print(f"note: {error}; evaluated again")
+        return None
 
 
 def metric_of(found: Receipt, metric: str) -> float:
@@ -221,7 +229,7 @@ def flags(point: Point, interval: tuple[float, float]) -> list[str]:
 
 
 def search(sweep: Sweep, axes: Axes, metric: str | None, tolerance: float) -> None:
-    """Golden section over the one setting that has a range, at every value of the others.
+    """Golden section and parabolas (Brent) over the one setting that has a range; both of its ends are tried as well.
 
     Raises UserError unless exactly one continuous setting has two values, the ends of the range.
     """
@@ -234,9 +242,12 @@ def search(sweep: Sweep, axes: Axes, metric: str | None, tolerance: float) -> No
     name = wide[0]
     low, high = sorted(getattr(axes, name))
 
+    from scipy.optimize import minimize_scalar
+
     def f(x: float) -> float:
         at: dict[str, Any] = {name: (round(x, DIGITS),)}
         (point,) = replace(axes, **at).grid()
         return sweep.measure(point, metric)
 
-    golden_section(f, low, high, tolerance)
+    f(low), f(high)  # a minimum at the edge is then found, and can be told as one
+    minimize_scalar(f, bounds=(low, high), method="bounded", options={"xatol": tolerance / 2})

@@ -5,16 +5,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from epg.analysis.compare import CLEAR
-from epg.analysis.compare_report import text
+from epg.analysis.compare import CLEAR, FLOOR, clearly
+from epg.analysis.compare_report import text, titled
+from epg.analysis.report import new_figure, publish
 from epg.analysis.sweep import FOLDER, Axes, Point, Result, Sweep, metric_of, search
 from epg.distributed import processes
 from epg.errors import UserError
 from epg.evaluation.bench import Options
-from epg.evaluation.output import new_figure, save_figure, write_json
 from epg.evaluation.periodic import default_metric
 from epg.sampling import Request
 
@@ -68,24 +67,14 @@ def report(results: Sequence[Result], axes: Axes, metric: str | None, out: Path,
     """Prints the table and the best settings; writes `sweep.json` and `sweep.png`. Returns the results, best first."""
     metric = metric or default_metric(results[0].receipt)
     ranked = rank_by(results, metric)
-    settings = {"metric": metric, "better": ranked[0].receipt.metrics[metric].better}
-    points = [
-        {
-            **asdict(r.point),
-            "command": r.command,
-            "metrics": {key: n.model_dump() for key, n in r.receipt.metrics.items()},
-        }
-        for r in ranked
-    ]
-    write_json({**settings, "points": points}, out / "sweep.json")
-    save_figure(draw(results, axes, metric), out / "sweep.png")
-    Console().print(table(results, axes, metric))
     best = ranked[0]
     number = best.receipt.metrics[metric]
-    print(f"{len(results)} points, {fresh} of them new. Best {number.name}: {text(number)}, with\n  {best.command}")
-    for note in notes(ranked, axes, metric):
-        print(f"note: {note}")
-    print(f"receipts, sweep.json and sweep.png in {out}")
+    metrics = [{key: n.model_dump() for key, n in r.receipt.metrics.items()} for r in ranked]
+    points = [{**asdict(r.point), "command": r.command, "metrics": m} for r, m in zip(ranked, metrics, strict=True)]
+    content = {"metric": metric, "better": number.better, "points": points}
+    told = f"{len(results)} points, {fresh} of them new. Best {number.name}: {text(number)}, with\n  {best.command}"
+    lines = told, *(f"note: {note}" for note in notes(ranked, axes, metric)), f"receipts in {out}"
+    publish(out, "sweep", content, draw(results, axes, metric), table(results, axes, metric), *lines)
     return ranked
 
 
@@ -103,17 +92,13 @@ def notes(ranked: Sequence[Result], axes: Axes, metric: str) -> list[str]:
         value, values = getattr(best.point, name), getattr(axes, name)
         if value is not None and value in (min(values), max(values)):
             found.append(f"the best --{name.replace('_', '-')}, {value:g}, is at the edge of what was tried: widen it")
-    if close := [r for r in others if _tied(best, r, metric)]:
+    number = best.receipt.metrics[metric]
+    if close := [r for r in others if not clearly(r.receipt.metrics[metric], number)]:
         found.append(
             f"{len(close)} more within {CLEAR:g} standard errors; all share noise and labels, so their "
             "order is surer than that, but confirm the best with another --seed or a larger --count"
         )
     return found
-
-
-def _tied(a: Result, b: Result, metric: str) -> bool:
-    x, y = a.receipt.metrics[metric], b.receipt.metrics[metric]
-    return abs(x.value - y.value) < CLEAR * ((x.error or 0) ** 2 + (y.error or 0) ** 2) ** 0.5
 
 
 def order(point: Point) -> tuple[float, ...]:
@@ -123,7 +108,7 @@ def order(point: Point) -> tuple[float, ...]:
 
 def shown_metrics(results: Sequence[Result], metric: str) -> list[str]:
     """The one that decides, and others."""
-    keys = [key for key in results[0].receipt.metrics if not key.endswith("_floor")]
+    keys = [key for key in results[0].receipt.metrics if not key.endswith(FLOOR)]
     return [metric, *(key for key in keys if key != metric)][:SHOWN]
 
 
@@ -154,11 +139,10 @@ def draw(results: Sequence[Result], axes: Axes, metric: str) -> "Figure":
             axis.errorbar(x, [n.value for n in numbers], errors, marker="o", markersize=4, capsize=2, label=label)
         if (value := getattr(best.point, across)) is not None:
             axis.axvline(value, color="grey", linewidth=0.8, linestyle=":")
-        floor = best.receipt.metrics.get(f"{key}_floor")
+        floor = best.receipt.metrics.get(key + FLOOR)
         if floor is not None:
             axis.axhline(floor.value, color="grey", linewidth=0.8, linestyle="--")
-        number = best.receipt.metrics[key]
-        axis.set_title(f"{number.name} {'↑' if number.better == 'higher' else '↓'}", fontsize=9)
+        axis.set_title(titled(best.receipt.metrics[key]), fontsize=9)
         axis.set(xlabel=across.replace("_", " "))
         axis.grid(alpha=0.3)
         if len(axes.varied) > 1:

@@ -1,4 +1,4 @@
-"""From a run folder, checkpoint, export, pipeline folder or Hub repository to a `Generator` with the weights to use."""
+"""Weights to use, verified and opened once: of a run folder, checkpoint, export, pipeline folder or Hub repository."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from epg.checkpoint import export
-from epg.checkpoint.checkpoint import find
+from epg.checkpoint.checkpoint import Checkpoint, find
 from epg.config.settings import RunConfig, parse
 from epg.errors import ArtefactError
 from epg.generator import Generator
@@ -48,17 +48,17 @@ def load(path: str | Path, *, ema: float | None = None, device: torch.device | s
     Raises:
         ArtefactError: nothing valid there, a pre-trained encoder, or a decay it does not have.
     """
+    return open_weights(path, ema).generator(device)
+
+
+def open_weights(path: str | Path, ema: float | None = None) -> "Trained | pipeline.Saved":
+    """What `load` takes, verified, with all that is recorded of it; raises what `load` does, but of an encoder."""
     place = hub.local(path)
-    if pipeline.is_pipeline(place):
-        if ema is not None:
-            raise ArtefactError(f"{path}: a pipeline folder holds one set of weights; leave out --ema")
-        return pipeline.read(place).generator(device)
-    trained = read(place, ema)
-    if not trained.config.objective.samples:
-        raise ArtefactError(
-            f"{path}: a pre-trained encoder cannot sample. Fine-tune it first: epg finetune RECIPE --encoder {path}"
-        )
-    return trained.generator(device)
+    if not pipeline.is_pipeline(place):
+        return read(place, ema)
+    if ema is not None:
+        raise ArtefactError(f"{path}: a pipeline folder holds one set of weights; leave out --ema")
+    return pipeline.read(place)
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,20 @@ class Trained:
     class_counts: tuple[int, ...]
     tensors: Callable[[], dict[str, Tensor]]
     """The network's state dict, on the CPU: an EPG's, or an RCM's after pre-training. Raises ArtefactError."""
+    checkpoint: Checkpoint | None = None
+    """That the weights are of; None of an export, or a file of the release."""
+
+    def other(self, ema: float | None) -> "Trained":
+        """The weights of another decay in the same checkpoint, which is not verified again. Raises ArtefactError."""
+        return read(self.path, ema) if self.checkpoint is None else of_checkpoint(self.checkpoint, ema)
 
     def generator(self, device: torch.device | str = "cpu") -> Generator:
         """The generator of stage 2, ready to sample; it needs no `torch.no_grad()`. Raises ArtefactError."""
+        if not self.config.objective.samples:
+            raise ArtefactError(
+                f"{self.path}: a pre-trained encoder cannot sample. Fine-tune it first: epg finetune RECIPE --encoder "
+                f"{self.path}"
+            )
         with without_numbers():
             network = build_epg(self.config.model, self.config.data, self.config.gaussians)
         weights = self.tensors()
@@ -104,11 +115,17 @@ def read(path: Path, ema: float | None = None) -> Trained:
             exported.class_counts,
             exported.tensors,
         )
-    found = find(path)
+    return of_checkpoint(find(path), ema)
+
+
+def of_checkpoint(found: Checkpoint, ema: float | None = None) -> Trained:
+    """The weights to use of a checkpoint. Raises ArtefactError."""
     config = parse(found.state["config"], str(found.path))
     kind = config.weights if ema is None else kind_of(ema)
     if kind != "model" and kind not in found.groups:
-        raise ArtefactError(f"{path}: no {described(ema)}; it has {config.training.ema or 'none'}, and 0, as trained")
+        raise ArtefactError(
+            f"{found.path}: no {described(ema)}; it has {config.training.ema or 'none'}, and 0, as trained"
+        )
 
     def network_tensors() -> dict[str, Tensor]:
         state = found.tensors("model")
@@ -116,7 +133,7 @@ def read(path: Path, ema: float | None = None) -> Trained:
 
     tensors = network_tensors if kind == "model" else partial(found.tensors, kind)
     names, counts = tuple(found.state["class_names"]), tuple(found.state["class_counts"])
-    return Trained(found.path, config, found.step, kind, names, counts, tensors)
+    return Trained(found.path, config, found.step, kind, names, counts, tensors, found)
 
 
 def kind_of(ema: float) -> str:

@@ -13,7 +13,7 @@ class Compare:
     receipts: tyro.conf.Positional[tuple[Path, ...]]
     """JSON files, or run folders (their evaluation.json)."""
     out: tuple[Path, ...] = ()
-    """Files to write, in the format of their ending: .md, .csv, .json, .png (figure with error bars)."""
+    """Files to write, in the format of their ending: .md, .json, .png (figure with error bars)."""
 
     def __call__(self) -> None:
         from epg.analysis.compare_report import run_compare

@@ -2,18 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from epg.cli.drawing import Drawing
 from epg.cli.numbers import BatchSize, Compared, Images, Seed, Side
 from epg.cli.paths import Place
+from epg.evaluation.measures import METRICS, help_text, known
 
 Background = str | None
 Range = tuple[float, float] | None
 Resize = Literal["adm", "exact"] | None
-Metric = Literal["fid", "sfid", "is", "fd", "pr", "dc", "kid", "mmd", "accuracy"]
+Metrics = Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join(METRICS)}}}")]
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,7 @@ class Evaluate(Drawing):
     layout; a folder of images; or a data set."""
     reference: Place | None = None
     """A data set, a folder made by `epg reference`, or an .npz of ADM's; a run's own training images if not given."""
-    metrics: tuple[Metric, ...] = ()
-    """fid, sfid, is (Inception score), fd (Frechet distance of other features), pr (precision and recall), dc (density
-    and coverage), kid, mmd, accuracy (recognised classes); the usual ones of --features if not given."""
+    metrics: Annotated[Metrics, tyro.conf.arg(help=f"The usual ones of --features if not given.{help_text()}")] = ()
     features: tuple[str, ...] = ()
     """inception, efficientnet (extra eval-offline), classifier (trained on the labelled reference), encoder=RUN,
     dinov2, clip (both also with =FOLDER);
@@ -66,7 +65,7 @@ class Evaluate(Drawing):
         run_evaluate(
             self.samples,
             self.reference,
-            self.metrics or None,
+            known(self.metrics) or None,
             self.count,
             self.request(),
             Options(**{name: getattr(self, name) for name in names}, pixels=pixels_of(self)),

@@ -40,7 +40,7 @@ class Probe:
     device: str = "auto"
 
     def __call__(self) -> None:
-        from epg.analysis.probe_report import run_probe
+        from epg.analysis.probe import run_probe
 
         run_probe(
             self.encoder,
@@ -129,7 +129,7 @@ class Denoising:
     device: str = "auto"
 
     def __call__(self) -> None:
-        from epg.analysis.denoising_report import run_denoising
+        from epg.analysis.denoising import run_denoising
 
         run_denoising(
             self.model,

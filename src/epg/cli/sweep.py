@@ -6,9 +6,10 @@ from typing import ClassVar
 
 import tyro
 
-from epg.cli.evaluate import Metric
+from epg.cli.evaluate import Metrics
 from epg.cli.numbers import BatchSize, Compared, Decay, Seed
 from epg.cli.paths import Place
+from epg.evaluation.measures import known
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ class Sweep:
     width: tuple[float, ...] = ()
     """Relative widths of power-function averages, made after training from those the run kept (see `epg ema`)."""
     golden: bool = False
-    """Search between the two values of one setting (golden section) instead of trying a grid."""
+    """Search between the two values of one setting (golden section, parabolas) instead of trying a grid."""
     tolerance: float = 0.05
     """Where --golden ends: the width of the interval that the best lies in."""
     metric: str | None = None
     """Key of the receipts by which the best is chosen: fid, fd_classifier, precision...; FID or the first Frechet
     distance if not given."""
-    metrics: tuple[Metric, ...] = ()
+    metrics: Metrics = ()
     """What is computed, as for `epg evaluate`."""
     features: tuple[str, ...] = ()
     """inception, efficientnet, classifier, encoder=RUN, as for `epg evaluate`."""
@@ -72,7 +73,7 @@ class Sweep:
             tolerance=self.tolerance,
             count=self.count,
             reference=self.reference,
-            words=self.metrics or None,
+            words=known(self.metrics) or None,
             request=Request(seed=self.seed, batch_size=self.batch_size, device=self.device),
             options=Options(
                 self.features, self.inception, seed=self.seed, batch_size=self.batch_size, device=self.device

@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
 
 from epg import progress
 from epg.config.sections import DataConfig
 from epg.data.base import ImageDataset, NoSplitError
+from epg.data.configured import open_training_data
 from epg.data.rules import RULES, PixelRules, check_rules
-from epg.distributed import failing_together, pick_device, rank, world_size
+from epg.distributed import failing_together, from_first, pick_device, rank
 from epg.errors import UserError
 from epg.evaluation import reference_files
 from epg.evaluation.evaluate import evaluate
@@ -20,6 +20,7 @@ from epg.evaluation.extractors import IN_DOMAIN, Choice, Extractor, choices, ope
 from epg.evaluation.extractors.indomain import with_held_out
 from epg.evaluation.extractors.weights import cache_folder
 from epg.evaluation.measures import choose
+from epg.evaluation.npz import NpzSource
 from epg.evaluation.receipt import Number, Receipt
 from epg.evaluation.reference import KEPT, Reference, make_reference
 from epg.evaluation.sources import DatasetSource
@@ -67,14 +68,15 @@ class Real:
     """The data set that samples are compared with, and images it does not contain."""
 
     name: str
+    split: str
     train: ImageDataset
     held_out: ImageDataset | None
     """None where the set has no such split and no features need one."""
-    details: dict[str, str] = field(default_factory=dict)
 
     @property
-    def source(self) -> DatasetSource:
-        return DatasetSource(self.train, self.name, details=self.details)
+    def labelled(self) -> tuple[ImageDataset, ImageDataset] | None:
+        """What a classifier is trained on, and what it is tested on."""
+        return (self.train, self.held_out) if self.held_out is not None and self.train.num_classes >= 2 else None
 
 
 @dataclass(frozen=True)
@@ -100,15 +102,35 @@ class Bench:
                 batch_size=self.options.batch_size,
                 seed=self.options.seed,
                 on_progress=report,
-                warnings=[*subject.warnings, *_doubts(subject, self.real)],
+                warnings=[*subject.warnings, *self._doubts(subject)],
             )
         count = subject.source.count
         if count not in self.floors:
-            self.floors[count] = _floors(self.real, self.against, self.extractors, count, self.options)
+            self.floors[count] = self._floors(count)
         if receipt is None:
             return None
         floors = {key: n for key, n in self.floors[count].items() if key.removesuffix("_floor") in receipt.metrics}
         return receipt.model_copy(update={"metrics": receipt.metrics | floors})
+
+    def _doubts(self, subject: Subject) -> list[str]:
+        """What the receipt should say about samples and reference together."""
+        if self.real is None or self.real.train.fingerprint() == subject.trained_on:
+            return []
+        other = [] if subject.trained_on is None else ["the run was trained on other images than this reference"]
+        return other + [f"reference: {line}" for line in self.real.train.treatment("--")]
+
+    def _floors(self, count: int) -> dict[str, Number]:
+        """With in-domain features: the Frechet distance of `count` real images that the reference lacks."""
+        measured = [e for e in self.extractors if e.name in IN_DOMAIN]
+        if self.real is None or self.real.held_out is None or not measured:
+            return {}
+        held_out = some_of(self.real.held_out, f"{self.real.name}, held out", count)
+        with reporting("floor") as report:
+            size = self.options.batch_size
+            found = evaluate(held_out, self.against, measured, ["fd"], batch_size=size, on_progress=report)
+        told = f"of {held_out.count} real held-out images"
+        numbers = {} if found is None else found.metrics
+        return {f"{key}_floor": n.model_copy(update={"name": f"{n.name} {told}"}) for key, n in numbers.items()}
 
 
 def open_bench(
@@ -126,70 +148,54 @@ def open_bench(
         reference: a data set, a saved reference or ADM's; None takes a run's own training images.
     """
     with failing_together():
-        place = reference or _own_data(samples, subject)
+        place = reference or subject.data
+        if place is None:
+            raise UserError(
+                f"--reference: what shall {samples} be compared with? A data set, a folder made by `epg reference`, or "
+                "one of ADM's .npz files"
+            )
         real = _real(place, subject, options)
         chosen = _features(samples, subject, place, real, options)
         real = _with_held_out(real, chosen)
-        if words is not None:
-            _refuse_early(words, chosen)
+        choose(words, [choice.name for choice in chosen])  # before weights are fetched and classifiers trained
     extractors = open_extractors(chosen, real, ema, options)
     return Bench(real, extractors, _reference(place, real, extractors, options), words, options)
-
-
-def _own_data(samples: str, subject: Subject) -> str | DataConfig:
-    if subject.data is None:
-        raise UserError(
-            f"--reference: what shall {samples} be compared with? A data set, a folder made by `epg reference`, or one "
-            "of ADM's .npz files"
-        )
-    return subject.data
 
 
 def _real(place: str | DataConfig, subject: Subject, options: Options) -> Real | None:
     """The reference as images, or None where it is a file of statistics."""
     channels, size, _ = subject.source.shape
     if isinstance(place, DataConfig):
-        from epg.data.configured import open_training_data
-
-        train = open_training_data(place)
-        try:
-            held_out = open_training_data(place, split="test")
-        except NoSplitError:
-            held_out = None
-        return _of_one_kind(Path(place.source).name, train, held_out, "train")
-    if place.endswith(".npz") or reference_files.is_saved(Path(place)):
+        name, split = Path(place.source).name, "train"
+        opened = partial(open_training_data, place)
+    elif place.endswith(".npz") or reference_files.is_saved(Path(place)):
         return None
-    split = options.split or only_split(place) or "train"
-    rules = options.rules(subject.rules)
-    train = open_whole(place, image_size=size, channels=channels, split=split, rules=rules)
+    else:
+        name, split = Path(place).name, options.split or only_split(place) or "train"
+        rules = options.rules(subject.rules)
+        opened = partial(open_whole, place, image_size=size, channels=channels, rules=rules)
+    train = opened(split=split)
     try:
-        other = "train" if split != "train" else "test"
-        held_out = open_whole(place, image_size=size, channels=channels, split=other, rules=rules)
+        held_out: ImageDataset | None = opened(split="test" if split == "train" else "train")
     except NoSplitError:
         held_out = None
-    return _of_one_kind(Path(place).name, train, held_out, split)
-
-
-def _of_one_kind(name: str, train: ImageDataset, held_out: ImageDataset | None, split: str) -> Real:
-    """Without held-out images where they lack the labels that the others have: they could test no classifier."""
     if held_out is not None and train.num_classes and not held_out.num_classes:
-        held_out = None
-    return Real(name, train, held_out, {"split": split})
+        held_out = None  # without the labels that the others have, no classifier could be tested
+    return Real(name, split, train, held_out)
 
 
 def _with_held_out(real: Real | None, chosen: Sequence[Choice]) -> Real | None:
     """For in-domain features a fifth of the images is set aside where there is no other split; FID takes them all."""
     if real is None or real.held_out is not None or not any(choice.name in IN_DOMAIN for choice in chosen):
         return real
-    if len(real.train) < FEWEST_TO_SPLIT:
-        if any(choice.name == "classifier" for choice in chosen):
-            raise UserError(
-                f"--features classifier: {real.name} has {len(real.train)} images, too few to train on and to test; at "
-                f"least {FEWEST_TO_SPLIT} are needed"
-            )
-        return real
-    train, held_out = with_held_out(real.train)
-    return Real(real.name, train, held_out, {"split": f"four fifths of {real.details['split']}"})
+    if len(real.train) >= FEWEST_TO_SPLIT:
+        return Real(real.name, f"four fifths of {real.split}", *with_held_out(real.train))
+    if any(choice.name == "classifier" for choice in chosen):
+        raise UserError(
+            f"--features classifier: {real.name} has {len(real.train)} images, too few to train on and to test; at "
+            f"least {FEWEST_TO_SPLIT} are needed"
+        )
+    return real
 
 
 def _features(
@@ -197,33 +203,28 @@ def _features(
 ) -> list[Choice]:
     """What the user asks for, or what fits the reference and needs no download."""
     words = list(options.features)
-    if not words and isinstance(place, str) and reference_files.is_saved(Path(place)):
-        saved = list(reference_files.load(Path(place)).statistics)
-        if "encoder" in saved:
+    if words:
+        pass
+    elif isinstance(place, str) and reference_files.is_saved(Path(place)):
+        words = list(reference_files.load(Path(place)).statistics)
+        if "encoder" in words:
             raise UserError("--features encoder=RUN: this reference has features of an encoder; of which run?")
-        words = saved
-    elif not words and (real is None or options.inception is not None):
+    elif real is None or options.inception is not None:
         words = ["inception"]
-    elif not words:
-        assert real is not None
-        words = ["classifier" if real.train.num_classes >= 2 else f"encoder={samples}"]
-        if real.train.num_classes < 2 and subject.data is None:
-            raise UserError("--features: which? inception, or encoder=RUN for the encoder of a run on this data")
+    elif real.train.num_classes >= 2:
+        words = ["classifier"]
+    elif subject.data is None:
+        raise UserError("--features: which? inception, or encoder=RUN for the encoder of a run on this data")
+    else:
+        words = [f"encoder={samples}"]
     return choices(words, options.inception)
-
-
-def _refuse_early(words: Sequence[str], chosen: Sequence[Choice]) -> None:
-    """Before weights are fetched and classifiers trained."""
-    choose(words, [Extractor(choice.name, "", "", lambda images: {}) for choice in chosen])
 
 
 def open_extractors(
     chosen: Sequence[Choice], real: Real | None, ema: float | None, options: Options
 ) -> list[Extractor]:
     """Every process must call it: classifiers are trained where they are not in the cache."""
-    labelled = None
-    if real is not None and real.held_out is not None and real.train.num_classes >= 2:
-        labelled = real.train, real.held_out
+    labelled = None if real is None else real.labelled
     device = pick_device(options.device)
     extractors = []
     for choice in chosen:
@@ -237,64 +238,27 @@ def _reference(
 ) -> Reference | None:
     """Statistics from a file, from the cache, or computed now; all processes must call it."""
     if real is None:
-        assert isinstance(place, str)
-        file = Path(place)
-        if not place.endswith(".npz"):
+        file = Path(str(place))
+        if file.suffix != ".npz":
             with failing_together():
                 return reference_files.load(file)
         with reporting("reference") as report:
             if reference_files.is_adm(file):
                 return reference_files.load_adm(file, extractors, batch_size=options.batch_size, on_progress=report)
-            from epg.evaluation.npz import NpzSource
-
             return make_reference(NpzSource(file), extractors, batch_size=options.batch_size, on_progress=report)
     judges = [f"{e.name} {e.sha256}" for e in extractors]
     key = digest_of({}, real.train.fingerprint(), *judges, str(options.kept), VERSION)
     cached = cache_folder() / "references" / key[:32]
     found = reference_files.load_cached(cached) if options.cache and rank() == 0 else None
-    hit = [found is not None]
-    if world_size() > 1:
-        dist.broadcast_object_list(hit)
-    if hit[0]:
+    if from_first(found is not None):
         return found
+    source = DatasetSource(real.train, real.name, details={"split": real.split})
     with reporting("reference") as report:
-        made = make_reference(
-            real.source, extractors, kept=options.kept, batch_size=options.batch_size, on_progress=report
-        )
+        size = options.batch_size
+        made = make_reference(source, extractors, kept=options.kept, batch_size=size, on_progress=report)
     if made is not None and options.cache:
         reference_files.save_cached(made, cached)
     return made
-
-
-def _doubts(subject: Subject, real: Real | None) -> list[str]:
-    """What the receipt should say about samples and reference together."""
-    if real is None or real.train.fingerprint() == subject.trained_on:
-        return []
-    other = [] if subject.trained_on is None else ["the run was trained on other images than this reference"]
-    return other + [f"reference: {line}" for line in real.train.treatment("--")]
-
-
-def _floors(
-    real: Real | None,
-    against: Reference | None,
-    extractors: Sequence[Extractor],
-    count: int,
-    options: Options,
-) -> dict[str, Number]:
-    """With in-domain features: the Frechet distance of `count` real images that the reference lacks."""
-    measured = [e for e in extractors if e.name in IN_DOMAIN]
-    if real is None or real.held_out is None or not measured:
-        return {}
-    held_out = some_of(real.held_out, f"{real.name}, held out", count)
-    with reporting("floor") as report:
-        found = evaluate(held_out, against, measured, ["fd"], batch_size=options.batch_size, on_progress=report)
-    if found is None:
-        return {}
-    floors = {}
-    for key, number in found.metrics.items():
-        name = f"{number.name} of {held_out.count} real held-out images"
-        floors[f"{key}_floor"] = number.model_copy(update={"name": name})
-    return floors
 
 
 def reporting(what: str, images: int = 1) -> AbstractContextManager[Report]:

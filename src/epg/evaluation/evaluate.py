@@ -7,15 +7,13 @@ from typing import Any
 from epg.distributed import failing_together, rank
 from epg.errors import UserError
 from epg.evaluation import receipt
-from epg.evaluation.accuracy import accuracy
 from epg.evaluation.extraction import Collector, check_shapes, extract
 from epg.evaluation.extractors.base import LOGITS, Extractor
-from epg.evaluation.measures import ACCURACY, MEASURES, Evidence, Measure, choose
+from epg.evaluation.measures import Evidence, Metric, choose
 from epg.evaluation.receipt import ClassAccuracy, Number, Receipt
 from epg.evaluation.reference import Reference
 from epg.evaluation.sources import ImageSource, Progress, labels_among
 
-FEWEST = 6  # images with five nearest neighbours
 FEW = 10_000  # samples, below which Frechet distances are visibly biased
 
 
@@ -34,7 +32,7 @@ def evaluate(
 
     Args:
         reference: on the first process; it must have statistics of every extractor.
-        words: metrics (`measures.NAMES`); None takes the usual ones of each extractor.
+        words: metrics (`measures.METRICS`); None takes the usual ones of each extractor.
         batch_size: images that a process reads or samples at once; no number depends on it.
         seed: of the subsets of KID.
         warnings: what the receipt should repeat.
@@ -44,9 +42,9 @@ def evaluate(
         DataError: labels that are no classes of the reference.
     """
     started = time.monotonic()
-    chosen = choose(words, extractors)
+    chosen = choose(words, [extractor.name for extractor in extractors])
     if words is None and samples.labels is None:
-        chosen = {name: [word for word in of if word != ACCURACY] for name, of in chosen.items()}
+        chosen = {name: {w: m for w, m in of.items() if m.needs != "labels"} for name, of in chosen.items()}
     with failing_together():
         _check(samples, reference, extractors, chosen)
     collector = Collector()
@@ -57,58 +55,46 @@ def evaluate(
     numbers: dict[str, Number] = {}
     classes: list[ClassAccuracy] = []
     for extractor in extractors:
-        evidence = Evidence(
-            extractor.name, collector.outputs(extractor.name), reference.statistics[extractor.name], seed
-        )
-        for word in chosen[extractor.name]:
-            if word == ACCURACY:
-                number, classes = accuracy(
-                    evidence.outputs[LOGITS], labels_among(samples, *_judges(extractor)), extractor.class_names
-                )
-                numbers[ACCURACY] = number
-            else:
-                numbers |= MEASURES[word].compute(evidence)
-    channels, height, width = samples.shape
+        metrics, statistics = chosen[extractor.name].values(), reference.statistics[extractor.name]
+        labels = _labels(samples, extractor).numpy() if any(m.needs == "labels" for m in metrics) else None
+        evidence = Evidence(extractor, collector.outputs(extractor.name), statistics, labels, seed)
+        for metric in metrics:
+            found, by_class = metric.measure(evidence)
+            numbers, classes = numbers | found, classes + by_class
+    told = {"count": samples.count, "shape": list(samples.shape), "pixels": pixels}
     return Receipt(
         metrics=numbers,
-        samples={
-            "count": samples.count,
-            "shape": [channels, height, width],
-            "pixels": pixels,
-            **samples.describe(),
-        },
+        samples={**told, **samples.describe()},
         reference={"name": reference.name, "sha256": reference.sha256, **reference.manifest},
-        extractors={e.name: _described(e) for e in extractors},
+        extractors={extractor.name: extractor.describe() for extractor in extractors},
         classes=classes,
         warnings=[*warnings, *_notes(samples, reference, extractors, numbers)],
         seed=seed,
-        environment=receipt.environment(),
-        command=receipt.command(),
-        time=receipt.now(),
         seconds=round(time.monotonic() - started, 3),
+        **receipt.circumstances(),
     )
 
 
-def _described(extractor: Extractor) -> dict[str, Any]:
-    told: dict[str, Any] = {"sha256": extractor.sha256, "preprocessing": extractor.preprocessing}
-    if extractor.held_out_accuracy is not None:
-        told["held_out_accuracy"] = extractor.held_out_accuracy
-    return told
+def _labels(samples: ImageSource, extractor: Extractor) -> Any:
+    return labels_among(samples, extractor.class_names, "the reference")
 
 
 def _check(
-    samples: ImageSource, reference: Reference | None, extractors: Sequence[Extractor], chosen: dict[str, list[str]]
+    samples: ImageSource,
+    reference: Reference | None,
+    extractors: Sequence[Extractor],
+    chosen: dict[str, dict[str, Metric]],
 ) -> None:
     """Everything that can be refused before hours of sampling."""
-    words = {word for of in chosen.values() for word in of}
-    if ACCURACY in words and samples.labels is None:
-        raise UserError("--metrics accuracy: these samples have no labels")
-    least = FEWEST if words & {"pr", "dc"} else 2
+    least = max(metric.fewest for of in chosen.values() for metric in of.values())
     if samples.count < least:
         raise UserError(f"--count {samples.count}: these metrics need at least {least} images")
     for extractor in extractors:
-        if ACCURACY in chosen[extractor.name]:
-            labels_among(samples, *_judges(extractor))
+        for word, metric in chosen[extractor.name].items():
+            if metric.needs == "labels":
+                if samples.labels is None:
+                    raise UserError(f"--metrics {word}: these samples have no labels")
+                _labels(samples, extractor)
     check_shapes(samples, extractors)
     if rank() != 0:
         return
@@ -120,16 +106,11 @@ def _check(
             "between sizes measure the scaling; use a reference of the samples' size."
         )
     for extractor in extractors:
-        _fits(reference, extractor, [MEASURES[word] for word in chosen[extractor.name] if word != ACCURACY])
+        _fits(reference, extractor, list(chosen[extractor.name].values()))
 
 
-def _judges(extractor: Extractor) -> tuple[tuple[str, ...], str]:
-    """The classes that a classifier tells apart, and whose they are."""
-    return extractor.class_names, "the reference"
-
-
-def _fits(reference: Reference, extractor: Extractor, measures: Sequence[Measure]) -> None:
-    """Raises UserError where a reference lacks what the measures need, or has it from other weights."""
+def _fits(reference: Reference, extractor: Extractor, metrics: Sequence[Metric]) -> None:
+    """Raises UserError where a reference lacks what the metrics need, or has it from other weights."""
     name, where = extractor.name, f"--reference {reference.name}"
     statistics = reference.statistics.get(name)
     if statistics is None:
@@ -144,18 +125,17 @@ def _fits(reference: Reference, extractor: Extractor, measures: Sequence[Measure
             f"{where}: its {name} features were computed with other preprocessing ({statistics.preprocessing}; now "
             f"{extractor.preprocessing}); make the reference again"
         )
-    missing = {m.output for m in measures if not m.needs_images} - statistics.moments.keys() - {LOGITS}
+    missing = {m.output for m in metrics if m.needs == "moments"} - statistics.moments.keys() - {LOGITS}
     if missing:
         raise UserError(f"{where}: has no statistics of {name}'s {', '.join(missing)} output")
-    if not any(m.needs_images for m in measures):
-        return
-    if statistics.features is not None and len(statistics.features) < FEWEST:
-        raise UserError(f"{where}: has {len(statistics.features)} images; these metrics need at least {FEWEST}")
-    if statistics.features is None:
+    fewest = max((m.fewest for m in metrics if m.needs == "images"), default=0)
+    if fewest and statistics.features is None:
         raise UserError(
             f"{where}: has mean and covariance but no images; precision, recall, density, coverage and kernel "
             "distances need them. Leave these out of --metrics, or use another reference."
         )
+    if statistics.features is not None and len(statistics.features) < fewest:
+        raise UserError(f"{where}: has {len(statistics.features)} images; these metrics need at least {fewest}")
 
 
 def _notes(

@@ -10,12 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from epg.checkpoint import export
-from epg.checkpoint.checkpoint import find
-from epg.checkpoint.handover import hand_over, read_encoder
-from epg.checkpoint.loading import load
+from epg.checkpoint.handover import hand_over, read_encoder, split
+from epg.checkpoint.loading import Trained, read
 from epg.checkpoint.official import read_state_dict, recognise
-from epg.config.settings import RunConfig, parse
+from epg.config.settings import RunConfig
 from epg.data.normalize import Normalizer
 from epg.networks.build import build_encoder
 from epg.networks.encoder import CLS, PATCHES, Encoder
@@ -93,26 +91,25 @@ def open_encoder(
 
     Raises ArtefactError where there is no encoder, or one of unknown architecture.
     """
-    if path.is_file():
-        weights = read_state_dict(path)
-        config = recognise(weights, path, None, recipe)
-        classes = weights.get("class_embed.weight")
-        condition = None if classes is None else classes[-1].float().to(device)
-    else:
-        config, condition = config_of(path), None
-        if config.objective.samples:
-            network = load(path, ema=ema, device=device).denoiser.network
-            if network.class_embedding is not None:
-                condition = network.class_embedding.weight[network.null_class].detach()
-            return NoisyEncoder(str(path), network.encoder, config, condition)
+    if not path.is_file():
+        return encoder_of(read(path, ema), device)
+    weights = read_state_dict(path)
+    config = recognise(weights, path, None, recipe)
+    classes = weights.get("class_embed.weight")
     encoder = build_encoder(config.model, config.data)
     hand_over(encoder, read_encoder(path, config))
+    condition = None if classes is None else classes[-1].float().to(device)
     return NoisyEncoder(str(path), encoder.eval().to(device), config, condition)
 
 
-def config_of(path: Path) -> RunConfig:
-    """The configuration of a run folder, checkpoint or export. Raises ArtefactError."""
-    if export.is_export(path):
-        return export.read(path).config
-    found = find(path)
-    return parse(found.state["config"], str(found.path))
+def encoder_of(trained: Trained, device: torch.device | str = "cpu") -> NoisyEncoder:
+    """The encoder in the weights of a run of any stage. Raises ArtefactError."""
+    name, config = str(trained.path), trained.config
+    if not config.objective.samples:
+        encoder = build_encoder(config.model, config.data)
+        hand_over(encoder, split(trained.path, trained.tensors(), "encoder."))
+        return NoisyEncoder(name, encoder.eval().to(device), config)
+    network = trained.generator(device).denoiser.network
+    table = network.class_embedding
+    condition = None if table is None else table.weight[network.null_class].detach()
+    return NoisyEncoder(name, network.encoder, config, condition)

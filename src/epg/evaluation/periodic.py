@@ -19,15 +19,14 @@ from epg.checkpoint.checkpoint import listing, step_of
 from epg.checkpoint.loading import generator_of
 from epg.config.settings import RunConfig
 from epg.data.base import ImageDataset
-from epg.distributed import all_gather, failing_together, rank, world_size
+from epg.distributed import all_gather, failing_together, from_first, rank, world_size
 from epg.errors import ArtefactError, OutputError, UserError
 from epg.evaluation import receipt
 from epg.evaluation.bench import Bench, Options, open_bench
 from epg.evaluation.evaluate import evaluate
-from epg.evaluation.output import from_first
-from epg.evaluation.receipt import Number, Receipt
+from epg.evaluation.receipt import Receipt
 from epg.evaluation.sources import TensorSource
-from epg.evaluation.subjects import Subject
+from epg.evaluation.subjects import like
 from epg.generator import Generator
 from epg.networks import EPG, RCM
 from epg.objectives.base import Objective
@@ -82,14 +81,14 @@ class PeriodicEvaluation:
         if found is None:
             return {}
         found = found.model_copy(update={"seconds": round(time.perf_counter() - begin, 3)})
-        chosen = self.metric or default_metric(found)
         best = False
         try:
-            if chosen not in found.metrics:
-                choices = ", ".join(found.metrics)
-                warnings.warn(f"--evaluation.best {chosen}: not measured; choose from {choices}", stacklevel=2)
-            elif on_disk and self._checkpoint(step).is_dir() and self._is_best(found.metrics[chosen], chosen):
-                mark(self.run, self._mark(step, chosen, found.metrics[chosen]))
+            mark_here = self._mark(step, found)
+            if mark_here is None:
+                told = f"--evaluation.best {self.metric}: not measured; choose from {', '.join(found.metrics)}"
+                warnings.warn(told, stacklevel=2)
+            elif on_disk and self._checkpoint(step).is_dir() and better(mark_here, best_of(self.run)):
+                mark(self.run, mark_here)
                 best = True
             found.write(self._file(step))
         except (OSError, OutputError) as error:
@@ -112,20 +111,13 @@ class PeriodicEvaluation:
         except ArtefactError:
             return None
 
-    def _is_best(self, number: Number, metric: str) -> bool:
-        held = best_of(self.run)
-        if held is None or held["metric"] != metric:
-            return True
-        return number.value < held["value"] if number.better == "lower" else number.value > held["value"]
-
-    def _mark(self, step: int, metric: str, number: Number) -> Best:
-        return {
-            "step": step,
-            "checkpoint": str(self._checkpoint(step).relative_to(self.run)),
-            "metric": metric,
-            "value": number.value,
-            "better": number.better,
-        }
+    def _mark(self, step: int, found: Receipt) -> Best | None:
+        """The mark that a receipt would set; None where it lacks the metric that decides."""
+        key = self.metric or default_metric(found)
+        if (number := found.metrics.get(key)) is None:
+            return None
+        place = str(self._checkpoint(step).relative_to(self.run))
+        return {"step": step, "checkpoint": place, "metric": key, "value": number.value, "better": number.better}
 
     def _forget_after(self, start: int) -> None:
         """Drops receipts beyond the step that the run continues from, and a mark that they had set."""
@@ -142,14 +134,17 @@ class PeriodicEvaluation:
             return
         best: Best | None = None
         for step in sorted(kept.keys() & on_disk):
-            chosen = self.metric or default_metric(kept[step])
-            number = kept[step].metrics.get(chosen)
-            if number is None:
-                continue
-            sign = 1 if number.better == "lower" else -1
-            if best is None or sign * number.value < sign * best["value"]:
-                best = self._mark(step, chosen, number)
+            again = self._mark(step, kept[step])
+            if again is not None and better(again, best):
+                best = again
         mark(self.run, best) if best is not None or held is not None else None
+
+
+def better(mark: Best, held: Best | None) -> bool:
+    """Whether a mark takes the place of the one that is held."""
+    if held is None or held["metric"] != mark["metric"]:
+        return True
+    return mark["value"] < held["value"] if mark["better"] == "lower" else mark["value"] > held["value"]
 
 
 def default_metric(found: Receipt) -> str:
@@ -243,8 +238,7 @@ def open_evaluation(
                     "them with. Name --evaluation.features encoder=RUN, or --evaluation.reference with inception"
                 )
             features = [f"encoder={encoder}"]
-        shape = (dataset.channels, dataset.image_size, dataset.image_size)
-        subject = Subject(TensorSource(torch.zeros(1, *shape, dtype=torch.uint8)), data=config.data)
+        subject = like(dataset, config.data)
         options = Options(features, seed=config.seed, device=config.training.device)
         bench = open_bench(subject, str(run), wanted.reference, list(wanted.metrics) or None, None, options)
         examination = GeneratorExamination(config, network, dataset.class_names, bench)

@@ -58,7 +58,5 @@ class EncoderExamination:
             reference={"name": "training images", "count": len(self.train.labels), **self.fingerprints},
             extractors={},
             seed=config.seed,
-            environment=receipt.environment(),
-            command=receipt.command(),
-            time=receipt.now(),
+            **receipt.circumstances(),
         )

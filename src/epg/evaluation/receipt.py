@@ -119,9 +119,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def command() -> str:
-    """The command line of this process, as a shell reads it."""
-    return without_home([Path(sys.argv[0]).name, *sys.argv[1:]])
+def circumstances() -> dict[str, Any]:
+    """When, where and by which command (as a shell reads it) a number came about."""
+    return {
+        "environment": environment(),
+        "command": without_home([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "time": now(),
+    }
 
 
 def now() -> str:

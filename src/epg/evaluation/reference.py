@@ -35,7 +35,12 @@ class Statistics:
     @cached_property
     def manifold(self) -> Manifold:
         assert self.features is not None
-        return Manifold(self.features, min(LARGEST_K, len(self.features) - 1))
+        return manifold_of(self.features)
+
+
+def manifold_of(features: NDArray[np.float32]) -> Manifold:
+    """Of features (N, D), with as many neighbours as any metric asks for."""
+    return Manifold(features, min(LARGEST_K, len(features) - 1))
 
 
 @dataclass(frozen=True)

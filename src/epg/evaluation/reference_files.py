@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from epg.checkpoint.manifest import digest
+from epg.checkpoint.manifest import signed
 from epg.errors import ArtefactError, DataError, OutputError, RunLockedError, UserError
 from epg.evaluation.extraction import Collector, extract
 from epg.evaluation.extractors.base import FEATURES, SPATIAL, Extractor
@@ -31,8 +32,27 @@ MANIFEST, TENSORS = "manifest.json", "statistics.safetensors"
 
 def save(reference: Reference, folder: Path) -> None:
     """Writes a folder that `load` reads, in place of a reference that was there. Raises OutputError."""
+    tensors: dict[str, torch.Tensor] = {}
+    described: dict[str, Any] = {}
+    for name, statistics in reference.statistics.items():
+        for output, moments in statistics.moments.items():
+            tensors[f"{name}.{output}.mean"] = torch.from_numpy(moments.mean)
+            tensors[f"{name}.{output}.covariance"] = torch.from_numpy(moments.covariance)
+        if statistics.features is not None:
+            tensors[f"{name}.kept"] = torch.from_numpy(statistics.features)
+        counts = {output: moments.count for output, moments in statistics.moments.items()}
+        described[name] = {"sha256": statistics.sha256, "preprocessing": statistics.preprocessing, "counts": counts}
     with files.replacing_folder(folder, foreign) as temporary:
-        fill(reference, temporary)
+        content = {
+            "format": FORMAT,
+            "kind": KIND,
+            "name": reference.name,
+            "extractors": described,
+            "made": {"time": now(), "environment": environment()},
+            "manifest": reference.manifest,
+            "files": {TENSORS: write_tensors(temporary / TENSORS, tensors)},
+        }
+        write_json(temporary / MANIFEST, signed(content))
 
 
 def foreign(folder: Path) -> str:
@@ -47,33 +67,6 @@ def foreign(folder: Path) -> str:
     return ""
 
 
-def fill(reference: Reference, folder: Path) -> None:
-    """Writes a reference into an empty folder. Raises OSError."""
-    tensors: dict[str, torch.Tensor] = {}
-    described: dict[str, Any] = {}
-    for name, statistics in reference.statistics.items():
-        for output, moments in statistics.moments.items():
-            tensors[f"{name}.{output}.mean"] = torch.from_numpy(moments.mean)
-            tensors[f"{name}.{output}.covariance"] = torch.from_numpy(moments.covariance)
-        if statistics.features is not None:
-            tensors[f"{name}.kept"] = torch.from_numpy(statistics.features)
-        described[name] = {
-            "sha256": statistics.sha256,
-            "preprocessing": statistics.preprocessing,
-            "counts": {output: moments.count for output, moments in statistics.moments.items()},
-        }
-    content = {
-        "format": FORMAT,
-        "kind": KIND,
-        "name": reference.name,
-        "extractors": described,
-        "made": {"time": now(), "environment": environment()},
-        "manifest": reference.manifest,
-        "files": {TENSORS: write_tensors(folder / TENSORS, tensors)},
-    }
-    write_json(folder / MANIFEST, {**content, "digest": digest(content)})
-
-
 def is_saved(path: Path) -> bool:
     """Whether `save` has written this folder."""
     return (path / TENSORS).is_file() and (path / MANIFEST).is_file()
@@ -84,8 +77,7 @@ def load(folder: Path) -> Reference:
     content, _ = read_json(folder / MANIFEST)
     if content.get("kind") != KIND or content.get("format") != FORMAT:
         raise ArtefactError(f"{folder / MANIFEST}: not a reference of this version of epg; make it again")
-    told = content.pop("digest", None)
-    if told != digest(content):
+    if signed(content) != content:
         raise ArtefactError(f"{folder / MANIFEST}: does not match its own checksum; the file is damaged or was changed")
     if fingerprint(folder / TENSORS) != content["files"][TENSORS]:
         raise ArtefactError(f"{folder / TENSORS}: does not match the manifest; the file is damaged")
@@ -93,19 +85,11 @@ def load(folder: Path) -> Reference:
     statistics = {}
     for name, described in content["extractors"].items():
         moments = {
-            output: Moments(
-                count, tensors[f"{name}.{output}.mean"].numpy(), tensors[f"{name}.{output}.covariance"].numpy()
-            )
+            output: Moments(count, *(tensors[f"{name}.{output}.{part}"].numpy() for part in ("mean", "covariance")))
             for output, count in described["counts"].items()
         }
-        kept = tensors.get(f"{name}.kept")
-        statistics[name] = Statistics(
-            name,
-            described["sha256"],
-            described["preprocessing"],
-            moments,
-            None if kept is None else kept.numpy(),
-        )
+        kept = tensors[f"{name}.kept"].numpy() if f"{name}.kept" in tensors else None
+        statistics[name] = Statistics(name, described["sha256"], described["preprocessing"], moments, kept)
     return Reference(content["name"], statistics, content["manifest"], content["files"][TENSORS]["sha256"])
 
 
@@ -175,6 +159,6 @@ def _moments(npz: Npz, mean: str, covariance: str) -> Moments:
             "expected"
         )
     mu, sigma = mu.astype("float64"), sigma.astype("float64")
-    if not (torch.from_numpy(mu).isfinite().all() and torch.from_numpy(sigma).isfinite().all()):
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise DataError(f"{npz.path}: {mean} or {covariance} is not finite")
     return Moments(0, mu, sigma)  # it does not say of how many images

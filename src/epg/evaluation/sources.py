@@ -6,14 +6,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from epg.config.sections import SamplingConfig
 from epg.data.base import ImageDataset
 from epg.data.classes import renumbered, some
 from epg.errors import DataError, UserError
-from epg.generator import Generator
+from epg.sampling.settings import Opened, label_kind
 
 
 class ImageSource(Protocol):
@@ -92,16 +90,15 @@ class TensorSource:
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """The images of a data set, or those at `indices`."""
+    """The images of a data set."""
 
     dataset: ImageDataset
     name: str
-    indices: NDArray[np.int64] | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
-        return len(self.dataset) if self.indices is None else len(self.indices)
+        return len(self.dataset)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -113,19 +110,14 @@ class DatasetSource:
 
     @property
     def labels(self) -> Tensor | None:
-        if self.dataset.num_classes == 0:
-            return None
-        labels = self.dataset.labels if self.indices is None else self.dataset.labels[self.indices]
-        return torch.from_numpy(labels)
+        return torch.from_numpy(self.dataset.labels) if self.dataset.num_classes else None
 
     def read(self, start: int, stop: int) -> Tensor:
-        chosen = range(start, stop) if self.indices is None else self.indices[start:stop]
-        return torch.stack([torch.from_numpy(np.array(self.dataset[int(i)][0])) for i in chosen])
+        return torch.stack([torch.from_numpy(np.array(self.dataset[i][0])) for i in range(start, stop)])
 
     def count_enlarged(self) -> int:
         """Images that were smaller than the size they have here."""
-        chosen = range(self.count) if self.indices is None else self.indices
-        return sum(self.dataset.is_enlarged(int(i)) for i in chosen)
+        return sum(self.dataset.is_enlarged(i) for i in range(self.count))
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "dataset", "name": self.name, "data": self.dataset.fingerprint(), **self.details}
@@ -135,53 +127,60 @@ class DatasetSource:
 class GeneratorSource:
     """Samples of a generator, drawn when they are read; nothing touches the disk.
 
-    `labels` is (count,) int64, or None for an unconditional model. Image i depends on (seed, i) and its label alone.
+    Image i depends on the request's seed, i, and its label alone.
     """
 
-    model: Generator
-    count: int
-    labels: Tensor | None
-    seed: int = 0
-    sampling: SamplingConfig | None = None
-    guide: Generator | None = None
-    batch_size: int = 64
+    opened: Opened
     details: dict[str, Any] = field(default_factory=dict)
-    """Checkpoint, its hash, EMA, how labels were chosen: whatever the caller knows beyond the model."""
+    """What the caller knows beyond the request: where the weights come from."""
+
+    @property
+    def count(self) -> int:
+        return self.opened.request.count
+
+    @property
+    def labels(self) -> Tensor | None:
+        return self.opened.labels
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return self.model.class_names
+        return self.opened.model.class_names
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.model.image_shape
+        return self.opened.model.image_shape
 
     def read(self, start: int, stop: int) -> Tensor:
+        opened, batch = self.opened, self.opened.request.batch_size
+        labels = None if opened.labels is None else opened.labels[start:stop]
         try:
-            return self.model.sample(
-                None if self.labels is None else self.labels[start:stop],
+            return opened.model.sample(
+                labels,
                 stop - start,
-                seed=self.seed,
+                seed=opened.request.seed,
                 first=start,
-                sampling=self.sampling,
-                guide=self.guide,
-                batch_size=self.batch_size,
+                sampling=opened.sampling,
+                guide=opened.guide,
+                batch_size=batch,
             )
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"--batch-size {self.batch_size}: more than the memory of {self.model.device}; try "
-                f"{max(1, self.batch_size // 2)}"
+                f"--batch-size {batch}: more than the memory of {opened.model.device}; try {max(1, batch // 2)}"
             ) from error
 
     def describe(self) -> dict[str, Any]:
-        sampling = self.sampling or self.model.sampling
+        opened, request = self.opened, self.opened.request
         return {
             "kind": "generator",
             **self.details,
-            "seed": self.seed,
-            "sampling": sampling.model_dump(mode="json"),
-            "autoguidance": self.guide is not None,
-            "nfe": self.model.count_evaluations(sampling),
+            **opened.hashes,
+            "labels": label_kind(opened.model, request.labels, opened.classes),
+            "dtype": request.dtype,
+            "to_pixels": "round to the nearest of 256 values after clamping",
+            "seed": request.seed,
+            "sampling": opened.sampling.model_dump(mode="json"),
+            "autoguidance": opened.guide is not None,
+            "nfe": opened.model.count_evaluations(opened.sampling),
         }
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from epg.checkpoint import checkpoint, export
-from epg.checkpoint.loading import load, read
+from epg.checkpoint.loading import Trained
 from epg.config.sections import DataConfig
 from epg.data.base import ImageDataset
 from epg.data.dataset import find_store, open_dataset
@@ -15,17 +16,16 @@ from epg.data.rules import RULES, PixelRules
 from epg.data.sources.open import is_packed
 from epg.data.sources.remote import is_remote
 from epg.data.store import is_store, read_manifest
-from epg.distributed import pick_device
+from epg.data.subset import SubsetDataset
 from epg.errors import UserError
 from epg.evaluation.folder import FolderSource
 from epg.evaluation.npz import NpzSource
-from epg.evaluation.sources import DatasetSource, GeneratorSource, ImageSource
+from epg.evaluation.sources import DatasetSource, GeneratorSource, ImageSource, TensorSource
 from epg.pipeline import folder as pipeline
+from epg.pipeline.folder import Saved
 from epg.randomness import permutation
-from epg.sampling import Request, changed
-from epg.sampling.settings import check_guide, label_kind
+from epg.sampling import Request, open_request
 from epg.storage import hub
-from epg.storage.artefact import digest_of
 
 DEFAULT_COUNT = 1000  # samples of a generator
 
@@ -63,10 +63,12 @@ def open_subject(
         raise UserError(f"--count {count}: must be at least 2")
     place = Path(path).expanduser()
     if is_generator(path):
-        return _generator(path, replace(request, count=count or DEFAULT_COUNT))
+        return generated(path, replace(request, count=count or DEFAULT_COUNT))
     if place.suffix == ".npz":
         archive = NpzSource(place, count)
-        return Subject(archive, _part(archive.count, archive.header.shape[0], path))
+        total = archive.header.shape[0]
+        part = [f"only the first {archive.count} of the {total} images of {place.name}"]
+        return Subject(archive, part if archive.count < total else [])
     if is_dataset(path):
         split = split or only_split(path) or "test"
         dataset = open_whole(path, image_size=image_size, split=split)
@@ -84,14 +86,15 @@ def some_of(
     dataset: ImageDataset, name: str, count: int | None = None, details: dict[str, Any] | None = None
 ) -> DatasetSource:
     """`count` images of a data set, chosen at random but always the same; None for all."""
-    if count is None or count >= len(dataset):
-        return DatasetSource(dataset, name, details=details or {})
-    chosen = np.sort(permutation(len(dataset), 0, "some images")[:count])
-    return DatasetSource(dataset, name, chosen, details or {})
+    if count is not None and count < len(dataset):
+        dataset = SubsetDataset(dataset, np.sort(permutation(len(dataset), 0, "some images")[:count]))
+    return DatasetSource(dataset, name, details or {})
 
 
-def _part(count: int, total: int, path: str) -> list[str]:
-    return [f"only the first {count} of the {total} images of {Path(path).name}"] if count < total else []
+def like(dataset: ImageDataset, data: DataConfig) -> Subject:
+    """In the place of samples to come of a model of these images, for a bench to be opened for them."""
+    shape = (1, dataset.channels, dataset.image_size, dataset.image_size)
+    return Subject(TensorSource(torch.zeros(shape, dtype=torch.uint8)), data=data)
 
 
 def is_generator(path: str) -> bool:
@@ -147,46 +150,20 @@ def open_whole(
     return open_dataset(path, image_size=image_size, channels=channels or 3, split=split, rules=rules)
 
 
-def _generator(path: str, request: Request) -> Subject:
-    model = load(path, ema=request.ema)
-    weak = None if request.guide is None else load(request.guide)
-    sampling = changed(model, request.changes, guided=weak is not None)
-    if weak is not None:
-        check_guide(model, weak)
-    classes = model.class_numbers(request.classes)
-    labels = model.make_labels(request.count, classes=classes, balanced=request.labels == "balanced", seed=request.seed)
-    data, details = _provenance(path, request)
-    details |= {
-        "weights": digest_of(model.denoiser.state_dict()),
-        "guide": None if weak is None else digest_of(weak.denoiser.state_dict()),
-        "labels": label_kind(model, request.labels, classes),
-        "dtype": request.dtype,
-        "to_pixels": "round to the nearest of 256 values after clamping",
-    }
-    device = pick_device(request.device)
-    for part in (model, *([] if weak is None else [weak])):
-        part.to(device, request.dtype)
-    source = GeneratorSource(
-        model, request.count, labels, request.seed, sampling, weak, request.batch_size, details=details
-    )
-    return Subject(source, [], data, details.get("trained_on"))
-
-
-def _provenance(path: str, request: Request) -> tuple[DataConfig | None, dict[str, Any]]:
-    """What a run was trained on, and which of its weights these are."""
-    place = hub.local(path)
-    if pipeline.is_pipeline(place):
-        return None, {"name": Path(path).name}
-    trained = read(place, request.ema)
-    told: dict[str, Any] = {"name": Path(path).name, "recipe": trained.config.recipe, "stage": trained.config.stage}
-    return trained.config.data, {
-        **told,
+def generated(path: str, request: Request, weights: Trained | Saved | None = None) -> Subject:
+    """Samples of a generator; `weights` are those in `path`, if they are open. Raises ArtefactError, UserError."""
+    opened = open_request(weights or path, request)
+    opened.place()
+    name = Path(path).name
+    trained = opened.source
+    if not isinstance(trained, Trained):
+        return Subject(GeneratorSource(opened, {"name": name}))
+    details: dict[str, Any] = {
+        "name": name,
+        "recipe": trained.config.recipe,
+        "stage": trained.config.stage,
         "step": trained.step,
         "ema": trained.kind,
-        "trained_on": _data_of(trained.path),
+        "trained_on": trained.checkpoint and str(trained.checkpoint.state["data"]),
     }
-
-
-def _data_of(path: Path) -> str | None:
-    """Fingerprint of a checkpoint's training data; an export does not say."""
-    return None if export.is_export(path) else str(checkpoint.read(path).state["data"])
+    return Subject(GeneratorSource(opened, details), [], trained.config.data, details["trained_on"])

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from epg.checkpoint import export
-from epg.checkpoint.loading import Trained, read
+from epg.checkpoint.loading import Trained, open_weights
 from epg.checkpoint.official import (
     EPG_NAMES,
     RCM_NAMES,
@@ -118,8 +118,7 @@ def read_source(
         return read_release(file, recipe, stage, normalization)
     if recipe is not None or stage is not None or normalization is not None:
         raise UserError(f"--recipe, --stage, --normalization: for a file of the release; {source} records its own")
-    place = hub.local(source)
-    return pipeline.read(place) if pipeline.is_pipeline(place) else read(place, ema)
+    return open_weights(source, ema)
 
 
 def release_file(source: str) -> Path | None:

@@ -8,18 +8,17 @@ import torch
 from numpy.typing import NDArray
 
 from epg.checkpoint import checkpoint
-from epg.checkpoint.loading import load
 from epg.config.settings import RunConfig
 from epg.data.base import ImageDataset
 from epg.errors import OutputError
 from epg.evaluation.bench import FEWEST_TO_SPLIT, Bench, Options, open_bench
 from epg.evaluation.receipt import Receipt
-from epg.evaluation.sources import GeneratorSource, TensorSource
-from epg.evaluation.subjects import Subject
+from epg.evaluation.subjects import Subject, generated, like
 from epg.quickstart.length import halvings
 from epg.quickstart.plan import PARTS, Plan, compared
 from epg.quickstart.results import PartResult, StudyResult
 from epg.quickstart.say import say
+from epg.sampling import Request
 from epg.sampling.pictures import save_grid
 from epg.training.tracking import read_log
 
@@ -80,10 +79,8 @@ class Examination:
         data = self.configs["diffusion"].data
         if len(self.dataset) > MOST_REFERENCES:
             data = data.model_copy(update={"fraction": data.fraction * MOST_REFERENCES / len(self.dataset)})
-        shape = (1, self.dataset.channels, self.dataset.image_size, self.dataset.image_size)
-        like_samples = Subject(TensorSource(torch.zeros(shape, dtype=torch.uint8)), data=data)
         options = Options(["classifier"], seed=self.configs["diffusion"].seed, batch_size=BATCH)
-        return open_bench(like_samples, str(self.folder), None, ["accuracy", "fd"], None, options)
+        return open_bench(like(self.dataset, data), str(self.folder), None, ["accuracy", "fd"], None, options)
 
     def _judge(self, result: PartResult, bench: Bench | None) -> tuple[PartResult, Receipt | None]:
         """The part with its numbers, at several steps where parts are compared; the receipt of the last."""
@@ -94,21 +91,21 @@ class Examination:
             milestones = self.plan.milestones if compared(result.name) else 1
             for path in halvings(checkpoint.listing(folder / "checkpoints"), milestones):
                 samples = self._samples(path)
-                receipt = bench.judge(Subject(samples))
+                receipt = bench.judge(samples)
                 assert receipt is not None
                 accuracy, distance = (receipt.metrics[key].value for key in ("accuracy", "fd_classifier"))
                 progress.append((checkpoint.step_of(path), accuracy, distance))
             result = result.with_progress(progress)
         if receipt is not None:
             receipt.write(folder / "evaluation.json")
-        shown = samples.read(0, min(samples.count, 6 * self._columns()))
+        shown = samples.source.read(0, min(samples.source.count, 6 * self._columns()))
         self._save_grid(shown, f"samples-{result.name}.png")
         return result, receipt
 
-    def _samples(self, path: Path) -> GeneratorSource:
-        model, count, seed = load(path), self.plan.samples, self.configs["diffusion"].seed
-        labels = model.make_labels(count, balanced=True, seed=seed)
-        return GeneratorSource(model, count, labels, seed, batch_size=BATCH, details={"name": path.name})
+    def _samples(self, path: Path) -> Subject:
+        config = self.configs["diffusion"]
+        request = Request(count=self.plan.samples, seed=config.seed, batch_size=BATCH, device=config.training.device)
+        return generated(str(path), request)
 
     def _save_grid(self, images: torch.Tensor, name: str) -> None:
         try:

@@ -4,12 +4,11 @@ import signal
 import sys
 from pathlib import Path
 
-from epg.checkpoint.loading import load
 from epg.checkpoint.lock import locked
 from epg.distributed import failing_together, processes, rank
 from epg.errors import InterruptedRunError, UserError
 from epg.sampling.job import Job
-from epg.sampling.settings import Request
+from epg.sampling.settings import Request, open_request
 from epg.signals import name_of
 
 
@@ -36,9 +35,7 @@ def write_samples(checkpoint: Path, out: Path, request: Request) -> None:
 def sample_together(checkpoint: Path, out: Path, request: Request) -> None:
     """`write_samples` as one of the processes that share the work."""
     with failing_together():
-        model = load(checkpoint, ema=request.ema)
-        guide = None if request.guide is None else load(request.guide)
-        job = Job(model, guide, out, request)
+        job = Job(open_request(checkpoint, request), out)
         job.folder.refuse_taken()
     with locked(out):
         with failing_together():

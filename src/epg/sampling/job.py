@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,7 @@ from epg.sampling.animation import save_animation, trajectory
 from epg.sampling.files import images_in_npz, png, read_pngs, replace_file, write_npz, writing
 from epg.sampling.folder import RECORD, SampleFolder
 from epg.sampling.pictures import grid
-from epg.sampling.settings import Request, changed, check_guide, columns_for, label_kind
-from epg.storage.artefact import digest_of
+from epg.sampling.settings import Opened, columns_for, label_kind
 
 LARGEST_GRID = 256
 ANIMATED = 16
@@ -33,24 +32,22 @@ MOST_WRITERS = 16  # as each of them holds a batch
 
 
 class Job:
-    """A model with everything decided: labels, settings, cost. Raises UserError for what does not fit together."""
+    """An opened request and the folder that its images go into."""
 
-    def __init__(self, model: Generator, guide: Generator | None, out: Path, request: Request) -> None:
-        self.request, self.folder = request, SampleFolder(out)
-        device = pick_device(request.device)
-        self.sampling = changed(model, request.changes, guided=guide is not None)
-        if guide is not None:
-            check_guide(model, guide)
-        self.classes = model.class_numbers(request.classes)
-        balanced = request.labels == "balanced"
-        self.labels = model.make_labels(request.count, classes=self.classes, balanced=balanced, seed=request.seed)
-        self.record = self.describe(model, guide)
-        self.model = self.move(model, device)
-        self.guide = None if guide is None else self.move(guide, device)
-        self.shape = (model.image_size, model.image_size, model.normalizer.channels)
+    def __init__(self, opened: Opened, out: Path) -> None:
+        self.request, self.folder = opened.request, SampleFolder(out)
+        self.sampling, self.classes, self.labels = opened.sampling, opened.classes, opened.labels
+        self.model, self.guide = opened.model, opened.guide
+        self.record = self.describe(opened.hashes)
+        opened.place()
+        for model in (self.model, self.guide) if self.request.compile else ():
+            for block in transformer_blocks(model.denoiser.network) if model else ():
+                block.compile(dynamic=False)  # two shapes occur: a batch, twice that under guidance
+        self.shape = (self.model.image_size, self.model.image_size, self.model.normalizer.channels)
 
-    def describe(self, model: Generator, guide: Generator | None) -> dict[str, Any]:
+    def describe(self, hashes: Mapping[str, str | None]) -> dict[str, Any]:
         """What `samples.json` says; also prints what is about to happen."""
+        model, guide = self.model, self.guide
         own, other = model.evaluations(self.sampling, guide)
         macs = own * macs_of(model) + (0 if guide is None else other * macs_of(guide))
         request = self.request
@@ -63,8 +60,7 @@ class Job:
             )
         return {
             "count": request.count,
-            "weights": digest_of(model.denoiser.state_dict()),
-            "guide": None if guide is None else digest_of(guide.denoiser.state_dict()),
+            **hashes,
             "seed": request.seed,
             "classes": self.classes,
             "class_names": [model.class_names[c] for c in self.classes if model.class_names],
@@ -79,14 +75,6 @@ class Job:
             "threads": torch.get_num_threads(),
             "versions": {name: importlib.metadata.version(name) for name in ("epg", "torch")},
         }
-
-    def move(self, model: Generator, device: torch.device) -> Generator:
-        """The model on its device, in its precision, compiled if asked for."""
-        model.to(device, self.request.dtype)
-        if self.request.compile:
-            for block in transformer_blocks(model.denoiser.network):
-                block.compile(dynamic=False)  # two shapes occur: a batch, twice that under guidance
-        return model
 
     def draw(self) -> float:
         """This process's share of the images that are not there yet; returns images per second, 0 for none.

@@ -2,15 +2,21 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from epg import samplers
+from epg.checkpoint.loading import Trained, load, open_weights
 from epg.config.sections import SamplingConfig
+from epg.distributed import pick_device
 from epg.errors import UserError
 from epg.generator import Generator
+from epg.pipeline.folder import Saved
 from epg.sampling.animation import Kind
+from epg.storage.artefact import digest_of
 
 FLAGS = {name: f"--{name}" for name in samplers.SETTINGS}
 WIDEST_GRID = 20  # classes
@@ -34,6 +40,51 @@ class Request:
     device: str = "auto"
     npz: bool = False
     animation: Kind | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A request and what it is drawn with, checked together; checkpoints were verified, and models read, once."""
+
+    request: Request
+    model: Generator
+    guide: Generator | None
+    sampling: SamplingConfig
+    classes: list[int]
+    """Numbers of those that were asked for; empty for all."""
+    labels: Tensor | None
+    """(count,), one for each image."""
+    hashes: dict[str, str | None]
+    """Of the `weights` as they were trained, and the `guide`'s."""
+    source: Trained | Saved | None = None
+    """Where the model's weights come from; None where it was in memory."""
+
+    def place(self) -> None:
+        """Moves the models to the device and into the precision that were asked for. Raises UserError."""
+        device = pick_device(self.request.device)
+        for model in (self.model, *([] if self.guide is None else [self.guide])):
+            model.to(device, self.request.dtype)
+
+
+def open_request(path: str | Path | Trained | Saved, request: Request) -> Opened:
+    """Opens what a request is drawn with: the weights in `path`, and the guide's. Raises ArtefactError, UserError."""
+    source = open_weights(path, request.ema) if isinstance(path, str | Path) else path
+    guide = None if request.guide is None else load(request.guide)
+    return replace(fitted(source.generator(), request, guide), source=source)
+
+
+def fitted(model: Generator, request: Request, guide: Generator | None = None) -> Opened:
+    """A request to models in memory. Raises UserError for what does not fit together."""
+    sampling = changed(model, request.changes, guided=guide is not None)
+    if guide is not None:
+        check_guide(model, guide)
+    classes = model.class_numbers(request.classes)
+    labels = model.make_labels(request.count, classes=classes, balanced=request.labels == "balanced", seed=request.seed)
+    hashes = {
+        name: None if part is None else digest_of(part.denoiser.state_dict())
+        for name, part in (("weights", model), ("guide", guide))
+    }
+    return Opened(request, model, guide, sampling, classes, labels, hashes)
 
 
 def changed(model: Generator, changes: Mapping[str, Any], guided: bool = False) -> SamplingConfig:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
-# Names of what an extractor computes for each image.
-FEATURES = "features"  # (N, D): Frechet distance, precision, recall, density, coverage, KID
-SPATIAL = "spatial"  # (N, S): sFID
-LOGITS = "logits"  # (N, classes): Inception score, recognised classes
+from epg.evaluation import FEATURES, LOGITS, SPATIAL
+
+__all__ = ["FEATURES", "LOGITS", "SPATIAL", "Extractor"]
 
 
 @dataclass(frozen=True)
@@ -31,3 +31,8 @@ class Extractor:
     """What the logits stand for, where these are the classes of the data set."""
     held_out_accuracy: float | None = None
     """Of a classifier, on real images it has not seen."""
+
+    def describe(self) -> dict[str, Any]:
+        """For receipts."""
+        told = {"sha256": self.sha256, "preprocessing": self.preprocessing, "held_out_accuracy": self.held_out_accuracy}
+        return {name: value for name, value in told.items() if value is not None}

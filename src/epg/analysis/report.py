@@ -1,4 +1,4 @@
-"""Files of an analysis: a folder for them, JSON, figures. Failing to write one is the user's to mend."""
+"""What every analysis leaves: numbers as JSON, a figure, a table on the terminal, and where they went."""
 
 import contextlib
 import json
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
 
-from epg.distributed import world_size
 from epg.errors import OutputError, cause
 from epg.storage.files import replace_text, replacing
 
@@ -28,13 +28,14 @@ def analysis_folder(path: Path) -> Path:
     return path / "analysis"
 
 
-def from_first(value: Any) -> Any:
-    """What the first process has, on every process."""
-    if world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
+def publish(out: Path, name: str, content: Any, figure: "Figure", table: Table, *lines: str) -> None:
+    """Writes NAME.json and NAME.png into a folder; prints table, lines and where the files are. Raises OutputError."""
+    write_json(content, out / f"{name}.json")
+    save_figure(figure, out / f"{name}.png")
+    Console().print(table)
+    for line in lines:
+        print(line)
+    print(f"numbers in {out / name}.json, figure in {out / name}.png")
 
 
 @contextlib.contextmanager
