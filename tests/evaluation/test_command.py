@@ -12,8 +12,9 @@ import pytest
 from epg.checkpoint import export
 from epg.cli import main
 from epg.data.dataset import open_dataset
-from epg.evaluation import bench, receipt
-from epg.evaluation.extractors import Choice, indomain
+from epg.data.rules import RULES
+from epg.evaluation import real, receipt
+from epg.evaluation.extractors import indomain
 from epg.evaluation.extractors.indomain import images_and_labels
 from epg.evaluation.subjects import open_subject
 from epg.sampling import Request
@@ -152,8 +153,7 @@ def test_a_fifth_is_set_aside_only_for_features_of_the_data(home: Path, held_out
     assert judged.reference["count"] == 160
     assert judged.reference["source"]["split"] == "four fifths of train"
     subject = open_subject(str(held_out_digits), None, Request(), image_size=None, split="test")
-    place = str(home / "flat")
-    real = bench._real(place, subject, bench.Options())
-    assert bench._with_held_out(real, [Choice("inception")]) is real
-    assert real is not None
-    assert len(real.train) == 200
+    flat = real.open_real(str(home / "flat"), subject, None, RULES)
+    assert real.with_fifth(flat, ["inception"]) is flat
+    assert flat is not None
+    assert len(flat.train) == 200

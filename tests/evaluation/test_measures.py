@@ -7,8 +7,9 @@ import pytest
 
 from epg.cli import main
 from epg.errors import UserError
+from epg.evaluation.estimates import Estimate
 from epg.evaluation.evaluate import evaluate
-from epg.evaluation.measures import METRICS, Estimate, Metric, Name, choose
+from epg.evaluation.measures import METRICS, Metric, Name, choose
 from epg.evaluation.metrics import statistics
 from epg.evaluation.metrics.uncertainty import GROUPS, frechet, groups_of, jackknife
 from epg.evaluation.reference import make_reference

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from epg import schedule
-from epg.analysis.report import analysis_folder, new_figure, publish
+from epg.analysis.report import analysis_folder, curve, new_figure, publish
 from epg.checkpoint.loading import read
 from epg.distributed import pick_device
 from epg.errors import UserError
@@ -112,7 +112,7 @@ def compare(levels: Sequence[float], train: Errors, held_out: Errors) -> list[Le
 
 
 def run_denoising(
-    path: Path,
+    model: Path,
     *,
     held_out: str | None = None,
     ema: float | None = None,
@@ -127,25 +127,27 @@ def run_denoising(
     Args:
         count: training images, and held-out images, at most.
     """
-    trained = read(path, ema)
-    config, model = trained.config, trained.generator(pick_device(device))
-    grid = levels_between(model, levels)
+    trained = read(model, ema)
+    config, generator = trained.config, trained.generator(pick_device(device))
+    grid = levels_between(generator, levels)
     sets = training_and_held_out(config.data, held_out)
-    for images in sets if model.class_names else ():
-        images.follow(tuple(model.class_names), "the model")
+    for images in sets if generator.class_names else ():
+        images.follow(tuple(generator.class_names), "the model")
     sources = [some_of(s, name, count) for s, name in zip(sets, ("train", "held out"), strict=True)]
     total = sum(source.count for source in sources)
     with reporting("denoising", images=0) as report:
-        first = squared_errors(model, sources[0], grid, "train", seed, lambda done: report(done, total))
+        first = squared_errors(generator, sources[0], grid, "train", seed, lambda done: report(done, total))
         before = sources[0].count
-        second = squared_errors(model, sources[1], grid, "held out", seed, lambda done: report(before + done, total))
+        second = squared_errors(
+            generator, sources[1], grid, "held out", seed, lambda done: report(before + done, total)
+        )
     results = compare(grid, first, second)
-    against_linear = linear_judge(*sets, config, model.normalizer)(model.denoiser)
-    settings = {"model": path.resolve().name, "ema": ema, "seed": seed, "counts": [source.count for source in sources]}
+    against_linear = linear_judge(*sets, config, generator.normalizer)(generator.denoiser)
+    settings = {"model": model.resolve().name, "ema": ema, "seed": seed, "counts": [source.count for source in sources]}
     shown = [{**asdict(r), "gap": r.gap, "z": r.z} for r in results]
     content = {**settings, "levels": shown, "linear": against_linear}
     lines = verdict(results), linear_line(against_linear)
-    publish(out or analysis_folder(path), "denoising", content, draw(results), table(results), *lines)
+    publish(out or analysis_folder(model), "denoising", content, draw(results), table(results), *lines)
     return results
 
 
@@ -182,15 +184,11 @@ def draw(results: Sequence[Level]) -> "Figure":
     figure = new_figure(9.5, 3.6)
     curves, gap = figure.subplots(1, 2)
     levels = [r.level for r in results]
-    for name, label in (("train", "training images"), ("held_out", "held-out images")):
-        values, errors = ([getattr(r, name + end) for r in results] for end in ("", "_error"))
-        curves.errorbar(levels, values, errors, marker="o", markersize=3, capsize=2, label=label)
+    curve(curves, levels, [r.train for r in results], [r.train_error for r in results], "training images")
+    curve(curves, levels, [r.held_out for r in results], [r.held_out_error for r in results], "held-out images")
     curves.set(xscale="log", yscale="log", xlabel="noise level (unshifted)", ylabel="mean squared error")
     curves.legend(fontsize=8)
-    errors = [100 * abs(r.gap / r.z) if r.z else 0.0 for r in results]
-    gap.errorbar(levels, [100 * r.gap for r in results], errors, marker="o", markersize=3, capsize=2)
+    curve(gap, levels, [100 * r.gap for r in results], [100 * abs(r.gap / r.z) if r.z else 0.0 for r in results])
     gap.axhline(0, color="grey", linewidth=0.8)
     gap.set(xscale="log", xlabel="noise level (unshifted)", ylabel="error on training images smaller by (%)")
-    for axes in (curves, gap):
-        axes.grid(alpha=0.3)
     return figure

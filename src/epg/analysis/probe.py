@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from epg.analysis.report import analysis_folder, new_figure, publish
+from epg.analysis.report import analysis_folder, curve, new_figure, publish
 from epg.distributed import pick_device
 from epg.errors import UserError
 from epg.evaluation.noisy_features import Features, NoisyEncoder, Pool, open_encoder
@@ -118,7 +118,7 @@ def _by_level(
 
 
 def run_probe(
-    path: Path,
+    encoder: Path,
     *,
     data: str | None = None,
     recipe: str | None = None,
@@ -137,14 +137,14 @@ def run_probe(
         data: labelled images; None takes the encoder's own training set. The probes are trained on its train split
             and tested on its test split, or on a fifth of it where there is none.
     """
-    if recipe is not None and not path.is_file():
-        raise UserError(f"--recipe: for a weight file, which does not say; {path} has its own")
-    encoder = open_encoder(path, recipe=recipe, ema=ema, device=pick_device(device))
-    source = data or encoder.config.data.source
-    train, test = labelled_splits(encoder, source, seed)
+    if recipe is not None and not encoder.is_file():
+        raise UserError(f"--recipe: for a weight file, which does not say; {encoder} has its own")
+    opened = open_encoder(encoder, recipe=recipe, ema=ema, device=pick_device(device))
+    source = data or opened.config.data.source
+    train, test = labelled_splits(opened, source, seed)
     with reporting("probing", images=0) as report:
         results = probe(
-            encoder,
+            opened,
             take(train, train_count, "train", seed),
             take(test, test_count, "test", seed),
             levels=levels,
@@ -153,7 +153,7 @@ def run_probe(
             on_progress=report,
         )
     settings = {
-        "encoder": path.resolve().name,
+        "encoder": encoder.resolve().name,
         "data": Path(source).name,
         "train": {"count": min(train_count, len(train)), "fingerprint": train.fingerprint()},
         "test": {"count": min(test_count, len(test)), "fingerprint": test.fingerprint()},
@@ -161,7 +161,7 @@ def run_probe(
         "seed": seed,
     }
     content = {**settings, "accuracies": [asdict(r) for r in results]}
-    publish(out or analysis_folder(path), "probe", content, draw(results), table(results))
+    publish(out or analysis_folder(encoder), "probe", content, draw(results), table(results))
     return results
 
 
@@ -183,10 +183,8 @@ def draw(results: Sequence[Accuracy]) -> "Figure":
     for axes, method in zip(panels, (LINEAR, TRANSFERRED, VOTE), strict=True):
         for features in dict.fromkeys(r.features for r in results):
             row = [r for r in results if (r.features, r.method) == (features, method)]
-            values, errors = [100 * r.value for r in row], [100 * r.error for r in row]
-            axes.errorbar([r.level for r in row], values, errors, marker="o", markersize=4, capsize=2, label=features)
+            curve(axes, [r.level for r in row], [100 * r.value for r in row], [100 * r.error for r in row], features)
         axes.set(title=method, xlabel="noise level (unshifted)", xscale="log")
-        axes.grid(alpha=0.3)
     panels[0].set(ylabel="accuracy (%)", ylim=(0, 100))
     panels[-1].legend(fontsize=8)
     return figure

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,3 +66,9 @@ def save_figure(figure: "Figure", file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             figure.savefig(temporary, format="png")
+
+
+def curve(axes: Any, x: Sequence[float], values: Sequence[float], errors: Sequence[float], label: str = "") -> None:
+    """Numbers with their standard errors over a setting."""
+    axes.errorbar(x, values, errors, marker="o", markersize=4, capsize=2, label=label or None)
+    axes.grid(alpha=0.3)

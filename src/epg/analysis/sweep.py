@@ -16,11 +16,11 @@ from epg.checkpoint import export
 from epg.checkpoint.checkpoint import find
 from epg.checkpoint.loading import Trained, open_weights
 from epg.distributed import failing_together, from_first, rank
-from epg.errors import ArtefactError, UserError
+from epg.errors import UserError
 from epg.evaluation import receipt
 from epg.evaluation.bench import Bench, Options, open_bench
 from epg.evaluation.periodic import default_metric
-from epg.evaluation.receipt import Receipt
+from epg.evaluation.receipt import Number, Receipt
 from epg.evaluation.sources import GeneratorSource
 from epg.evaluation.subjects import DEFAULT_COUNT, Subject, generated
 from epg.pipeline.folder import Saved
@@ -138,7 +138,7 @@ class Sweep:
         if self._bench is None:
             self._bench = open_bench(subject, str(self.run), self.reference, self.words, self.request.ema, self.options)
         file = self.out / f"{point.name}_{self._key(source, self._bench)}.json"
-        found = known(file) if rank() == 0 else None
+        found = receipt.intact(file) if rank() == 0 else None
         if not from_first(found is not None):
             found = self._bench.judge(subject)
             self.fresh += 1
@@ -150,9 +150,8 @@ class Sweep:
             if found is not None:
                 command = " ".join(["epg sample", str(self._place(point)), *flags(point, sampling.interval)])
                 self.results[point] = Result(point, found, command)
-                chosen = metric or default_metric(found)
-                number = metric_of(found, chosen)
-                value = number if found.metrics[chosen].better == "lower" else -number
+                number = metric_of(found, metric or default_metric(found))
+                value = number.value if number.better == "lower" else -number.value
         return float(from_first(value))
 
     def _opened(self, weights: Point) -> GeneratorSource:
@@ -204,20 +203,11 @@ class Sweep:
         return digest_of({}, json.dumps(from_first(told), sort_keys=True))[:8]
 
 
-def known(file: Path) -> Receipt | None:
-    """The receipt that an earlier sweep left; None where there is none, or a damaged one."""
-    try:
-        return receipt.read(file) if file.is_file() else None
-    except ArtefactError as error:
-        print(f"note: {error}; evaluated again")
-        return None
-
-
-def metric_of(found: Receipt, metric: str) -> float:
+def metric_of(found: Receipt, metric: str) -> Number:
     """Raises UserError for a metric that was not computed."""
     if metric not in found.metrics:
         raise UserError(f"--metric {metric}: not measured; choose from {', '.join(found.metrics)}")
-    return found.metrics[metric].value
+    return found.metrics[metric]
 
 
 def flags(point: Point, interval: tuple[float, float]) -> list[str]:
@@ -233,6 +223,8 @@ def search(sweep: Sweep, axes: Axes, metric: str | None, tolerance: float) -> No
 
     Raises UserError unless exactly one continuous setting has two values, the ends of the range.
     """
+    from scipy.optimize import minimize_scalar
+
     wide = [name for name in axes.varied if name not in ("steps", "ema")]
     if len(axes.varied) != 1 or len(wide) != 1 or len(getattr(axes, wide[0])) != 2:
         raise UserError(
@@ -241,8 +233,6 @@ def search(sweep: Sweep, axes: Axes, metric: str | None, tolerance: float) -> No
         )
     name = wide[0]
     low, high = sorted(getattr(axes, name))
-
-    from scipy.optimize import minimize_scalar
 
     def f(x: float) -> float:
         at: dict[str, Any] = {name: (round(x, DIGITS),)}

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from epg.analysis.compare import CLEAR, FLOOR, clearly
 from epg.analysis.compare_report import text, titled
-from epg.analysis.report import new_figure, publish
+from epg.analysis.report import curve, new_figure, publish
 from epg.analysis.sweep import FOLDER, Axes, Point, Result, Sweep, metric_of, search
 from epg.distributed import processes
 from epg.errors import UserError
@@ -81,7 +81,7 @@ def report(results: Sequence[Result], axes: Axes, metric: str | None, out: Path,
 def rank_by(results: Sequence[Result], metric: str) -> list[Result]:
     """Best first."""
     sign = 1 if results[0].receipt.metrics[metric].better == "lower" else -1
-    return sorted(results, key=lambda r: sign * metric_of(r.receipt, metric))
+    return sorted(results, key=lambda r: sign * metric_of(r.receipt, metric).value)
 
 
 def notes(ranked: Sequence[Result], axes: Axes, metric: str) -> list[str]:
@@ -133,10 +133,9 @@ def draw(results: Sequence[Result], axes: Axes, metric: str) -> "Figure":
     figure = new_figure(3.6 * len(metrics), 3.4)
     for axis, key in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for label, line in lines(results, axes, across).items():
-            x = [getattr(r.point, across) for r in line]
             numbers = [r.receipt.metrics[key] for r in line]
-            errors = [n.error or 0.0 for n in numbers]
-            axis.errorbar(x, [n.value for n in numbers], errors, marker="o", markersize=4, capsize=2, label=label)
+            x, errors = [getattr(r.point, across) for r in line], [n.error or 0.0 for n in numbers]
+            curve(axis, x, [n.value for n in numbers], errors, label)
         if (value := getattr(best.point, across)) is not None:
             axis.axvline(value, color="grey", linewidth=0.8, linestyle=":")
         floor = best.receipt.metrics.get(key + FLOOR)
@@ -144,7 +143,6 @@ def draw(results: Sequence[Result], axes: Axes, metric: str) -> "Figure":
             axis.axhline(floor.value, color="grey", linewidth=0.8, linestyle="--")
         axis.set_title(titled(best.receipt.metrics[key]), fontsize=9)
         axis.set(xlabel=across.replace("_", " "))
-        axis.grid(alpha=0.3)
         if len(axes.varied) > 1:
             axis.legend(fontsize=7)
     return figure

@@ -42,19 +42,7 @@ class Probe:
     def __call__(self) -> None:
         from epg.analysis.probe import run_probe
 
-        run_probe(
-            self.encoder,
-            data=self.data,
-            recipe=self.recipe,
-            ema=self.ema,
-            levels=self.levels,
-            pool=self.pool,
-            train_count=self.train_count,
-            test_count=self.test_count,
-            seed=self.seed,
-            out=self.out,
-            device=self.device,
-        )
+        run_probe(**vars(self))
 
 
 @dataclass(frozen=True)
@@ -96,17 +84,8 @@ class Neighbours:
 
         changes = {name: value for name in ("guidance", "steps") if (value := getattr(self, name)) is not None}
         shared = {name: getattr(self, name) for name in ("seed", "ema", "batch_size", "device")}
-        run_neighbours(
-            self.samples,
-            train=self.train,
-            held_out=self.held_out,
-            features=self.features,
-            inception=self.inception,
-            count=self.count,
-            most=self.most,
-            request=Request(**shared, changes=changes),
-            out=self.out,
-        )
+        own = ("samples", "train", "held_out", "features", "inception", "count", "most", "out")
+        run_neighbours(**{name: getattr(self, name) for name in own}, request=Request(**shared, changes=changes))
 
 
 @dataclass(frozen=True)
@@ -131,13 +110,4 @@ class Denoising:
     def __call__(self) -> None:
         from epg.analysis.denoising import run_denoising
 
-        run_denoising(
-            self.model,
-            held_out=self.held_out,
-            ema=self.ema,
-            levels=self.levels,
-            count=self.count,
-            seed=self.seed,
-            out=self.out,
-            device=self.device,
-        )
+        run_denoising(**vars(self))

@@ -3,33 +3,29 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from epg import progress
 from epg.config.sections import DataConfig
-from epg.data.base import ImageDataset, NoSplitError
-from epg.data.configured import open_training_data
 from epg.data.rules import RULES, PixelRules, check_rules
 from epg.distributed import failing_together, from_first, pick_device, rank
 from epg.errors import UserError
 from epg.evaluation import reference_files
 from epg.evaluation.evaluate import evaluate
 from epg.evaluation.extractors import IN_DOMAIN, Choice, Extractor, choices, open_extractor
-from epg.evaluation.extractors.indomain import with_held_out
 from epg.evaluation.extractors.weights import cache_folder
 from epg.evaluation.measures import choose
 from epg.evaluation.npz import NpzSource
+from epg.evaluation.real import Real, open_real, with_fifth
 from epg.evaluation.receipt import Number, Receipt
 from epg.evaluation.reference import KEPT, Reference, make_reference
 from epg.evaluation.sources import DatasetSource
 from epg.evaluation.sources import Progress as Report
-from epg.evaluation.subjects import Subject, only_split, open_whole, some_of
+from epg.evaluation.subjects import Subject, some_of
 from epg.storage.artefact import digest_of
 
 VERSION = "2"  # of what a cached reference says: raise it with every new entry of its manifest
-FEWEST_TO_SPLIT = 10  # images, of which a fifth is set aside
 
 
 @dataclass(frozen=True)
@@ -61,22 +57,6 @@ class Options:
         rules = replace(trained, **self.pixels)
         check_rules(rules)
         return rules
-
-
-@dataclass(frozen=True)
-class Real:
-    """The data set that samples are compared with, and images it does not contain."""
-
-    name: str
-    split: str
-    train: ImageDataset
-    held_out: ImageDataset | None
-    """None where the set has no such split and no features need one."""
-
-    @property
-    def labelled(self) -> tuple[ImageDataset, ImageDataset] | None:
-        """What a classifier is trained on, and what it is tested on."""
-        return (self.train, self.held_out) if self.held_out is not None and self.train.num_classes >= 2 else None
 
 
 @dataclass(frozen=True)
@@ -154,48 +134,12 @@ def open_bench(
                 f"--reference: what shall {samples} be compared with? A data set, a folder made by `epg reference`, or "
                 "one of ADM's .npz files"
             )
-        real = _real(place, subject, options)
+        real = open_real(place, subject, options.split, options.rules(subject.rules))
         chosen = _features(samples, subject, place, real, options)
-        real = _with_held_out(real, chosen)
+        real = with_fifth(real, [choice.name for choice in chosen])
         choose(words, [choice.name for choice in chosen])  # before weights are fetched and classifiers trained
     extractors = open_extractors(chosen, real, ema, options)
     return Bench(real, extractors, _reference(place, real, extractors, options), words, options)
-
-
-def _real(place: str | DataConfig, subject: Subject, options: Options) -> Real | None:
-    """The reference as images, or None where it is a file of statistics."""
-    channels, size, _ = subject.source.shape
-    if isinstance(place, DataConfig):
-        name, split = Path(place.source).name, "train"
-        opened = partial(open_training_data, place)
-    elif place.endswith(".npz") or reference_files.is_saved(Path(place)):
-        return None
-    else:
-        name, split = Path(place).name, options.split or only_split(place) or "train"
-        rules = options.rules(subject.rules)
-        opened = partial(open_whole, place, image_size=size, channels=channels, rules=rules)
-    train = opened(split=split)
-    try:
-        held_out: ImageDataset | None = opened(split="test" if split == "train" else "train")
-    except NoSplitError:
-        held_out = None
-    if held_out is not None and train.num_classes and not held_out.num_classes:
-        held_out = None  # without the labels that the others have, no classifier could be tested
-    return Real(name, split, train, held_out)
-
-
-def _with_held_out(real: Real | None, chosen: Sequence[Choice]) -> Real | None:
-    """For in-domain features a fifth of the images is set aside where there is no other split; FID takes them all."""
-    if real is None or real.held_out is not None or not any(choice.name in IN_DOMAIN for choice in chosen):
-        return real
-    if len(real.train) >= FEWEST_TO_SPLIT:
-        return Real(real.name, f"four fifths of {real.split}", *with_held_out(real.train))
-    if any(choice.name == "classifier" for choice in chosen):
-        raise UserError(
-            f"--features classifier: {real.name} has {len(real.train)} images, too few to train on and to test; at "
-            f"least {FEWEST_TO_SPLIT} are needed"
-        )
-    return real
 
 
 def _features(

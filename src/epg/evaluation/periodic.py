@@ -20,7 +20,7 @@ from epg.checkpoint.loading import generator_of
 from epg.config.settings import RunConfig
 from epg.data.base import ImageDataset
 from epg.distributed import all_gather, failing_together, from_first, rank, world_size
-from epg.errors import ArtefactError, OutputError, UserError
+from epg.errors import OutputError, UserError
 from epg.evaluation import receipt
 from epg.evaluation.bench import Bench, Options, open_bench
 from epg.evaluation.evaluate import evaluate
@@ -67,7 +67,7 @@ class PeriodicEvaluation:
 
     def missing(self, step: int) -> bool:
         """Whether the evaluation of a step is still to be done, as after an interruption. The same on all processes."""
-        return bool(from_first(self.due(step) and self._recorded(step) is None))
+        return bool(from_first(self.due(step) and receipt.intact(self._file(step)) is None))
 
     def __call__(self, step: int, between: Between, saved: Callable[[], bool]) -> dict[str, float]:
         """Evaluates and records; the numbers for the trackers, on the first process.
@@ -104,13 +104,6 @@ class PeriodicEvaluation:
     def _checkpoint(self, step: int) -> Path:
         return self.run / "checkpoints" / f"step-{step:08d}"
 
-    def _recorded(self, step: int) -> Receipt | None:
-        """The receipt of a step; None where there is none, or a damaged one, which is written anew."""
-        try:
-            return receipt.read(self._file(step))
-        except ArtefactError:
-            return None
-
     def _mark(self, step: int, found: Receipt) -> Best | None:
         """The mark that a receipt would set; None where it lacks the metric that decides."""
         key = self.metric or default_metric(found)
@@ -123,7 +116,7 @@ class PeriodicEvaluation:
         """Drops receipts beyond the step that the run continues from, and a mark that they had set."""
         kept: dict[int, Receipt] = {}
         for step in sorted(step_of(file.with_suffix("")) for file in (self.run / FOLDER).glob("step-*.json")):
-            found = self._recorded(step)
+            found = receipt.intact(self._file(step))
             if found is not None and step > start:
                 self._file(step).unlink()
             elif found is not None:

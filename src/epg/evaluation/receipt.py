@@ -102,6 +102,14 @@ def read(file: Path) -> Receipt:
         raise ArtefactError(f"{file}: not a receipt of `epg evaluate` ({str(error).splitlines()[0]})") from error
 
 
+def intact(file: Path) -> Receipt | None:
+    """The receipt in a file; None where there is none, or a damaged one, which is then made again."""
+    try:
+        return read(file)
+    except ArtefactError:
+        return None
+
+
 def environment() -> dict[str, Any]:
     """Versions and machine, without names of people, hosts or folders."""
     packages = {}

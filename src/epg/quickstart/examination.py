@@ -11,7 +11,8 @@ from epg.checkpoint import checkpoint
 from epg.config.settings import RunConfig
 from epg.data.base import ImageDataset
 from epg.errors import OutputError
-from epg.evaluation.bench import FEWEST_TO_SPLIT, Bench, Options, open_bench
+from epg.evaluation.bench import Bench, Options, open_bench
+from epg.evaluation.real import FEWEST_TO_SPLIT
 from epg.evaluation.receipt import Receipt
 from epg.evaluation.subjects import Subject, generated, like
 from epg.quickstart.length import halvings

@@ -18,10 +18,9 @@ from epg.evaluation.extractors.inception import colour
 from epg.extras import install
 from epg.storage.artefact import digest_of
 
-DINOV2, CLIP = "facebook/dinov2-large", "openai/clip-vit-large-patch14-336"
-DINOV2_SIDE = 224
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENETS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std
 CLIPS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+DINOV2_SIDE = 224
 
 
 def dinov2(path: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
@@ -32,13 +31,14 @@ def dinov2(path: Path | None = None, device: torch.device | str = "cpu") -> Extr
 
     Raises UserError where transformers is missing, ArtefactError where the weights are.
     """
-    network = _load("Dinov2Model", path, DINOV2, "dinov2").to(device)
+    network = _load("Dinov2Model", path, "facebook/dinov2-large", "dinov2").to(device)
+    x = prepared(DINOV2_SIDE, IMAGENETS, antialias=True, device=device)
 
-    def embed(x: Tensor) -> Tensor:
-        return network(pixel_values=x).last_hidden_state[:, 0]
+    def compute(images: Tensor) -> dict[str, Tensor]:
+        return {FEATURES: network(pixel_values=x(images)).last_hidden_state[:, 0].float().cpu()}
 
     told = f"grey as RGB; bicubic with antialiasing to {DINOV2_SIDE}x{DINOV2_SIDE}; ImageNet's mean and std; CLS"
-    return _extractor("dinov2", network, told, embed, DINOV2_SIDE, IMAGENET, antialias=True, device=device)
+    return Extractor("dinov2", digest_of(network.state_dict()), told, compute)
 
 
 def clip(path: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
@@ -46,35 +46,28 @@ def clip(path: Path | None = None, device: torch.device | str = "cpu") -> Extrac
 
     `path` and errors as for `dinov2`; None takes `openai/clip-vit-large-patch14-336`.
     """
-    network = _load("CLIPVisionModelWithProjection", path, CLIP, "clip").to(device)
+    network = _load("CLIPVisionModelWithProjection", path, "openai/clip-vit-large-patch14-336", "clip").to(device)
     side = int(network.config.image_size)
-
-    def embed(x: Tensor) -> Tensor:
-        return F.normalize(network(pixel_values=x).image_embeds, dim=1)
-
-    told = f"grey as RGB; bicubic to {side}x{side}; CLIP's mean and std; projected embedding of length 1"
-    return _extractor("clip", network, told, embed, side, CLIPS, antialias=False, device=device)
-
-
-def _extractor(
-    name: str,
-    network: Any,
-    told: str,
-    embed: Callable[[Tensor], Tensor],
-    side: int,
-    scale: tuple[tuple[float, ...], tuple[float, ...]],
-    *,
-    antialias: bool,
-    device: torch.device | str,
-) -> Extractor:
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in scale)
+    x = prepared(side, CLIPS, antialias=False, device=device)
 
     def compute(images: Tensor) -> dict[str, Tensor]:
-        x = colour(images).to(device).float() / 255
-        x = F.interpolate(x, (side, side), mode="bicubic", antialias=antialias).clamp(0, 1)
-        return {FEATURES: embed((x - mean) / std).float().cpu()}
+        return {FEATURES: F.normalize(network(pixel_values=x(images)).image_embeds, dim=1).float().cpu()}
 
-    return Extractor(name, digest_of(network.state_dict()), told, compute)
+    told = f"grey as RGB; bicubic to {side}x{side}; CLIP's mean and std; projected embedding of length 1"
+    return Extractor("clip", digest_of(network.state_dict()), told, compute)
+
+
+def prepared(
+    side: int, scale: tuple[tuple[float, ...], ...], *, antialias: bool, device: torch.device | str
+) -> Callable[[Tensor], Tensor]:
+    """From uint8 images to what a network of this input size, mean and std takes."""
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in scale)
+
+    def prepare(images: Tensor) -> Tensor:
+        x = colour(images).to(device).float() / 255
+        return (F.interpolate(x, (side, side), mode="bicubic", antialias=antialias).clamp(0, 1) - mean) / std
+
+    return prepare
 
 
 def _load(kind: str, path: Path | None, repository: str, flag: str) -> Any:
