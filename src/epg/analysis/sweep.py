@@ -240,4 +240,5 @@ def search(sweep: Sweep, axes: Axes, metric: str | None, tolerance: float) -> No
         return sweep.measure(point, metric)
 
     f(low), f(high)  # a minimum at the edge is then found, and can be told as one
-    minimize_scalar(f, bounds=(low, high), method="bounded", options={"xatol": tolerance / 2})
+    # It ends where the interval is 4/3 of `xatol` wide.
+    minimize_scalar(f, bounds=(low, high), method="bounded", options={"xatol": 0.75 * tolerance})
