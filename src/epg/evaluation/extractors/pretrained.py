@@ -18,7 +18,7 @@ from epg.evaluation.extractors.inception import colour
 from epg.extras import install
 from epg.storage.artefact import digest_of
 
-IMAGENETS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and std
 CLIPS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 DINOV2_SIDE = 224
 
@@ -32,7 +32,7 @@ def dinov2(path: Path | None = None, device: torch.device | str = "cpu") -> Extr
     Raises UserError where transformers is missing, ArtefactError where the weights are.
     """
     network = _load("Dinov2Model", path, "facebook/dinov2-large", "dinov2").to(device)
-    x = prepared(DINOV2_SIDE, IMAGENETS, antialias=True, device=device)
+    x = prepared(DINOV2_SIDE, IMAGENET, antialias=True, device=device)
 
     def compute(images: Tensor) -> dict[str, Tensor]:
         return {FEATURES: network(pixel_values=x(images)).last_hidden_state[:, 0].float().cpu()}
