@@ -15,7 +15,6 @@ from epg.checkpoint.loading import load
 from epg.cli import main
 from epg.config.sections import SamplingConfig
 from epg.errors import ArtefactError, DivergedError, OutputError, UserError
-from epg.generator import Generator
 from epg.sampling import Request, changed, class_numbers, fitted, write_samples
 from epg.sampling.files import png, write_npz
 from epg.sampling.job import Job
@@ -73,18 +72,14 @@ def test_a_compiled_model_meets_one_size_of_batch(run, tmp_path):
     """The last batch is filled up, which changes nothing in the images that were asked for."""
     sizes = set()
 
-    class Watched(Job):
-        def move(self, model: Generator, device: torch.device) -> Generator:
-            model = super().move(model, device)
-            model.denoiser.network.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
-            return model
-
     pictures = []
     with torch.compiler.set_stance("force_eager"):
         for compiled in (False, True):
             sizes.clear()
             options = {"count": 5, "batch_size": 2, "device": "cpu", "compile": compiled, "changes": {"guidance": 1.0}}
-            job = Watched(load(run), None, tmp_path / str(compiled), Request(**options))
+            job = Job(fitted(load(run), Request(**options)), tmp_path / str(compiled))
+            network = job.model.denoiser.network
+            network.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
             pictures.append(torch.cat([job.draw_batch(range(i, min(i + 2, 5)))[0] for i in (0, 2, 4)]))
     assert sizes == {2}
     assert [len(batch) for batch in pictures] == [5, 5]
