@@ -16,14 +16,27 @@ received = 0
 interrupted import, for one, ends in any error."""
 
 
+again: threading.Timer | None = None
+"""Raises the stop again where its exception was lost."""
+
+
+def answered() -> int:
+    """The signal that came, 0 for none. It is answered now, so it is not raised again, which would end this process in
+    another way than with its exit code."""
+    if received and again is not None:
+        again.cancel()
+        signal.signal(received, signal.SIG_DFL)
+    return received
+
+
 def answer_stop_signals() -> None:
     """From now on the first of these signals raises KeyboardInterrupt, which holds its number.
 
     After it they do what they do to any process, so that a second one ends this one whatever it is about. A signal
     that was ignored stays so (`nohup`, jobs in the background), and a forked child does not answer for its parent.
     """
-    global received
-    received, owner = 0, os.getpid()
+    global received, again
+    received, again, owner = 0, None, os.getpid()
     answered = [n for n in NUMBERS if signal.getsignal(n) is not signal.SIG_IGN]
     others = sys.unraisablehook
 
@@ -38,11 +51,13 @@ def answer_stop_signals() -> None:
 
     def swallowed(event: Any) -> None:
         """Where the exception fell into a destructor, where nothing can be raised, it is raised again."""
+        global again
         if not isinstance(event.exc_value, KeyboardInterrupt) or not received:
             others(event)
             return
         signal.signal(received, stop)
-        threading.Timer(AGAIN_S, os.kill, (owner, received)).start()
+        again = threading.Timer(AGAIN_S, os.kill, (owner, received))
+        again.start()
 
     sys.unraisablehook = swallowed
     for n in answered:

@@ -83,7 +83,8 @@ def test_a_run_folder_that_goes_away_is_noticed(change: str, processes: int, dri
         run.mkdir()
     assert job.wait() == [74] * processes, job.said
     assert "run: was renamed or removed while the run was writing to it" in job.said
-    assert not (run / "checkpoints").exists()
+    if change != "renamed and made anew":  # a write that was just beginning may then begin in the new folder
+        assert not (run / "checkpoints").exists()
     assert job.seconds < 30
     if change == "renamed":
         before = checkpoint.find(elsewhere).step

@@ -18,6 +18,7 @@ from epg.config.objectives import Stage
 from epg.config.settings import RunConfig
 from epg.errors import ArtefactError, UserError
 from epg.runs import prepare_run, train
+from epg.samplers import SAMPLERS
 from epg.training import resume
 from epg.training.tracking import read_log
 from tests.helpers import run_state, tiny_config
@@ -225,6 +226,7 @@ LITERALS = sorted(
         for value in get_args(field.annotation)
         if isinstance(value, str)
     }
+    | SAMPLERS.keys()
 )
 
 

@@ -68,8 +68,8 @@ def perform(arguments: list[str]) -> int:
     except InterruptedRunError as error:
         return say(str(error), error.exit_code)
     except (Exception, KeyboardInterrupt) as error:
-        if signals.received:
-            return say(f"stopped by {signals.name_of(signals.received)}", 128 + signals.received)
+        if number := signals.answered():
+            return say(f"stopped by {signals.name_of(number)}", 128 + number)
         if isinstance(error, UserError):
             return say(str(error), error.exit_code)
         if not isinstance(error, OSError):

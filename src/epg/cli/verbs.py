@@ -62,10 +62,11 @@ def run(arguments: list[str]) -> None:
         try:
             verb(overrides) if isinstance(verb, TAKES_OVERRIDES) else verb()
         except (Exception, KeyboardInterrupt) as error:
-            if not signals.received or not getattr(verb, "CONTINUES", False) or isinstance(error, InterruptedRunError):
+            number = signals.answered()
+            if not number or not getattr(verb, "CONTINUES", False) or isinstance(error, InterruptedRunError):
                 raise
-            name = signals.name_of(signals.received)
-            raise InterruptedRunError(f"stopped by {name}; the same command continues") from error
+            text = f"stopped by {signals.name_of(number)}; the same command continues"
+            raise InterruptedRunError(text) from error
 
 
 def parse(arguments: list[str]) -> tuple[Any, list[str]]:
