@@ -27,7 +27,7 @@ from rich.console import Console
 from epg.cli import configure
 from epg.config.objectives import Stage
 from epg.config.settings import RunConfig
-from epg.data.base import ImageDataset
+from epg.data.loading.base import ImageDataset
 from epg.runs import build_objective
 from epg.storage.artefact import size_of
 from epg.training.loop import Trainer

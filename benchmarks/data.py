@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from epg.data.augment import MocoViews
-from epg.data.dataset import open_dataset
-from epg.data.decode import open_flat
-from epg.data.encode import PixelOptions, decode_stored
-from epg.data.loader import BatchLoader
-from epg.data.prepare import prepare
-from epg.data.resize import center_crop
+from epg.data.loading.dataset import open_dataset
+from epg.data.loading.loader import BatchLoader
+from epg.data.pixels.decode import open_flat
+from epg.data.pixels.resize import center_crop
+from epg.data.prepared.encode import PixelOptions, decode_stored
+from epg.data.prepared.prepare import prepare
+from epg.data.prepared.store import Store
 from epg.data.sources.base import SourceOptions
 from epg.data.sources.open import open_source
-from epg.data.store import Store
+from epg.data.views.augment import MocoViews
 from epg.randomness import Draws
 
 FORMATS = ("png", "webp", "jpeg", "raw")

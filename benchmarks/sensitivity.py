@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from epg.analysis.memorisation import memorisation
-from epg.data.base import CachedDataset
+from epg.data.loading.base import CachedDataset
 from epg.evaluation.classifier import Classifier
 from epg.evaluation.evaluate import evaluate
 from epg.evaluation.extractors import FEATURES, Extractor

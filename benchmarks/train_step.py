@@ -38,8 +38,8 @@ from epg.cli import configure
 from epg.config.objectives import Stage
 from epg.config.settings import RunConfig
 from epg.config.validation import check
-from epg.data.base import CachedDataset, ImageDataset
-from epg.data.loader import Batch
+from epg.data.loading.base import CachedDataset, ImageDataset
+from epg.data.loading.loader import Batch
 from epg.distributed import processes, rank, world_size
 from epg.networks.cost import parameters
 from epg.runs import build_objective, resolve

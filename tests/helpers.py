@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from epg.config.recipe import merge
 from epg.config.settings import RunConfig, parse
-from epg.data.loader import Batch
+from epg.data.loading.loader import Batch
 from epg.denoiser import Denoiser
 from epg.networks import EPG
 from epg.networks.build import build_epg

@@ -16,7 +16,7 @@ from epg.checkpoint.loading import load
 from epg.checkpoint.official import EPG_NAMES, read_state_dict, to_release
 from epg.cli import main
 from epg.config.recipe import run_config
-from epg.data.normalize import Normalizer
+from epg.data.views.normalize import Normalizer
 from epg.errors import OutputError
 from epg.networks.build import build_epg, build_rcm
 from epg.objectives.pretraining import Pretraining

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from epg import schedule
 from epg.config.settings import RunConfig
-from epg.data.loader import Batch
+from epg.data.loading.loader import Batch
 from epg.losses import nt_xent
 from epg.networks import EPG, RCM
 from epg.networks.build import build_encoder, build_rcm

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from epg import samplers, schedule
-from epg.data.normalize import Normalizer
+from epg.data.views.normalize import Normalizer
 from epg.denoiser import Denoiser, bind, clamped
 from epg.errors import UserError
 from epg.guidance import Autoguidance, IntervalGuidance, acts

@@ -16,8 +16,8 @@ from epg.checkpoint.lock import locked
 from epg.config.settings import RunConfig
 from epg.config.validation import check
 from epg.config.yaml_file import read_yaml
-from epg.data.configured import open_training_data
-from epg.data.dataset import ImageDataset
+from epg.data.loading.configured import open_training_data
+from epg.data.loading.dataset import ImageDataset
 from epg.distributed import failing_together, pick_device, processes, rank, world_size
 from epg.errors import OutputError, UserError, cause
 from epg.networks import Spectrum

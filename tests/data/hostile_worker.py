@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from epg.data.encode import PixelOptions, make_record
+from epg.data.prepared.encode import PixelOptions, make_record
 from epg.data.sources.files import read_file
 from epg.errors import DataError
 

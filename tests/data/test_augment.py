@@ -9,8 +9,8 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from epg.data import augment, transforms
-from epg.data.augment import AffineViews, MocoViews, random_boxes, random_flip
+from epg.data.views import augment, transforms
+from epg.data.views.augment import AffineViews, MocoViews, random_boxes, random_flip
 from epg.randomness import uniform
 
 MANY = 20_000

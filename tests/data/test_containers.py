@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from tests.data.photos import encoded, photo
 
-from epg.data.dataset import open_dataset
-from epg.data.encode import PixelOptions
-from epg.data.prepare import prepare
+from epg.data.loading.dataset import open_dataset
+from epg.data.prepared.encode import PixelOptions
+from epg.data.prepared.prepare import prepare
 
 SIZE, CLASSES, EACH = 16, ("ant", "bee", "cat"), 3
 

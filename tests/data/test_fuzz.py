@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tests.data.photos import encoded, photo
 
-from epg.data.store import Store, read_manifest
+from epg.data.prepared.store import Store, read_manifest
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MUTATIONS = ("truncate", "flip bits", "wrong header", "huge size", "splice", "repeat")
@@ -19,8 +19,8 @@ MUTATIONS = ("truncate", "flip bits", "wrong header", "huge size", "splice", "re
 SCRIPT = """
 import resource, sys
 from pathlib import Path
-from epg.data.encode import PixelOptions
-from epg.data.prepare import prepare
+from epg.data.prepared.encode import PixelOptions
+from epg.data.prepared.prepare import prepare
 
 if __name__ == "__main__":
     prepare(sys.argv[1] + "/in", Path(sys.argv[1]) / "out", PixelOptions(64), workers=1)

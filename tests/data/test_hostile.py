@@ -19,8 +19,8 @@ from PIL import Image
 from tests.data.hostile import flat_png, hostile_files
 from tests.data.photos import encoded, photo, photo_folder, tree
 
-from epg.data.encode import PixelOptions
-from epg.data.prepare import prepare
+from epg.data.prepared.encode import PixelOptions
+from epg.data.prepared.prepare import prepare
 from epg.data.sources.base import SourceOptions
 from epg.data.sources.open import open_source
 from epg.errors import DataError
@@ -192,8 +192,9 @@ def test_bombs_in_archives_are_refused_quickly(tmp_path):
         path = make(tmp_path / name)
         assert path.stat().st_size < 1_000_000
         code = (
-            "import resource, sys, time; from pathlib import Path; from epg.data.encode import PixelOptions;"
-            "from epg.data.prepare import prepare; import epg.data.finish; start = time.process_time();"
+            "import resource, sys, time; from pathlib import Path; from epg.data.prepared.encode import PixelOptions;"
+            "from epg.data.prepared.prepare import prepare; from epg.data.prepared import finish;"
+            "start = time.process_time();"
             "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "try: print(prepare(sys.argv[1], Path(sys.argv[2]), PixelOptions(32)).manifest['rejected'])\n"
             "except Exception as error: print('refused', type(error).__name__, error)\n"

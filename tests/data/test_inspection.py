@@ -8,10 +8,10 @@ from PIL import Image, ImageEnhance
 from tests.data.photos import encoded, photo, photo_folder
 
 from epg.cli import main
-from epg.data.duplicates import equal_groups, popcount, similar_groups
-from epg.data.encode import PixelOptions, look
-from epg.data.inspection import contact_sheet, inspect_dataset, size_histogram, spread
-from epg.data.prepare import prepare
+from epg.data.prepared.duplicates import equal_groups, popcount, similar_groups
+from epg.data.prepared.encode import PixelOptions, look
+from epg.data.prepared.inspection import contact_sheet, inspect_dataset, size_histogram, spread
+from epg.data.prepared.prepare import prepare
 from epg.data.sources.base import SourceOptions
 from epg.errors import DataError
 

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from tests.data.photos import photo
 
-from epg.data.dataset import open_dataset
-from epg.data.encode import PixelOptions, decode_stored
-from epg.data.inspection import verify_store
-from epg.data.loader import BatchLoader
-from epg.data.prepare import prepare
-from epg.data.store import MANIFEST, Store
+from epg.data.loading.dataset import open_dataset
+from epg.data.loading.loader import BatchLoader
+from epg.data.prepared.encode import PixelOptions, decode_stored
+from epg.data.prepared.inspection import verify_store
+from epg.data.prepared.prepare import prepare
+from epg.data.prepared.store import MANIFEST, Store
 from epg.errors import DataError
 
 FORMATS = ("png", "webp", "raw", "grey", "jpeg")

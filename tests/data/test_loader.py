@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from epg.data.base import CachedDataset
-from epg.data.dataset import open_dataset
-from epg.data.loader import Batch, BatchLoader
+from epg.data.loading.base import CachedDataset
+from epg.data.loading.dataset import open_dataset
+from epg.data.loading.loader import Batch, BatchLoader
 from epg.data.order import EpochOrder
-from epg.data.ring import Ring
+from epg.data.workers.ring import Ring
 from epg.errors import UserError
 
 STEPS = 5
@@ -171,5 +171,5 @@ def test_batches_reach_a_gpu_pinned_and_without_being_overwritten(digits):
 
 def test_processes_that_are_not_forked_work_too(digits, monkeypatch):
     spawn = multiprocessing.get_context("spawn")
-    monkeypatch.setattr("epg.data.crew.mp.get_context", lambda *_: spawn)
+    monkeypatch.setattr("epg.data.workers.crew.mp.get_context", lambda *_: spawn)
     assert_same(stream(digits, workers=1, steps=2), stream(digits, steps=2))

@@ -17,13 +17,13 @@ import pytest
 import torch
 from tests.data.photos import photo_folder
 
-from epg.data.base import CachedDataset, ImageDataset
-from epg.data.dataset import open_dataset
-from epg.data.encode import PixelOptions
-from epg.data.loader import BatchLoader
+from epg.data.loading.base import CachedDataset, ImageDataset
+from epg.data.loading.dataset import open_dataset
+from epg.data.loading.loader import BatchLoader
 from epg.data.order import EpochOrder
-from epg.data.prepare import prepare
-from epg.data.store import Store
+from epg.data.prepared.encode import PixelOptions
+from epg.data.prepared.prepare import prepare
+from epg.data.prepared.store import Store
 from epg.errors import DataError, UserError
 
 

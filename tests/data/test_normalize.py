@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from epg.data.normalize import Normalizer
+from epg.data.views.normalize import Normalizer
 from epg.errors import UserError
 
 ALL_VALUES = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from epg.data.pool import run_jobs
+from epg.data.workers.pool import run_jobs
 from epg.errors import DataError, UserError
 
 

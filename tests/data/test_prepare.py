@@ -16,13 +16,13 @@ from PIL import Image
 from tests.data.photos import adm_by_hand, encoded, photo, photo_folder, tree
 
 from epg.cli import main
-from epg.data.dataset import open_dataset
-from epg.data.encode import PixelOptions
-from epg.data.loader import BatchLoader
-from epg.data.plan import parse_shard
-from epg.data.prepare import prepare
+from epg.data.loading.dataset import open_dataset
+from epg.data.loading.loader import BatchLoader
+from epg.data.prepared.encode import PixelOptions
+from epg.data.prepared.plan import parse_shard
+from epg.data.prepared.prepare import prepare
+from epg.data.prepared.store import Store, read_manifest
 from epg.data.sources.base import SourceOptions
-from epg.data.store import Store, read_manifest
 from epg.errors import DataError, OutputError, RunLockedError, UserError
 
 

@@ -18,15 +18,15 @@ from PIL import Image
 from tests.data.fake_hub import fake_hub
 from tests.data.photos import encoded, photo, photo_folder
 
-from epg.data.dataset import open_dataset
-from epg.data.encode import PixelOptions, decode_stored
-from epg.data.prepare import prepare
+from epg.data.loading.dataset import open_dataset
+from epg.data.prepared.encode import PixelOptions, decode_stored
+from epg.data.prepared.prepare import prepare
+from epg.data.prepared.store import Store
 from epg.data.sources import remote
 from epg.data.sources.base import SourceOptions
 from epg.data.sources.open import open_source
 from epg.data.sources.remote import RemoteFile, RemoteFolderSource
 from epg.data.sources.tables import TableSource
-from epg.data.store import Store
 from epg.errors import DataError, UserError
 
 
@@ -100,7 +100,7 @@ def test_names_of_any_bytes(tmp_path):
     prepared = prepare(str(root), tmp_path / "out", PixelOptions(16), workers=1)
     assert prepared.manifest["images"] == 6
     assert prepared.manifest["rejected"] == 0
-    from epg.data.store import Store
+    from epg.data.prepared.store import Store
 
     stored = {Store(tmp_path / "out").name(i) for i in range(6)}
     assert {"class0/\\xff\\xfe.jpg", "class0/new\\nline.jpg", "class0/€.jpg"} <= stored
@@ -451,8 +451,8 @@ FROM_HUB = """
 import sys
 from pathlib import Path
 from epg.cli import main
-from epg.data.dataset import open_dataset
-from epg.data.loader import BatchLoader
+from epg.data.loading.dataset import open_dataset
+from epg.data.loading.loader import BatchLoader
 out = Path(sys.argv[1])
 flags = ["--image-size", "32", "--workers", "0"]
 columns = ["--image-column", "picture", "--label-column", "kind"]

@@ -12,14 +12,14 @@ import pytest
 from tests.data.photos import photo_folder
 
 from epg.cli import main
-from epg.data import store as store_module
-from epg.data.dataset import open_dataset
-from epg.data.encode import PixelOptions
-from epg.data.inspection import verify_store
-from epg.data.loader import BatchLoader
-from epg.data.prepare import prepare
-from epg.data.store import FORMAT_VERSION, INDEX, INDEX_FILE, MANIFEST, Store, seal
-from epg.data.stored import RECHECK
+from epg.data.loading.dataset import open_dataset
+from epg.data.loading.loader import BatchLoader
+from epg.data.loading.stored import RECHECK
+from epg.data.prepared import store as store_module
+from epg.data.prepared.encode import PixelOptions
+from epg.data.prepared.inspection import verify_store
+from epg.data.prepared.prepare import prepare
+from epg.data.prepared.store import FORMAT_VERSION, INDEX, INDEX_FILE, MANIFEST, Store, seal
 from epg.errors import DataError, UserError
 
 
@@ -137,7 +137,7 @@ def test_a_run_goes_on_with_a_copy_of_its_set_elsewhere(tmp_path, stage):
 
 
 def test_splits_of_a_store(tmp_path):
-    from epg.data.base import NoSplitError
+    from epg.data.loading.base import NoSplitError
 
     out = prepared(tmp_path / "a")
     with pytest.raises(NoSplitError, match="holds the split 'train'"):

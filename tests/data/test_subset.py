@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from epg.config.sections import DataConfig
-from epg.data.configured import open_training_data
-from epg.data.dataset import CachedDataset, open_dataset
-from epg.data.loader import BatchLoader
+from epg.data.loading.configured import open_training_data
+from epg.data.loading.dataset import CachedDataset, open_dataset
+from epg.data.loading.loader import BatchLoader
+from epg.data.loading.subset import subset
 from epg.data.order import BalancedOrder
-from epg.data.subset import subset
 from epg.errors import UserError
 
 LABELS = np.repeat(np.arange(5), [1, 7, 100, 20, 3])

@@ -10,7 +10,7 @@ from sklearn.datasets import load_sample_image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from epg.data import transforms
+from epg.data.views import transforms
 
 N = 6
 

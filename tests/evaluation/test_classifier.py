@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from epg.data.dataset import open_dataset
+from epg.data.loading.dataset import open_dataset
 from epg.errors import UserError
 from epg.evaluation.classifier import FEATURES as WIDTH
 from epg.evaluation.classifier import Classifier, train_classifier

@@ -11,8 +11,8 @@ import pytest
 
 from epg.checkpoint import export
 from epg.cli import main
-from epg.data.dataset import open_dataset
-from epg.data.rules import RULES
+from epg.data.loading.dataset import open_dataset
+from epg.data.pixels.rules import RULES
 from epg.evaluation import real, receipt
 from epg.evaluation.extractors import indomain
 from epg.evaluation.extractors.indomain import images_and_labels

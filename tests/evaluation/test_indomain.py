@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from epg.checkpoint import export
-from epg.data.dataset import open_dataset
+from epg.data.loading.dataset import open_dataset
 from epg.errors import UserError
 from epg.evaluation.extractors import FEATURES, LOGITS, Choice, choices, indomain, open_extractor
 from epg.evaluation.extractors.indomain import classifier, encoder, images_and_labels, with_held_out

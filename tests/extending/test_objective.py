@@ -15,7 +15,7 @@ from epg.cli import main
 from epg.config.objectives import KINDS, ObjectiveConfig, Parameterization
 from epg.config.recipe import run_config
 from epg.config.settings import RunConfig
-from epg.data.loader import Batch
+from epg.data.loading.loader import Batch
 from epg.errors import UserError
 from epg.networks import EPG, RCM
 from epg.networks.build import build_encoder, build_epg, build_rcm

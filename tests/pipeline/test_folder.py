@@ -183,7 +183,7 @@ def test_two_definitions_of_one_name_are_found_when_bundling(monkeypatch):
     read = bundle.read
     monkeypatch.setattr(bundle, "read", lambda name: spoiled if name == "epg.schedule" else read(name))
     monkeypatch.setattr(
-        bundle, "reach", lambda m, n: {"epg.schedule": {"Normalizer"}, "epg.data.normalize": {"Normalizer"}}
+        bundle, "reach", lambda m, n: {"epg.schedule": {"Normalizer"}, "epg.data.views.normalize": {"Normalizer"}}
     )
     with pytest.raises(AssertionError, match="Normalizer is defined in two modules"):
         bundle.bundle("epg.pipeline.call", "EPGPipeline")

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from epg.data.augment import MocoViews
-from epg.data.base import ImageDataset
-from epg.data.loader import BatchLoader
+from epg.data.loading.base import ImageDataset
+from epg.data.loading.loader import BatchLoader
+from epg.data.views.augment import MocoViews
 from epg.objectives.base import keep_masks
 from epg.randomness import Draws
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from epg.checkpoint import checkpoint
-from epg.data.loader import Batch
+from epg.data.loading.loader import Batch
 from epg.distributed import rank
 from epg.training.loop import Trainer
 from epg.training.snapshot import capture

@@ -251,7 +251,7 @@ def leave_out(folder: Path, step: int) -> None:
 
 def in_a_worker(folder: Path, what: str, image: int = 3) -> None:
     """A loader process meets a fault at its so-many-th image: a signal, or MemoryError."""
-    from epg.data.dataset import SourceDataset
+    from epg.data.loading.dataset import SourceDataset
 
     uncached(folder)
     original, parent, count = SourceDataset.__getitem__, os.getpid(), 0
@@ -329,7 +329,7 @@ def hoard(folder: Path) -> None:
 
 def uncached(folder: Path) -> None:
     """The images are read by worker processes, though they would fit into memory."""
-    from epg.data import configured
+    from epg.data.loading import configured
 
     configured.CACHE_BYTES = 0
 
@@ -395,7 +395,7 @@ def noise_by_rank(folder: Path) -> None:
 def uneven_shares(folder: Path) -> None:
     """Rank 0 gets twice as many images as rank 1, and each takes the mean of its own."""
     from epg import runs
-    from epg.data import loader
+    from epg.data.loading import loader
 
     original = loader.BatchLoader.__init__
 

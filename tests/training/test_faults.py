@@ -95,7 +95,7 @@ def test_a_broken_weight_is_named(tmp_path: Path) -> None:
 def test_samples_of_a_bad_block_are_named(tmp_path: Path) -> None:
     """Two blocks of 16, of which one sees a label that makes the loss infinite."""
     run = prepare_run(tiny("diffusion", training={"batch_size": 32}, objective={"label_dropout": 0.0}), tmp_path)
-    from epg.data.loader import BatchLoader
+    from epg.data.loading.loader import BatchLoader
 
     batches = next(iter(BatchLoader(run.dataset, batch_size=32, seed=0)))
     labels = batches[0].labels

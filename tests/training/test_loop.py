@@ -19,8 +19,8 @@ from epg.checkpoint.loading import load
 from epg.config.objectives import Stage
 from epg.config.recipe import merge, run_config
 from epg.config.settings import RunConfig, parse
-from epg.data.configured import open_training_data
-from epg.data.loader import BatchLoader
+from epg.data.loading.configured import open_training_data
+from epg.data.loading.loader import BatchLoader
 from epg.distributed import whole_on_first
 from epg.errors import DivergedError, InterruptedRunError, UserError
 from epg.runs import prepare_run, train

@@ -59,8 +59,8 @@ class Prepare:
     """Also write the set as parquet files for the Hub into this folder."""
 
     def __call__(self) -> None:
-        from epg.data.commands import run_prepare
-        from epg.data.encode import PixelOptions
+        from epg.data.prepared.commands import run_prepare
+        from epg.data.prepared.encode import PixelOptions
         from epg.data.sources.base import SourceOptions
 
         run_prepare(
@@ -109,8 +109,8 @@ class Inspect:
     """Processes; one per core if not given."""
 
     def __call__(self) -> None:
-        from epg.data.commands import run_inspect
-        from epg.data.encode import PixelOptions
+        from epg.data.prepared.commands import run_inspect
+        from epg.data.prepared.encode import PixelOptions
         from epg.data.sources.base import SourceOptions
 
         run_inspect(

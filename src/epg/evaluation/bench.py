@@ -8,7 +8,7 @@ from typing import Any
 
 from epg import progress
 from epg.config.sections import DataConfig
-from epg.data.rules import RULES, PixelRules, check_rules
+from epg.data.pixels.rules import RULES, PixelRules, check_rules
 from epg.distributed import failing_together, from_first, pick_device, rank
 from epg.errors import UserError
 from epg.evaluation import reference_files

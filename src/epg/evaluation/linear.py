@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from epg.config.settings import RunConfig
-from epg.data.base import ImageDataset
-from epg.data.normalize import Normalizer
+from epg.data.loading.base import ImageDataset
+from epg.data.views.normalize import Normalizer
 from epg.denoiser import Denoiser
 from epg.errors import UserError
 from epg.evaluation.extractors.indomain import images_and_labels

@@ -14,7 +14,7 @@ from epg.checkpoint.handover import hand_over, read_encoder, split
 from epg.checkpoint.loading import Trained, read
 from epg.checkpoint.official import read_state_dict, recognise
 from epg.config.settings import RunConfig
-from epg.data.normalize import Normalizer
+from epg.data.views.normalize import Normalizer
 from epg.networks.build import build_encoder
 from epg.networks.encoder import CLS, PATCHES, Encoder
 from epg.objectives.base import at_levels, normalizer_for

@@ -18,7 +18,7 @@ from epg.checkpoint.best import Best, best_of, mark
 from epg.checkpoint.checkpoint import listing, step_of
 from epg.checkpoint.loading import generator_of
 from epg.config.settings import RunConfig
-from epg.data.base import ImageDataset
+from epg.data.loading.base import ImageDataset
 from epg.distributed import all_gather, failing_together, from_first, rank, world_size
 from epg.errors import OutputError, UserError
 from epg.evaluation import receipt

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from epg.config.settings import RunConfig
-from epg.data.base import ImageDataset
+from epg.data.loading.base import ImageDataset
 from epg.distributed import rank, world_size
 from epg.errors import UserError
 from epg.evaluation import receipt

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from epg.data.base import ImageDataset
-from epg.data.classes import renumbered, some
+from epg.data.loading.base import ImageDataset
+from epg.data.sources.classes import renumbered, some
 from epg.errors import DataError, UserError
 from epg.sampling.settings import Opened, label_kind
 

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.config.sections import DataConfig
-from epg.data.base import ImageDataset, NoSplitError
-from epg.data.configured import open_training_data
-from epg.data.subset import SubsetDataset, subset
+from epg.data.loading.base import ImageDataset, NoSplitError
+from epg.data.loading.configured import open_training_data
+from epg.data.loading.subset import SubsetDataset, subset
 from epg.errors import UserError
 
 

@@ -10,13 +10,13 @@ import torch
 from epg.checkpoint import checkpoint, export
 from epg.checkpoint.loading import Trained
 from epg.config.sections import DataConfig
-from epg.data.base import ImageDataset
-from epg.data.dataset import find_store, open_dataset
-from epg.data.rules import RULES, PixelRules
+from epg.data.loading.base import ImageDataset
+from epg.data.loading.dataset import find_store, open_dataset
+from epg.data.loading.subset import SubsetDataset
+from epg.data.pixels.rules import RULES, PixelRules
+from epg.data.prepared.store import is_store, read_manifest
 from epg.data.sources.open import is_packed
 from epg.data.sources.remote import is_remote
-from epg.data.store import is_store, read_manifest
-from epg.data.subset import SubsetDataset
 from epg.errors import UserError
 from epg.evaluation.folder import FolderSource
 from epg.evaluation.npz import NpzSource

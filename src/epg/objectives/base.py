@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from epg.config.sections import NoiseConfig
 from epg.config.settings import RunConfig
-from epg.data.augment import random_flip
-from epg.data.loader import Batch
-from epg.data.normalize import Normalizer
+from epg.data.loading.loader import Batch
+from epg.data.views.augment import random_flip
+from epg.data.views.normalize import Normalizer
 from epg.denoiser import Denoiser
 from epg.networks import EPG, Encoder, Spectrum
 from epg.networks.build import build_epg

@@ -9,7 +9,7 @@ from torch import Tensor
 from epg import losses, schedule
 from epg.config.objectives import ConsistencyConfig
 from epg.config.settings import RunConfig
-from epg.data.loader import Batch
+from epg.data.loading.loader import Batch
 from epg.networks import EPG, Encoder
 from epg.networks.build import build_encoder, build_epg
 from epg.networks.encoder import CLS

@@ -5,7 +5,7 @@ from torch import Tensor
 from epg import schedule
 from epg.config.objectives import DiffusionConfig
 from epg.config.settings import RunConfig
-from epg.data.loader import Batch
+from epg.data.loading.loader import Batch
 from epg.losses import x_prediction
 from epg.networks import EPG
 from epg.networks.build import build_epg

@@ -9,8 +9,8 @@ from torch import Tensor
 from epg import schedule
 from epg.config.objectives import PretrainingConfig
 from epg.config.settings import RunConfig
-from epg.data.augment import AffineViews, MocoViews
-from epg.data.loader import Batch
+from epg.data.loading.loader import Batch
+from epg.data.views.augment import AffineViews, MocoViews
 from epg.losses import nt_xent
 from epg.networks import RCM
 from epg.networks.build import build_rcm

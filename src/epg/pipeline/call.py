@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from torch import Tensor
 
-from epg.data.normalize import Normalizer
+from epg.data.views.normalize import Normalizer
 from epg.denoiser import Denoiser
 from epg.errors import ArtefactError, UserError
 from epg.labels import Labels, class_numbers

@@ -12,7 +12,7 @@ from torch import Tensor
 from epg.config.complaints import complaints
 from epg.config.objectives import Parameterization
 from epg.config.sections import NoiseConfig, SamplingConfig, Section
-from epg.data.normalize import Normalizer
+from epg.data.views.normalize import Normalizer
 from epg.denoiser import Denoiser
 from epg.errors import ArtefactError
 from epg.generator import Generator

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from epg.data.normalize import Normalizer
+from epg.data.views.normalize import Normalizer
 from epg.generator import Generator
 
 Randomness = int | torch.Generator | Sequence[torch.Generator] | None

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from epg.checkpoint import checkpoint
 from epg.config.settings import RunConfig
-from epg.data.base import ImageDataset
+from epg.data.loading.base import ImageDataset
 from epg.errors import OutputError
 from epg.evaluation.bench import Bench, Options, open_bench
 from epg.evaluation.real import FEWEST_TO_SPLIT

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from epg.checkpoint.checkpoint import is_ours, listing, step_of
 from epg.config.settings import RunConfig
-from epg.data.dataset import ImageDataset
-from epg.data.loader import BatchLoader
+from epg.data.loading.dataset import ImageDataset
+from epg.data.loading.loader import BatchLoader
 from epg.runs import build_objective
 from epg.storage import files
 from epg.training.loop import Trainer

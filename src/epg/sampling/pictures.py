@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from epg.data.dataset import ImageDataset
-from epg.data.loader import BatchLoader
+from epg.data.loading.dataset import ImageDataset
+from epg.data.loading.loader import BatchLoader
 from epg.objectives.base import Objective
 
 SMALLEST_TILE = 48  # pixels on screen; smaller images are enlarged by whole factors

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from epg.data.loader import Batch
+from epg.data.loading.loader import Batch
 from epg.distributed import local, world_size
 from epg.errors import DivergedError
 from epg.networks.layers import BatchNorm

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from epg.checkpoint.writer import CheckpointWriter
 from epg.config.settings import RunConfig
-from epg.data.dataset import ImageDataset
-from epg.data.loader import Batch, BatchLoader
+from epg.data.loading.dataset import ImageDataset
+from epg.data.loading.loader import Batch, BatchLoader
 from epg.distributed import Answer, agree, all_reduce_max, full, pick_device, rank, world_size
 from epg.errors import InterruptedRunError, PeerError
 from epg.objectives.base import Objective

@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from epg.config.settings import RunConfig
-from epg.data.base import CachedDataset, ImageDataset
-from epg.data.normalize import Normalizer
+from epg.data.loading.base import CachedDataset, ImageDataset
+from epg.data.views.normalize import Normalizer
 from epg.distributed import failing_together, rank, world_size
 from epg.errors import DataError, UserError
 from epg.networks import Spectrum

@@ -14,7 +14,7 @@ from epg.data.sources.archives import LocalFile
 from epg.data.sources.base import Images, Labelled, Overview, Source, SourceOptions
 from epg.data.sources.labels import LABEL_WORDS, labels_of, rule_of, unlabelled
 from epg.data.sources.names import Names
-from epg.data.splits import pick, refuse_split, split_names
+from epg.data.sources.splits import pick, refuse_split, split_names
 from epg.errors import DataError
 from epg.storage.plain_file import open_plain
 

@@ -4,8 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from epg.data.sources.base import readable
-from epg.data.splits import pick as pick_split
-from epg.data.splits import refuse_split, split_names
+from epg.data.sources.splits import pick as pick_split
+from epg.data.sources.splits import refuse_split, split_names
 from epg.errors import DataError
 
 

@@ -10,7 +10,7 @@ from epg.data.sources.arrays import encoded
 from epg.data.sources.base import Images, Labelled, Overview, Source, SourceOptions
 from epg.data.sources.labels import unlabelled
 from epg.data.sources.names import Names
-from epg.data.splits import NoSplitError, check_split
+from epg.data.sources.splits import NoSplitError, check_split
 from epg.errors import UserError
 
 TEST_FRACTION = 0.2

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from epg.data.sources.archives import LocalFile
 from epg.data.sources.base import Source, SourceOptions
+from epg.data.sources.splits import NoSplitError, pick, split_names
 from epg.data.sources.tables import TableSource
-from epg.data.splits import NoSplitError, pick, split_names
 from epg.errors import DataError, InterruptedRunError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from epg.data.decode import EXTENSIONS
+from epg.data.pixels.decode import EXTENSIONS
 
 IMAGES = tuple(extension.encode() for extension in EXTENSIONS)
 LONGEST = 12  # bytes of a name's end that decide what it is

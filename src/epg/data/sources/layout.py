@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from epg.data.decode import EXTENSIONS
+from epg.data.pixels.decode import EXTENSIONS
 from epg.data.sources.annotations import (
     DATASET,
     METADATA,

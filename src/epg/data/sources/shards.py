@@ -9,7 +9,7 @@ from pathlib import Path
 from epg.data.sources.archives import ARCHIVE_SUFFIXES, ZIP_SUFFIXES, ArchiveSource, LocalFile, Open
 from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.kinds import is_image_suffix, list_folder
-from epg.data.splits import pick, refuse_split, split_names
+from epg.data.sources.splits import pick, refuse_split, split_names
 from epg.errors import DataError
 
 

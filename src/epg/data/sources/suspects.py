@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from epg.data.decode import FORMATS, decoding
+from epg.data.pixels.decode import FORMATS, decoding
 from epg.data.sources.base import SourceOptions, readable
 from epg.data.sources.names import Names
 from epg.errors import DataError

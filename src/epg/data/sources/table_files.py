@@ -11,8 +11,8 @@ from epg.data.sources.archives import LocalFile
 from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.kinds import is_image_suffix, list_folder
 from epg.data.sources.shards import missing_shards, of_split
+from epg.data.sources.splits import pick, refuse_split, split_names
 from epg.data.sources.tables import TABLE_SUFFIXES, Opener, TableSource
-from epg.data.splits import pick, refuse_split, split_names
 from epg.errors import DataError
 
 

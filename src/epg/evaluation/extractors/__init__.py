@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from epg.data.base import ImageDataset
+from epg.data.loading.base import ImageDataset
 from epg.errors import UserError
 from epg.evaluation.extractors.base import FEATURES, LOGITS, SPATIAL, Extractor
 from epg.evaluation.sources import Progress

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from epg.data.base import ImageDataset
-from epg.data.subset import SubsetDataset
+from epg.data.loading.base import ImageDataset
+from epg.data.loading.subset import SubsetDataset
 from epg.distributed import failing_together, rank, world_size
 from epg.errors import ArtefactError, UserError
 from epg.evaluation.classifier import FEATURES as WIDTH

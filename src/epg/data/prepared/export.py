@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from epg.data.prepare import Progress
-from epg.data.store import SHARDS, Store
+from epg.data.prepared.prepare import Progress
+from epg.data.prepared.store import SHARDS, Store
 from epg.errors import OutputError, UserError, cause
 from epg.storage.files import clear_rests, replacing
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from epg.data.base import CachedDataset, ImageDataset, NoSplitError, Order
-from epg.data.decode import decode_with_origin, look_at
+from epg.data.loading.base import CachedDataset, ImageDataset, NoSplitError, Order
+from epg.data.loading.stored import StoredDataset
 from epg.data.order import BlockOrder
-from epg.data.rules import RULES, PixelRules, changed_rules, check_rules
-from epg.data.seen import Seen
+from epg.data.pixels.decode import decode_with_origin, look_at
+from epg.data.pixels.rules import RULES, PixelRules, changed_rules, check_rules
+from epg.data.prepared.seen import Seen
+from epg.data.prepared.store import is_store, read_manifest
 from epg.data.sources.base import LabelChoice, Source, SourceOptions
 from epg.data.sources.open import open_source
-from epg.data.splits import check_split, split_names
-from epg.data.store import is_store, read_manifest
-from epg.data.stored import StoredDataset
+from epg.data.sources.splits import check_split, split_names
 from epg.errors import DataError, UserError
 
 __all__ = ["CachedDataset", "ImageDataset", "NoSplitError", "SourceDataset", "open_dataset"]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from epg.data.crew import Begin, Call, Crew, Lost
+from epg.data.workers.crew import Begin, Call, Crew, Lost
 from epg.errors import UserError
 
 HANG_S = 300.0  # of one image

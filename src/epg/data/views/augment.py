@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from epg.data import transforms
+from epg.data.views import transforms
 
 CPU_CHUNK = 2**19  # values per piece on the CPU: 1.5 to 2 times faster than a whole batch
 CROP_TRIES = 10

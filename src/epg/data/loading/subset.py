@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from epg.data.base import ImageDataset
+from epg.data.loading.base import ImageDataset
 from epg.data.order import EpochOrder
 from epg.errors import UserError
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from epg.data.base import ImageDataset
-from epg.data.encode import decode_stored
-from epg.data.rules import RULES, PixelRules, changed_rules
-from epg.data.seen import manifest_lines
-from epg.data.splits import NoSplitError, check_split, split_names
-from epg.data.store import Store
+from epg.data.loading.base import ImageDataset
+from epg.data.pixels.rules import RULES, PixelRules, changed_rules
+from epg.data.prepared.encode import decode_stored
+from epg.data.prepared.seen import manifest_lines
+from epg.data.prepared.store import Store
+from epg.data.sources.splits import NoSplitError, check_split, split_names
 from epg.errors import DataError, UserError
 
 RECHECK = 64  # of the images read before, one in this many is compared again

@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from PIL import ImageColor
 
-from epg.data.deep import Range
-from epg.data.resize import Resize
+from epg.data.pixels.deep import Range
+from epg.data.pixels.resize import Resize
 from epg.errors import UserError
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from epg.data.base import ImageDataset, Order
+from epg.data.loading.base import ImageDataset, Order
 from epg.errors import DataError, UserError
 
 TRIES = 64  # replacements that may be damaged too

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from epg.data.crew import SharedMemory
+from epg.data.workers.crew import SharedMemory
 
 
 class Ring:

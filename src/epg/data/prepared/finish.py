@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epg.data.seen import Seen
-from epg.data.shards import part_file, shard_file, write_durably
-from epg.data.sources.base import Rejected, Source
-from epg.data.store import (
+from epg.data.prepared.seen import Seen
+from epg.data.prepared.shards import part_file, shard_file, write_durably
+from epg.data.prepared.store import (
     FORMAT_VERSION,
     INDEX,
     INDEX_FILE,
@@ -26,6 +25,7 @@ from epg.data.store import (
     file_sha256,
     seal,
 )
+from epg.data.sources.base import Rejected, Source
 from epg.errors import DataError
 
 SHOWN = 10

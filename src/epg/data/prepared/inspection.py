@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from epg.data.decode import open_flat
-from epg.data.duplicates import Groups, equal_groups, similar_groups
-from epg.data.encode import PixelOptions
-from epg.data.finish import joined, rejected_of, summary_of
-from epg.data.plan import make_job, settings
-from epg.data.pool import run_jobs
-from epg.data.prepare import Progress
-from epg.data.resize import center_crop
+from epg.data.pixels.decode import open_flat
+from epg.data.pixels.resize import center_crop
+from epg.data.prepared.duplicates import Groups, equal_groups, similar_groups
+from epg.data.prepared.encode import PixelOptions
+from epg.data.prepared.finish import joined, rejected_of, summary_of
+from epg.data.prepared.plan import make_job, settings
+from epg.data.prepared.prepare import Progress
+from epg.data.prepared.store import NAMES_FILE, REPORT_FILE, SHARDS, Store, is_store
 from epg.data.sources.base import Rejected, SourceOptions
 from epg.data.sources.open import open_source
-from epg.data.store import NAMES_FILE, REPORT_FILE, SHARDS, Store, is_store
+from epg.data.workers.pool import run_jobs
 from epg.errors import DataError
 
 SHEET_IMAGES = 64

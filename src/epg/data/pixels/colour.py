@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageCms
 
-from epg.data.deep import strips
+from epg.data.pixels.deep import strips
 
 Profile = Literal["none", "converted", "unread"]
 """What was done about a profile; "none" also where it is sRGB."""

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from epg.data.encode import PixelOptions, Record, make_record
-from epg.data.seen import Seen
+from epg.data.prepared.encode import PixelOptions, Record, make_record
+from epg.data.prepared.seen import Seen
+from epg.data.prepared.store import INDEX, SHARDS, file_sha256, seal
 from epg.data.sources.base import Source
-from epg.data.store import INDEX, SHARDS, file_sha256, seal
 from epg.errors import DataError
 from epg.storage.files import replacing
 

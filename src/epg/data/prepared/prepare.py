@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from epg.data.encode import PixelOptions
-from epg.data.finish import finish
-from epg.data.plan import (
+from epg.data.prepared.encode import PixelOptions
+from epg.data.prepared.finish import finish
+from epg.data.prepared.plan import (
     PLAN,
     check_options,
     claim,
@@ -21,11 +21,11 @@ from epg.data.plan import (
     refuse_outdated,
     settings,
 )
-from epg.data.pool import run_jobs
-from epg.data.shards import PARTS, ShardJob, part_file
+from epg.data.prepared.shards import PARTS, ShardJob, part_file
+from epg.data.prepared.store import MANIFEST, SHARDS, is_store, read_manifest
 from epg.data.sources.base import SourceOptions
 from epg.data.sources.open import open_source
-from epg.data.store import MANIFEST, SHARDS, is_store, read_manifest
+from epg.data.workers.pool import run_jobs
 from epg.errors import OutputError, UserError, cause
 from epg.storage.files import clear_rests
 from epg.storage.locks import held

@@ -1,9 +1,9 @@
 """The images that a configuration names."""
 
 from epg.config.sections import DataConfig
-from epg.data.dataset import CachedDataset, ImageDataset, open_dataset
-from epg.data.rules import PixelRules
-from epg.data.subset import subset
+from epg.data.loading.dataset import CachedDataset, ImageDataset, open_dataset
+from epg.data.loading.subset import subset
+from epg.data.pixels.rules import PixelRules
 
 CACHE_BYTES = 512 * 2**20
 

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from epg.data.base import CachedDataset, ImageDataset, refuse_damaged
-from epg.data.crew import Begin, Call, Crew, Lost
-from epg.data.reading import Damaged, Reader
-from epg.data.ring import Ring
+from epg.data.loading.base import CachedDataset, ImageDataset, refuse_damaged
+from epg.data.loading.reading import Damaged, Reader
+from epg.data.workers.crew import Begin, Call, Crew, Lost
+from epg.data.workers.ring import Ring
 from epg.errors import DataError, UserError
 
 CHUNK = 32  # images per task: several workers share a batch, and the first one is there soon

@@ -7,12 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from epg.data.encode import PixelOptions
-from epg.data.rules import check_rules
-from epg.data.shards import PARTS, ShardJob, write_durably
+from epg.data.pixels.rules import check_rules
+from epg.data.prepared.encode import PixelOptions
+from epg.data.prepared.shards import PARTS, ShardJob, write_durably
+from epg.data.prepared.store import SHARDS
 from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.remote import is_remote, public_name
-from epg.data.store import SHARDS
 from epg.errors import DataError, UserError
 from epg.storage.plain_file import read_plain
 

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from epg.data.classes import classes_line, renumbered
 from epg.data.order import BalancedOrder, EpochOrder
 from epg.data.sources.base import digest_of
-from epg.data.splits import NoSplitError as NoSplitError
+from epg.data.sources.classes import classes_line, renumbered
+from epg.data.sources.splits import NoSplitError as NoSplitError
 from epg.errors import DataError
 
 

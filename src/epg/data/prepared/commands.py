@@ -11,16 +11,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from epg.data.duplicates import Groups
-from epg.data.encode import PixelOptions
-from epg.data.inspection import Inspection, contact_sheet, inspect_dataset, size_histogram, verify_store
-from epg.data.inspection import read_report as read_report
-from epg.data.plan import parse_shard
-from epg.data.prepare import Prepared, Progress, prepare
-from epg.data.seen import manifest_lines
+from epg.data.prepared.duplicates import Groups
+from epg.data.prepared.encode import PixelOptions
+from epg.data.prepared.inspection import Inspection, contact_sheet, inspect_dataset, size_histogram, verify_store
+from epg.data.prepared.inspection import read_report as read_report
+from epg.data.prepared.plan import parse_shard
+from epg.data.prepared.prepare import Prepared, Progress, prepare
+from epg.data.prepared.seen import manifest_lines
+from epg.data.prepared.store import REPORT_FILE, is_store
 from epg.data.sources.base import SourceOptions
 from epg.data.sources.kinds import SHEET
-from epg.data.store import REPORT_FILE, is_store
 from epg.errors import DataError, OutputError, UserError, cause
 from epg.progress import reporting
 
@@ -63,7 +63,7 @@ def run_prepare(
         say(f"{manifest['rejected']} could not be used and were left out; why is in {out / REPORT_FILE}:")
         say(*(f"  {item.name}: {item.reason}" for item in read_report(out / REPORT_FILE)[:SHOWN]))
     if parquet is not None:
-        from epg.data.export import write_parquet
+        from epg.data.prepared.export import write_parquet
 
         with counting("writing parquet") as progress:
             files = write_parquet(out, parquet, progress)

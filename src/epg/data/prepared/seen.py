@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from epg.data.classes import classes_line
-from epg.data.decode import Origin
-from epg.data.encode import PixelOptions
-from epg.data.rules import PixelRules
+from epg.data.pixels.decode import Origin
+from epg.data.pixels.rules import PixelRules
+from epg.data.prepared.encode import PixelOptions
+from epg.data.sources.classes import classes_line
 
 HALF = 2**15  # of the values of 16 bits
 QUARTER = 2**14

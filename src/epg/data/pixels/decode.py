@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from epg.data.colour import Profile, other_claim, to_srgb
-from epg.data.deep import Depth, eight_bits, kind_of, raw_mode, strips
-from epg.data.resize import MAX_PIXELS, center_crop
-from epg.data.rules import RULES, PixelRules
+from epg.data.pixels.colour import Profile, other_claim, to_srgb
+from epg.data.pixels.deep import Depth, eight_bits, kind_of, raw_mode, strips
+from epg.data.pixels.resize import MAX_PIXELS, center_crop
+from epg.data.pixels.rules import RULES, PixelRules
 from epg.errors import DataError, InterruptedRunError
 from epg.storage.plain_file import open_plain
 

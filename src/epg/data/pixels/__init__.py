@@ -1,0 +1,1 @@
+"""From an encoded file to the pixels that are trained on."""

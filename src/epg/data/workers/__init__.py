@@ -1,0 +1,1 @@
+"""Processes that prepare and load images."""
