@@ -12,7 +12,8 @@ from epg.networks.cost import epg_cost
 from tests.helpers import tiny_config, tiny_content
 
 STAGES_OF_ALL = [(name, stage) for name in recipe_names() for stage in stages_of(name)]
-IMAGENET = [name for name in recipe_names() if name.startswith(("imagenet256", "imagenet512"))]
+ABLATION = "imagenet256-b-ablation"
+PAPER = [*(f"imagenet256-{model}" for model in ("s", "b", "l", "xl", "xxl", "g")), "imagenet512-l"]
 
 
 # Recipes --------------------------------------------------------------------------------------------------------------
@@ -20,8 +21,8 @@ IMAGENET = [name for name in recipe_names() if name.startswith(("imagenet256", "
 
 def test_the_recipes_of_the_paper_and_small_ones_exist():
     names = recipe_names()
-    paper = {f"imagenet{size}-{model}" for size in (256, 512) for model in ("s", "b", "l", "xl", "xxl", "g")}
-    assert paper | {"digits", "small", "cifar10", "imagenet64"} <= set(names)
+    assert {name for name in names if name.startswith(("imagenet256", "imagenet512"))} == {*PAPER, ABLATION}
+    assert {"digits", "small", "cifar10", "imagenet64"} <= set(names)
     assert not any(name.startswith("_") for name in names)
 
 
@@ -48,7 +49,7 @@ def test_the_stages_of_a_recipe_fit_together(recipe):
         assert (config.model, config.data, config.noise) == (configs[0].model, configs[0].data, configs[0].noise)
 
 
-@pytest.mark.parametrize("recipe", IMAGENET)
+@pytest.mark.parametrize("recipe", PAPER)
 def test_pretraining_settings_of_table_9(recipe):
     config = run_config(recipe, "pretraining")
     assert (config.training.batch_size, config.training.steps) == (1024, 600_000)
@@ -63,7 +64,7 @@ def test_pretraining_settings_of_table_9(recipe):
     assert o.views == MocoViewsConfig()
 
 
-@pytest.mark.parametrize("recipe", IMAGENET)
+@pytest.mark.parametrize("recipe", PAPER)
 def test_diffusion_settings_of_table_10(recipe):
     config = run_config(recipe, "diffusion")
     assert config.training.batch_size == 1024
@@ -77,7 +78,7 @@ def test_diffusion_settings_of_table_10(recipe):
     assert (config.sampling.sampler, config.sampling.steps, config.sampling.interval) == ("heun", 32, (0.19, 1.61))
 
 
-@pytest.mark.parametrize("recipe", IMAGENET)
+@pytest.mark.parametrize("recipe", PAPER)
 def test_consistency_settings_of_table_11(recipe):
     config = run_config(recipe, "consistency")
     assert (config.training.batch_size, config.training.steps, config.training.ema) == (1024, 700_000, [0.9999])
@@ -91,7 +92,7 @@ def test_consistency_settings_of_table_11(recipe):
     assert config.sampling.sampler == "one_step"
 
 
-@pytest.mark.parametrize("recipe", IMAGENET)
+@pytest.mark.parametrize("recipe", PAPER)
 def test_imagenet_networks_have_256_patches(recipe):
     config = run_config(recipe, "diffusion")
     size = int(recipe.removeprefix("imagenet").split("-")[0])
@@ -100,6 +101,22 @@ def test_imagenet_networks_have_256_patches(recipe):
     assert config.shift == size / 64
     assert (config.noise.sigma_min, config.noise.sigma_max, config.noise.rho) == (0.002, 80, 7)
     assert (config.noise.sigma_data, config.data.normalization) == (0.5, "imagenet")
+
+
+def test_lengths_of_the_ablations():
+    """Appendix C."""
+    rcm, diffusion, consistency = (run_config(ABLATION, stage) for stage in KINDS)
+    assert [c.training.batch_size for c in (rcm, diffusion, consistency)] == [1024, 1024, 256]
+    assert [c.training.steps for c in (rcm, diffusion, consistency)] == [300_000, 100_000, 200_000]
+    assert (diffusion.sampling.sampler, diffusion.sampling.steps, diffusion.evaluation.count) == ("euler", 50, 10_000)
+    assert (consistency.sampling.sampler, consistency.evaluation.count) == ("one_step", 50_000)
+
+
+def test_600_epochs_are_kept_of_the_longer_runs():
+    for name, steps in [("imagenet256-xxl", 10**6), ("imagenet256-g", 2 * 10**6), ("imagenet512-l", 10**6)]:
+        training = run_config(name, "diffusion").training
+        assert training.steps == steps
+        assert 750_000 % training.keep_every == 0
 
 
 def test_shift_can_be_given():
@@ -372,7 +389,7 @@ def test_descriptions_count_right(recipe):
 
 
 def test_settings_that_differ_between_the_imagenet_recipes():
-    for recipe in IMAGENET:
+    for recipe in PAPER:
         config = run_config(recipe, "diffusion")
         assert config.sampling.guidance == (2.5 if config.data.image_size == 256 else 3.2)
         assert config.training.steps == (2_000_000 if recipe.endswith("-g") else 1_000_000)

@@ -3,16 +3,34 @@
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from epg.config.complaints import Locate, models_in
+from pydantic import ValidationError
+
+from epg.config.complaints import Locate, complaints, models_in
 from epg.config.objectives import KINDS, Stage
+from epg.config.ranges import Number
+from epg.config.sections import Section
 from epg.config.settings import RunConfig, complaints_of
 from epg.config.yaml_file import Keys, key_lines, read_yaml
 from epg.errors import UserError
 
 UNIONS = ("objective", "views")  # their settings are other ones for each kind
+ABOUT = ("description", "expected")  # of a recipe, and of no run
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
+
+
+class Expected(Section):
+    """What a publication states of a stage; None where it does not."""
+
+    parameters: Number | None = None
+    """Millions; of an encoder with its projector."""
+    gflops: Number | None = None
+    """Multiply-adds of a pass, without the products of attention, in thousands of millions."""
+    fid: Number | None = None
+    """Of 50,000 samples, by the recipe's sampler."""
+    labels: Literal["balanced", "random"] = "random"
+    """Those that the FID was measured with, see `epg evaluate --labels`."""
 
 
 def recipe_names() -> list[str]:
@@ -69,6 +87,27 @@ def refuse_no_sections(content: Mapping[str, Any], path: Path) -> None:
         lines = key_lines(path)
         listed = "\n".join(f"  {'.'.join(k)}: a section with settings is expected (line {lines[k]})" for k in wrong)
         raise UserError(f"{path}: not a recipe:\n{listed}")
+
+
+def expected(recipe: str) -> dict[Stage, Expected]:
+    """The published figures of a recipe's stages (`expected`), where it states some. Raises UserError."""
+    return _expected(recipe, read_recipe(recipe))
+
+
+def _expected(recipe: str, mapping: Mapping[str, Any]) -> dict[Stage, Expected]:
+    content = mapping.get("expected", {})
+    wrong = [] if isinstance(content, dict) else ["  expected: a mapping of stages is expected"]
+    found: dict[Stage, Expected] = {}
+    for stage, figures in content.items() if not wrong else ():
+        try:
+            found[stage] = Expected.model_validate(figures)
+        except ValidationError as error:
+            wrong += [f"  expected.{stage}: {line.strip()}" for line in complaints(error, Expected)]
+        if stage not in KINDS:
+            wrong.append(f"  expected.{stage}: no such stage; there are {', '.join(KINDS)}")
+    if wrong:
+        raise UserError(f"{recipe}: {len(wrong)} wrong settings:\n" + "\n".join(wrong))
+    return found
 
 
 def is_path(name: str) -> bool:
@@ -133,7 +172,8 @@ def run_config(recipe: str, stage: Stage | None = None) -> RunConfig:
     Raises UserError for whatever is wrong in it, in the sections of other stages too.
     """
     content = read_recipe(recipe)
-    content.pop("description", None)
+    _expected(recipe, content)
+    content = {name: value for name, value in content.items() if name not in ABOUT}
     wrong: list[str] = []
     if "objective" not in content:  # a recipe; otherwise the configuration that a run folder records
         stages = {s: content.pop(s) for s in KINDS if s in content}
