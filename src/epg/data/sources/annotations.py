@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 
 from epg.data.sources.base import Labelled, Rejected, SourceOptions, readable
 from epg.data.sources.labels import LABEL_WORDS, find_label_column, is_identity, labels_of, rule_of, unlabelled
-from epg.data.sources.lists import Row, headless, rows_of
+from epg.data.sources.lists import Row, headless, rows_of, split_column
 from epg.data.sources.names import Names
+from epg.data.sources.splits import pick_split
 from epg.errors import DataError
 
-METADATA = (b"metadata.csv", b"metadata.jsonl")
+METADATA = (b"metadata.csv", b"metadata.jsonl", b"metadata.parquet")
 DATASET = b"dataset.json"
-FILE_WORDS = (  # without signs, in small letters
-    *("filename", "file", "image", "path", "imagepath", "filepath", "img", "imagename", "imagefilename", "imagefile"),
-    *("imgname", "name", "imageid", "imgpath", "id"),
+_file_words = (
+    "filename file image path imagepath filepath img imagename imagefilename imagefile imgname name imageid imgpath id"
 )
+FILE_WORDS = _file_words.split()  # columns that name images, without signs, in small letters
+PEEKED = 64  # texts that tell words from captions
 
 Read = Callable[[bytes], bytes]
 
@@ -36,6 +38,12 @@ class Described:
     notes: list[str] = field(default_factory=list)
     used: str = ""
     """How the names of the files end that said so."""
+    divided: bool = False
+    """It names a split for each image, and only the wanted one was taken."""
+
+    def reads(self, name: bytes) -> bool:
+        """Whether this is one of the files that said so."""
+        return self.used != "" and readable(name).endswith(self.used)
 
 
 def unlabelled_all(names: Names, rule: str, used: str = "") -> Described:
@@ -68,8 +76,11 @@ def plain(path: str) -> str:
     return unicodedata.normalize("NFC", path.strip().replace("\\", "/").removeprefix("./"))
 
 
-def by_rows(names: Names, content: bytes, file: str, folder: str, options: SourceOptions, partial: bool) -> Described:
-    """The images that the rows of a label file name, with labels by its column.
+def by_rows(
+    names: Names, content: bytes, file: str, folder: str, options: SourceOptions, partial: bool, divided: bool
+) -> Described:
+    """The images that the rows of a label file name, with labels by its column; those of the wanted split, where a
+    column names splits and images are not `divided` by folders yet.
 
     `folder` is where the file lies (with a final slash); `partial`: it may name images of other splits, too. Raises
     DataError where no column names images.
@@ -80,36 +91,42 @@ def by_rows(names: Names, content: bytes, file: str, folder: str, options: Sourc
     rows, columns = rows_of(content, file)
     if any(index.find(name, folder) is not None for name in columns):  # no header: the first row names an image
         rows, columns = headless(content)
-    column = _file_column(rows, columns, file)
+    column, total, rule = _file_column(rows, columns, file), len(rows), ""
+    if not divided and (found := split_column(rows, columns)) is not None:
+        by, splits = found
+        wanted = set(pick_split(splits, options.split, file))
+        taken = {place for row in rows if (place := index.find(row.get(column), folder)) is not None}
+        rows = [row for row in rows if str(row.get(by)) in wanted]
+        taken -= {place for row in rows if (place := index.find(row.get(column), folder)) is not None}
+        rule = f"split {options.split}: {', '.join(sorted(wanted))} in column {by} of {file}; "
     chosen, kept, rejected = [], [], []
-    label, notes = find_label_column(
-        columns, lambda name: [_hashable(row.get(name)) for row in rows],
-        options, file,
-    )  # fmt: skip
+    label, notes = find_label_column(columns, lambda name: [_hashable(row.get(name)) for row in rows], options, file)
     for row in rows:
         place = index.find(row.get(column), folder)
-        name = plain(str(row.get(column))).encode("utf-8", "surrogateescape")
         if place is None and partial:
             continue
+        name = readable(plain(str(row.get(column))).encode("utf-8", "surrogateescape"))
         if place is None or place in taken:
             reason = "there is no such image" if place is None else "it is named twice"
-            rejected.append(Rejected(readable(name), f"{file} names it, but {reason}"))
-        elif label is not None and row.get(label) in (None, ""):
-            rejected.append(Rejected(readable(name), f"{file} has no {label} for it"))
-            taken.add(place)
-        else:
-            taken.add(place)
-            chosen.append(place)
-            kept.append(row)
+            rejected.append(Rejected(name, f"{file} names it, but {reason}"))
+            continue
+        taken.add(place)
+        if label is not None and row.get(label) in (None, ""):
+            rejected.append(Rejected(name, f"{file} has no {label} for it"))
+            continue
+        chosen.append(place)
+        kept.append(row)
     if not chosen:
-        raise DataError(f"{file}: none of the {len(rows)} images that its column {column} names is there")
+        raise DataError(f"{file}: none of the {total} images that its column {column} names is there")
     labelled = labels_of([row[label] for row in kept], f"{file}, column {label}") if label else unlabelled(len(kept))
     if (left := len(names) - len(taken)) > 0:
         notes.append(f"{left} images that no row of {file} names were left out")
-    if label is None and options.labels != "none" and (others := [name for name in columns if name != column]):
+    others = [name for name in columns if name != column]
+    if label is None and options.labels != "none" and others:
         notes.append(f"labels could be in {file}: {options.flag('label-column')} one of {', '.join(others)}")
-    rule = rule_of(labelled, f"column {label} of {file}") if label else f"no labels: {file} has no column of them"
-    return Described(np.array(chosen, dtype=np.int64), labelled, rule, rejected, notes, file)
+    told = rule_of(labelled, f"column {label} of {file}") if label else f"no labels: {file} has no column of them"
+    order = np.array(chosen, dtype=np.int64)
+    return Described(order, labelled, rule + told, rejected, notes, file, divided=bool(rule))
 
 
 def _file_column(rows: list[Row], columns: list[str], file: str) -> str:
@@ -183,31 +200,40 @@ def by_sidecars(
 ) -> Described | None:
     """Labels in a file beside each image (0001.jpg, 0001.cls), as WebDataset has them.
 
-    None where most images have no such file, or (.json) where it holds nothing like a label.
+    None where most images have no such file, or where it holds nothing like a label.
     """
     beside = (_beside(name, texts, suffix) for name in names)
     found = {i: text for i, text in enumerate(beside) if text is not None}
     if len(found) * 2 < len(names):
         return None
+    if suffix == b".txt" and options.label_column is None and not _are_words(list(found.values()), read):
+        return None  # captions, boxes
     contents = [read(text) for text in found.values()]
-    what = f"the *{suffix.decode()} of each image"
-    if suffix == b".cls":
-        values: Sequence[object] = [content.decode("utf-8", "replace").strip() for content in contents]
-        label: str | None = what
-    else:
+    what, label = f"the *{suffix.decode()} of each image", options.label_column
+    if suffix == b".json":
         rows = [_object(content, what) for content in contents]
         columns = list(dict.fromkeys(str(key) for row in rows[:100] for key in row))
-        if options.label_column is None and not {name.lower() for name in columns} & set(LABEL_WORDS):
+        if label is None and not {name.lower() for name in columns} & set(LABEL_WORDS):
             return None
         label, _ = find_label_column(columns, lambda name: [_hashable(r.get(name)) for r in rows], options, what)
-        values = [row.get(label) for row in rows] if label else []
+        if label is None:
+            return None
+        values: Sequence[object] = [row.get(label) for row in rows]
         what = f"{label} in {what}"
-    if label is None or (options.label_column is None and is_identity(values)):
+    else:
+        values = [content.decode("utf-8", "replace").strip() for content in contents]
+    if options.label_column is None and is_identity(values):
         return None
     missing = (names[i] for i in range(len(names)) if i not in found)
     rejected = [Rejected(readable(name), f"it has no *{suffix.decode()} with a label") for name in missing]
     chosen, labelled = np.array(list(found), dtype=np.int64), labels_of(values, what)
     return Described(chosen, labelled, rule_of(labelled, what), rejected, used=suffix.decode())
+
+
+def _are_words(texts: list[bytes], read: Read) -> bool:
+    """Whether some of the files beside images hold one word each, and the same ones again and again."""
+    words = [read(text).decode("utf-8", "replace").strip() for text in texts[:PEEKED]]
+    return all(len(word.split()) == 1 for word in words) and not is_identity(words)
 
 
 def _beside(name: bytes, texts: dict[bytes, int], suffix: bytes) -> bytes | None:

@@ -44,10 +44,17 @@ class ArchiveSource(Source):
     Args:
         archives: (name, function that opens it, what comes before the names of its members).
         rule: how these archives were chosen, for people to read.
+        divided: they are of the wanted split already.
     """
 
     def __init__(
-        self, archives: list[tuple[str, Open, bytes]], kind: str, name: str, options: SourceOptions, rule: str = ""
+        self,
+        archives: list[tuple[str, Open, bytes]],
+        kind: str,
+        name: str,
+        options: SourceOptions,
+        rule: str = "",
+        divided: bool = False,
     ) -> None:
         self.archives = [(file, open_file) for file, open_file, _ in archives]
         self.streams: dict[int, BinaryIO] = {}
@@ -56,14 +63,7 @@ class ArchiveSource(Source):
         listing, table = listed
         self.sequential = any(is_compressed(file) for file, _ in self.archives)
         found = listing.found(ordered=not self.sequential)
-        images = arrange(
-            found,
-            lambda member: self._read(table[found.texts[member]]),
-            lambda number: self._read(table[number]),
-            options,
-            name,
-            rule,
-        )
+        images = arrange(found, lambda _, number: self._read(table[number]), options, name, rule, divided=divided)
         super().__init__(kind, name, images)
         self.entries = pick(table, images.numbers)
 

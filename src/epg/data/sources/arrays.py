@@ -14,7 +14,7 @@ from epg.data.sources.archives import LocalFile
 from epg.data.sources.base import Images, Labelled, Overview, Source, SourceOptions
 from epg.data.sources.labels import LABEL_WORDS, labels_of, rule_of, unlabelled
 from epg.data.sources.names import Names
-from epg.data.sources.splits import pick, refuse_split, split_names
+from epg.data.sources.splits import pick_split, refuse_split, split_names
 from epg.errors import DataError
 from epg.storage.plain_file import open_plain
 
@@ -174,7 +174,7 @@ def choose_arrays(names: list[str], where: str, options: SourceOptions) -> tuple
     if image is None:
         here = names
         if splits:
-            here = pick(splits, options.split, where)
+            here = pick_split(splits, options.split, where)
             rule = f"split {options.split}: arrays {', '.join(here)}; "
         else:
             refuse_split(options.split, where)
@@ -195,8 +195,8 @@ def choose_arrays(names: list[str], where: str, options: SourceOptions) -> tuple
     words = (PARTNERS.get(word, ""), *LABEL_WORDS, "arr_1")
     label = wanted or next((others[split, label] for label in words if (split, label) in others), None)
     left = [name for (other, _), name in others.items() if other == split]
-    if label is None and left:
-        rule += f"{', '.join(left)} not read ({options.flag('label-column')} takes one as labels); "
+    if unread := [name for name in left if name != label]:
+        rule += f"{', '.join(unread)} not read ({options.flag('label-column')} takes one as labels); "
     return image, label, rule
 
 

@@ -16,6 +16,7 @@ MAX_FILE_BYTES = 2**27  # one encoded image; whatever holds more is no photograp
 # A data set of at most so much is hashed completely when it is opened, of a larger one runs of neighbours.
 WHOLE_BYTES, WHOLE_IMAGES = 2**30, 250_000
 RUNS, RUN = 64, 64
+KINDS_SHOWN = 12
 LFS = b"version https://git-lfs"
 LabelChoice = Literal["auto", "folder", "column", "none"]
 Labelled = tuple[NDArray[np.int64], tuple[str, ...]]
@@ -36,6 +37,11 @@ class SourceOptions:
     def flag(self, name: str, value: object = "") -> str:
         """A flag as the user writes it."""
         return f"{self.prefix}{name} {value}".rstrip()
+
+    @property
+    def by_column(self) -> bool:
+        """Whether labels may come from a column, an array or a list."""
+        return self.labels in ("auto", "column")
 
     def recorded(self) -> dict[str, Any]:
         """What the images and labels depend on."""
@@ -63,7 +69,9 @@ class Overview:
 
     def lines(self) -> list[str]:
         """For a terminal or a log file."""
-        kinds = ", ".join(f"{count} x {kind}" if count > 1 else kind for kind, count in self.unread)
+        shown = [f"{count} x {kind}" if count > 1 else kind for kind, count in self.unread[:KINDS_SHOWN]]
+        more = sum(count for _, count in self.unread[KINDS_SHOWN:])
+        kinds = ", ".join(shown + ([f"{more} others"] if more else []))
         return [self.rule, *([f"not read: {kinds}"] if kinds else []), *(f"note: {note}" for note in self.notes)]
 
 

@@ -17,16 +17,10 @@ class FolderSource(Source):
     """Image files below `root`, in the order of their paths as bytes."""
 
     def __init__(self, root: Path, options: SourceOptions) -> None:
-        listing = Listing()
-        walk(os.fsencode(root), b"", listing)
         base = os.fsencode(root.resolve())
-        images = arrange(
-            listing.found(),
-            lambda name: read_file(os.path.join(base, name)),
-            lambda number: read_file(os.path.join(base, listing.names[number])),
-            options,
-            str(root),
-        )
+        listing = Listing(base)
+        walk(os.fsencode(root), b"", listing)
+        images = arrange(listing.found(), lambda name, _: read_file(os.path.join(base, name)), options, str(root))
         self.root = os.path.join(base, images.prefix)
         super().__init__("folder", root.resolve().name, images)
         self.where = f"{Path(root, readable(images.prefix))}/"
@@ -64,6 +58,8 @@ def walk(folder: bytes, prefix: bytes, listing: Listing, parents: tuple[tuple[in
     except OSError as error:
         listing.reject(prefix or folder, f"the folder cannot be read: {error.strerror}")
         return
+    if not entries:
+        listing.bare.add(prefix)
     identity = (status.st_dev, status.st_ino)
     if identity in parents:
         listing.reject(prefix, "a link back into a folder above it; not followed")
@@ -73,6 +69,8 @@ def walk(folder: bytes, prefix: bytes, listing: Listing, parents: tuple[tuple[in
         return
     for entry in entries:
         name = prefix + b"/" + entry.name if prefix else entry.name
+        if entry.is_symlink() and listing.root and os.path.realpath(entry.path).startswith(listing.root + b"/"):
+            listing.twice.append(name)
         try:
             if entry.is_dir():
                 walk(entry.path, name, listing, (*parents, identity))
@@ -82,6 +80,6 @@ def walk(folder: bytes, prefix: bytes, listing: Listing, parents: tuple[tuple[in
             listing.reject(name, f"it cannot be read: {error.strerror}")
             continue
         if stat.S_ISREG(status.st_mode):
-            listing.add(name, status.st_size, len(listing.names))
+            listing.add(name, status.st_size)
         else:
             listing.reject(name, "it is not a regular file")

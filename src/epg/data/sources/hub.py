@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from epg.data.sources.archives import LocalFile
 from epg.data.sources.base import Source, SourceOptions
-from epg.data.sources.splits import NoSplitError, pick, split_names
+from epg.data.sources.splits import NoSplitError, pick_split, split_names
 from epg.data.sources.tables import TableSource
 from epg.errors import DataError, InterruptedRunError
 
@@ -45,7 +45,7 @@ def _load(name: str, split: str) -> "datasets.Dataset":
 
     try:
         names = datasets.get_dataset_split_names(name)
-        chosen = pick(split_names(names) or {str(n): str(n) for n in names}, split, name)[0]
+        chosen = pick_split(split_names(names) or {str(n): str(n) for n in names}, split, name)[0]
         table = datasets.load_dataset(name, split=chosen)
     except (NoSplitError, InterruptedRunError):
         raise

@@ -3,20 +3,19 @@
 import contextlib
 import os
 import re
-from functools import lru_cache
 from pathlib import Path
 
 from epg.data.pixels.decode import EXTENSIONS
 
 IMAGES = tuple(extension.encode() for extension in EXTENSIONS)
-LONGEST = 12  # bytes of a name's end that decide what it is
-TEXTS = (b".csv", b".tsv", b".jsonl", b".json", b".txt", b".cls")
+LONGEST = 16  # bytes of a name's end that decide what it is
+TEXTS = (b".csv", b".tsv", b".jsonl", b".json", b".txt", b".cls", b"metadata.parquet")
 """Small files that may hold labels."""
-TOOLS = frozenset(
-    [
-        *(b"__macosx", b"@eadir", b"$recycle.bin", b"system volume information", b"lost+found", b"__pycache__"),
-        *(b"thumbs.db", b"desktop.ini"),
-    ]
+# Folders and files of systems, network drives and programs.
+TOOLS = (
+    "__MACOSX|@eaDir|#recycle|#snapshot|@recycle|@recently-snapshot|@tmp|@sharebin|$RECYCLE.BIN|RECYCLER|Thumbs.db|"
+    "desktop.ini|System Volume Information|lost+found|__pycache__|node_modules|site-packages|venv|wandb|mlruns|"
+    "lightning_logs"
 )
 SHEET = "contact-sheet.png"
 
@@ -58,20 +57,23 @@ _BY_NAME = {
 }
 
 
-@lru_cache(2**12)
-def is_image_suffix(end: bytes) -> bool:
-    """Whether the last `LONGEST` bytes of a path are those of an image, in any case: few ends recur in millions."""
-    return end.lower().endswith(IMAGES)
+def is_image(name: bytes) -> bool:
+    """Whether a path ends like those of images, in any case."""
+    return name[-LONGEST:].lower().endswith(IMAGES)
 
 
-@lru_cache(2**12)
-def is_text_suffix(end: bytes) -> bool:
-    return end.lower().endswith(TEXTS)
+def is_text(name: bytes) -> bool:
+    """Whether a path ends like a small file that may hold labels."""
+    return name[-LONGEST:].lower().endswith(TEXTS)
 
 
-def is_hidden(part: bytes) -> bool:
-    """Whether a folder or file of this name belongs to a tool and not to the data."""
-    return (part.startswith(b".") and part not in (b".", b"..")) or part.lower() in TOOLS
+_tools = "|".join(map(re.escape, TOOLS.split("|"))).encode()
+_hidden = re.compile(rb"(?:^|/)(?:\.(?!\.?(?:/|$))[^/]*|" + _tools + rb")(?:/|$)", re.IGNORECASE | re.DOTALL)
+
+
+def is_hidden(name: bytes) -> bool:
+    """Whether any part of a path belongs to a tool and not to the data: .git, @eaDir."""
+    return _hidden.search(name) is not None
 
 
 def list_folder(folder: Path) -> tuple[list[str], list[str]]:
@@ -83,14 +85,6 @@ def list_folder(folder: Path) -> tuple[list[str], list[str]]:
                 if not is_hidden(os.fsencode(entry.name)):
                     (folders if entry.is_dir() else files).append(entry.name)
     return files, folders
-
-
-_closer = re.compile(rb"(^|/)[.@$_lstd]", re.IGNORECASE)
-
-
-def is_ignored(name: bytes) -> bool:
-    """Whether any part of a path is hidden."""
-    return _closer.search(name) is not None and any(map(is_hidden, name.split(b"/")))
 
 
 def kind_of(name: bytes) -> str:

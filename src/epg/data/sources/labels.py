@@ -1,20 +1,24 @@
-"""From the values of a column to labels and class names, and which column may hold labels at all."""
+"""From the values of a column to labels and class names, and which column of a list or table holds them."""
 
+import json
 import re
 from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from epg.data.sources.base import Labelled, SourceOptions
+from epg.data.sources.base import Labelled, Overview, SourceOptions
 from epg.errors import DataError
 
-# Columns that hold labels by their name, the likeliest first.
-LABEL_WORDS = (
-    *("label", "labels", "class", "classes", "class_name", "class_label", "classname", "label_name", "category"),
-    *("categories", "category_name", "target", "targets", "y", "cls", "label_id", "class_id", "category_id"),
-    *("fine_label", "class_index", "class_idx", "label_index", "label_idx", "synset", "wnid", "species", "breed"),
-    *("identity", "predictionstring"),
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_label_words = (
+    "label labels class classes class_name class_label classname label_name category categories category_name target "
+    "targets y cls label_id class_id category_id fine_label class_index class_idx label_index label_idx synset wnid "
+    "species breed identity predictionstring"
 )
+LABEL_WORDS = _label_words.split()  # columns that hold labels by their name, the likeliest first
 FEW = 8  # images; fewer say nothing about whether a value is an identity or a class
 MAX_NUMBER = 10_000
 
@@ -103,7 +107,7 @@ def find_label_column(
         if options.label_column not in columns:
             raise DataError(f"{options.flag('label-column', options.label_column)}: {what} has only {listed}")
         return options.label_column, []
-    if options.labels in ("none", "folder"):
+    if not options.by_column:
         return None, []
     lower = {str(name).strip().lower().replace("-", "_").replace(" ", "_"): name for name in columns}
     candidates = [lower[word] for word in LABEL_WORDS if word in lower]
@@ -125,3 +129,76 @@ def find_label_column(
             f"{options.flag('label-column')}"
         )
     return chosen, notes
+
+
+def find_image_column(schema: "pa.Schema", options: SourceOptions, where: str) -> str:
+    """The column of encoded images: the named one, the only Hugging Face image, or the only one of encoded bytes."""
+    import pyarrow as pa
+
+    listed = ", ".join(schema.names)
+    if (wanted := options.image_column) is not None:
+        if wanted not in schema.names:
+            raise DataError(f"{options.flag('image-column', wanted)}: {where} has only {listed}")
+        return wanted
+
+    def is_encoded(kind: "pa.DataType") -> bool:
+        if pa.types.is_dictionary(kind):
+            return is_encoded(kind.value_type)
+        if pa.types.is_struct(kind):
+            return kind.get_field_index("bytes") >= 0
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+    features = _features(schema)
+    images = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
+    images = images or [field.name for field in schema if is_encoded(field.type)]
+    if len(images) != 1:
+        problem = f"several image columns ({', '.join(images)})" if images else "no image column"
+        raise DataError(f"{where} has {problem} among its columns {listed}: choose with {options.flag('image-column')}")
+    return images[0]
+
+
+def _features(schema: "pa.Schema") -> dict[str, dict[str, Any]]:
+    """What Hugging Face's metadata says of the columns."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return {name: value for name, value in features.items() if isinstance(value, dict)}
+
+
+def _class_names(schema: "pa.Schema", column: str) -> tuple[str, ...] | None:
+    """The names that Hugging Face's metadata gives the classes of a column, None where it gives none."""
+    feature = _features(schema).get(column, {})
+    names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    return tuple(str(name) for name in names) if isinstance(names, list) and names else None
+
+
+def read_labels(
+    schema: "pa.Schema", read: Callable[[str], list[Any]], count: int, options: SourceOptions, where: str
+) -> tuple[Labelled, Overview]:
+    """Labels and class names of a table: by its only column of class labels, or the likeliest by its name."""
+    if not options.by_column:
+        return unlabelled(count), Overview("no labels: asked for")
+    named = [name for name in schema.names if _class_names(schema, name) is not None]
+    notes: list[str] = []
+    if options.label_column is not None or not named:
+        column, notes = find_label_column(schema.names, read, options, where)
+    elif len(named) > 1 and "label" not in named:
+        listed = ", ".join(named)
+        raise DataError(f"{where} has several label columns ({listed}): choose with {options.flag('label-column')}")
+    else:
+        column = "label" if "label" in named else named[0]
+    if "split" in schema.names and column != "split":
+        notes.append(f"column split of {where} is not followed: all rows are read")
+    if column is None:
+        listed = f"{', '.join(schema.names)} looks like them ({options.flag('label-column')} names one)"
+        return unlabelled(count), Overview(f"no labels: no column of {listed}", (), notes)
+    values, names, what = read(column), _class_names(schema, column), f"column {column}"
+    if (empty := sum(value is None for value in values)) > 0:
+        raise DataError(f"{where}: label column {column!r} has {empty} empty rows; fill or remove them")
+    if names is None or all(value == -1 for value in values):  # the Hub's convention for test sets without labels
+        labelled = labels_of(values, f"{where}: {what}")
+        return labelled, Overview(rule_of(labelled, what), (), notes)
+    if not all(isinstance(value, int) and 0 <= value < len(names) for value in values):
+        raise DataError(f"{where}: column {column} has labels outside 0..{len(names) - 1}; fix or remove these rows")
+    return (np.array(values, dtype=np.int64), names), Overview(f"labels: {what}", (), notes)

@@ -10,15 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.sources.base import Rejected, readable
-from epg.data.sources.kinds import (
-    LONGEST,
-    SHEET,
-    cure_of,
-    is_ignored,
-    is_image_suffix,
-    is_text_suffix,
-    kind_of,
-)
+from epg.data.sources.kinds import SHEET, cure_of, is_hidden, is_image, is_text, kind_of
 from epg.data.sources.names import Names, pick
 
 # Files that only epg writes: a folder below the data with one of them holds its output, and no data.
@@ -46,6 +38,8 @@ class Found:
     """Small files that may hold labels, and their numbers."""
     kinds: Counter[str]
     cures: dict[str, str]
+    bare: set[bytes]
+    """Folders that are empty or hold files that are not read."""
     rejected: Sequence[Rejected]
     notes: Sequence[str]
 
@@ -56,22 +50,25 @@ class Found:
 class Listing:
     """Takes in one file after the other; `number` is whatever finds it again in its container."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: bytes = b"") -> None:
+        self.root = root
+        self.twice: list[bytes] = []
+        """Links to what is listed itself, being below `root`."""
         self.names: list[bytes] = []
         self.sizes, self.numbers = array("q"), array("q")
         self.texts: dict[bytes, int] = {}
         self.kinds: Counter[str] = Counter()
         self.cures: dict[str, str] = {}
+        self.bare: set[bytes] = set()
         self.rejected: list[Rejected] = []
         self.own: set[bytes] = set()
         self.records: set[bytes] = set()
 
     def add(self, name: bytes, size: int, number: int = -1) -> None:
         """A regular file."""
-        if is_ignored(name):
+        if is_hidden(name):
             return
-        end = name[-LONGEST:]
-        if is_image_suffix(end):
+        if is_image(name):
             self.names.append(name)
             self.sizes.append(size)
             self.numbers.append(number)
@@ -81,20 +78,17 @@ class Listing:
             self.own.add(folder)
         if base in RECORDS:
             self.records.add(name)
-        if is_text_suffix(end):
+        if is_text(name):
             self.texts[name] = number
             return
-        self.count(name)
-
-    def count(self, name: bytes) -> None:
-        """A file that is not read."""
+        self.bare.add(folder)
         kind = kind_of(name)
         if kind not in self.kinds and (cure := cure_of(name)) is not None:
             self.cures[kind] = cure
         self.kinds[kind] += 1
 
     def reject(self, name: bytes, reason: str) -> None:
-        if not is_ignored(name.replace(b"\\", b"/")):
+        if not is_hidden(name.replace(b"\\", b"/")):
             self.rejected.append(Rejected(readable(name), reason))
 
     def found(self, *, ordered: bool = True) -> Found:
@@ -110,11 +104,14 @@ class Listing:
                 self.reject(names[before], "a later member of the archive has the same name and is used instead")
                 kept[before] = False
         notes = self._leave_out_own(kept)
+        if self.twice:
+            links = f"{readable(self.twice[0])}{' ...' if len(self.twice) > 1 else ''}"
+            notes.append(f"{len(self.twice)} links lead to what is here itself, which is read twice: {links}")
         chosen = np.array(order if ordered else range(len(names)), dtype=np.int64)
         chosen = chosen[kept[chosen]] if len(chosen) else chosen
         sizes, numbers = (np.array(values, dtype=np.int64)[chosen] for values in (self.sizes, self.numbers))
         listed = Names.of([names[i] for i in chosen.tolist()])
-        return Found(listed, sizes, numbers, self.texts, self.kinds, self.cures, self.rejected, notes)
+        return Found(listed, sizes, numbers, self.texts, self.kinds, self.cures, self.bare, self.rejected, notes)
 
     def _leave_out_own(self, kept: NDArray[np.bool_]) -> list[str]:
         """Take away what epg wrote itself below the data: runs, previews, samples, contact sheets, figures."""

@@ -1,4 +1,4 @@
-"""The rows of a label file: CSV of any dialect, JSON lines, or a list without names of columns."""
+"""The rows of a label file: CSV of any dialect, JSON, JSON lines, parquet, or a list without names of columns."""
 
 import csv
 import io
@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from epg.data.sources.labels import LABEL_WORDS
+from epg.data.sources.splits import split_names
 from epg.errors import DataError
 
 MAX_LISTED = 2**28  # bytes of a label file
@@ -18,20 +19,28 @@ def rows_of(content: bytes, file: str) -> tuple[list[Row], list[str]]:
     if len(content) > MAX_LISTED:
         raise DataError(f"{file}: {len(content)} bytes are more than the limit of {MAX_LISTED} for a label file")
     try:
-        text = content.decode("utf-8-sig")
-        if file.endswith(".json"):
-            rows = json.loads(text)
-            if isinstance(rows, dict) and not any(isinstance(value, (dict, list)) for value in rows.values()):
-                rows = [{"file_name": name, "label": value} for name, value in rows.items()]
-        elif file.endswith(".jsonl"):
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            rows = _table(text)
-    except (UnicodeDecodeError, csv.Error, ValueError, RecursionError) as error:
+        rows = _parsed(content, file.lower().rpartition(".")[2])
+    except (OSError, csv.Error, ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read: {error}. It must be UTF-8 text with a column file_name") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{file}: every row needs a file_name, the path of an image relative to this file; none found")
     return rows, list(dict.fromkeys(str(key) for row in rows for key in row))
+
+
+def _parsed(content: bytes, kind: str) -> Any:
+    if kind == "parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+    text = content.decode("utf-8-sig")
+    if kind == "json":
+        rows = json.loads(text)
+        if isinstance(rows, dict) and not any(isinstance(value, (dict, list)) for value in rows.values()):
+            return [{"file_name": name, "label": value} for name, value in rows.items()]
+        return rows
+    if kind == "jsonl":
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return _table(text)
 
 
 def _table(text: str) -> list[Row]:
@@ -62,3 +71,15 @@ def headless(content: bytes) -> tuple[list[Row], list[str]]:
     rows = _cells(content.decode("utf-8-sig"))
     columns = ["file_name", "label", *(f"column {k + 1}" for k in range(2, max(map(len, rows))))]
     return [dict(zip(columns, row, strict=False)) for row in rows], columns
+
+
+def split_column(rows: list[Row], columns: list[str]) -> tuple[str, dict[str, str]] | None:
+    """The column that divides rows into splits, and which split each of its values is; None where there is none."""
+    for column in columns:
+        if not split_names([str(rows[0].get(column))]):
+            continue
+        values = {str(row.get(column)) for row in rows}
+        splits = split_names(values)
+        if len(set(splits.values())) > 1 and values == splits.keys():
+            return column, splits
+    return None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from epg.data.sources.base import MAX_FILE_BYTES
-from epg.data.sources.kinds import is_image_suffix
+from epg.data.sources.kinds import is_image
 from epg.errors import DataError
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -50,7 +50,7 @@ def zip_members(stream: BinaryIO, name: str) -> Iterator[Member]:
             reason = "it is encrypted"
         elif member.compress_type not in METHODS:
             reason = f"compression method {member.compress_type} is not supported; pack it again with deflate"
-        elif largest > MAX_FILE_BYTES and is_image_suffix(path[-12:]):
+        elif largest > MAX_FILE_BYTES and is_image(path):
             reason = f"its {largest} bytes are more than the limit of {MAX_FILE_BYTES} for one image"
         sizes = min(member.file_size, LARGEST), min(member.compress_size, LARGEST)
         yield tidy(path), (member.header_offset, *sizes, member.CRC, member.compress_type), reason
@@ -109,7 +109,7 @@ def _tar_problem(member: tarfile.TarInfo, path: bytes) -> str | None:
     if not member.isreg():
         kinds = {tarfile.LNKTYPE: "a hard link", tarfile.SYMTYPE: "a symbolic link", tarfile.FIFOTYPE: "a pipe"}
         return f"it is {kinds.get(member.type, 'a device')}; not read"
-    if member.size > MAX_FILE_BYTES and is_image_suffix(path[-12:]):
+    if member.size > MAX_FILE_BYTES and is_image(path):
         return f"its {member.size} bytes are more than the limit of {MAX_FILE_BYTES} for one image"
     return None
 

@@ -9,7 +9,7 @@ from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.digits import open_digits
 from epg.data.sources.files import open_folder
 from epg.data.sources.hub import open_hub
-from epg.data.sources.kinds import cure_of
+from epg.data.sources.kinds import cure_of, is_text
 from epg.data.sources.remote import open_remote
 from epg.data.sources.shards import open_shards
 from epg.data.sources.table_files import open_tables
@@ -51,9 +51,12 @@ def open_source(address: str, options: SourceOptions) -> Source:
             return source
     path = Path(address).expanduser()
     if path.exists():
-        cure = cure_of(path.name.encode("utf-8", "surrogateescape"))
+        name = path.name.encode("utf-8", "surrogateescape")
         known = ", ".join((*ARCHIVE_SUFFIXES, *TABLE_SUFFIXES, ".npz", ".npy"))
-        raise DataError(f"{address}: {cure or f'an unknown kind of file; give a folder, {known}'}")
+        cure = f"an unknown kind of file; give a folder, {known}"
+        if is_text(name):
+            cure = f"a list; give the folder of the images, and {options.flag('label-file')} for a list of labels in it"
+        raise DataError(f"{address}: {cure_of(name) or cure}")
     flag = "--data.source " if options.prefix == "--data." else ""
     raise DataError(
         f"{flag}{address}: does not exist; it is neither a file, nor a folder, nor the Hub name of a data set (such as "

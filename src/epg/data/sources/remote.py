@@ -65,8 +65,8 @@ class RemoteFolderSource(Source):
         listing = Listing()
         for path in entries:
             member = path[len(self.root) :].strip("/").encode("utf-8", "surrogateescape")
-            listing.add(member, int(entries[path].get("size") or 0), len(listing.names))
-        images = arrange(listing.found(), self._read, lambda number: self._read(listing.names[number]), options, name)
+            listing.add(member, int(entries[path].get("size") or 0))
+        images = arrange(listing.found(), lambda member, _: self._read(member), options, name)
         super().__init__("remote folder", name, images)
         self.prefix = images.prefix
 

@@ -3,13 +3,12 @@
 import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from epg.data.sources.archives import ARCHIVE_SUFFIXES, ZIP_SUFFIXES, ArchiveSource, LocalFile, Open
 from epg.data.sources.base import Source, SourceOptions
-from epg.data.sources.kinds import is_image_suffix, list_folder
-from epg.data.sources.splits import pick, refuse_split, split_names
+from epg.data.sources.kinds import is_image, list_folder
+from epg.data.sources.splits import pick_split, refuse_split, split_names
 from epg.errors import DataError
 
 
@@ -23,14 +22,14 @@ def _below(root: Path, folder: Path, options: SourceOptions) -> Source | None:
     """The archives of a folder, or of its folders for splits, or of the only folder in it."""
     names, folders = list_folder(folder)
     files = [name for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)]
-    if files and not folders and not any(is_image_suffix(os.fsencode(name)[-12:]) for name in names):
+    if files and not folders and not any(is_image(os.fsencode(name)) for name in names):
         openers: list[tuple[str, Open]] = [(name, LocalFile((folder / name).resolve())) for name in files]
         return of_archives(openers, root.resolve().name, options, whole=folder != root)
     if files or not folders:
         return None
     splits = split_names(folders)
     if splits and set(splits) == set(folders) and any(_has_archives(folder / name) for name in folders):
-        return _below(root, folder / pick(splits, options.split, str(folder))[0], options)
+        return _below(root, folder / pick_split(splits, options.split, str(folder))[0], options)
     return _below(root, folder / folders[0], options) if len(folders) == 1 else None
 
 
@@ -61,9 +60,8 @@ def of_archives(files: list[tuple[str, Open]], name: str, options: SourceOptions
             )
     archives = [(file, opener, b"" if numbered else f"{stems[file]}/".encode()) for file, opener in files]
     kind = "zip" if all(file.lower().endswith(ZIP_SUFFIXES) for file, _ in files) else "tar"
-    inner = replace(options, split="train") if rule or whole else options
-    rule = (rule or f"{len(files)} archives; ") + missing_shards(stems.values())
-    return ArchiveSource(archives, kind, name, inner, rule)
+    divided, rule = bool(rule) or whole, (rule or f"{len(files)} archives; ") + missing_shards(stems.values())
+    return ArchiveSource(archives, kind, name, options, rule, divided)
 
 
 def of_split(stems: Mapping[str, str], split: str, where: str) -> tuple[list[str], str]:
@@ -80,7 +78,7 @@ def of_split(stems: Mapping[str, str], split: str, where: str) -> tuple[list[str
             f"{where}: {other} does not name its split, but {', '.join(sorted(splits)[:3])} do: call it train-... or "
             "move it away"
         )
-    wanted = {splits[stem] for stem in pick(splits, split, where)}
+    wanted = {splits[stem] for stem in pick_split(splits, split, where)}
     chosen = sorted(file for file in stems if splits[stems[file]] in wanted)
     return chosen, f"split {split}: {len(chosen)} of {len(stems)} files; "
 

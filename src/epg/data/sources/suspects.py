@@ -1,71 +1,108 @@
-"""What looks like classes or pictures and is none: label maps beside pictures, numbered pieces of one set."""
+"""What looks like classes or pictures and may be none, so that it is asked: members, label maps, parts of a set."""
 
 import contextlib
 import io
 import itertools
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from epg.data.pixels.decode import FORMATS, decoding
 from epg.data.sources.base import SourceOptions, readable
+from epg.data.sources.kinds import is_image
 from epg.data.sources.names import Names
 from epg.errors import DataError
 
 MAX_FOLDERS = 8  # pictures and label maps lie in few
-SHARE = 0.9
+SHARE = 0.9  # of the samples or pictures that have a partner, for it to be one
 LOOKED_AT = 4
 COLOURS = 64  # a label map has fewer
-MAP_WORDS = frozenset(
-    [
-        *(
-            "mask",
-            "masks",
-            "label",
-            "labels",
-            "annotation",
-            "annotations",
-            "annots",
-            "trimap",
-            "trimaps",
-            "seg",
-            "segs",
-        ),
-        *("segmentation", "segmentations", "segmentationclass", "segmentationobject", "gt", "gtfine", "gtcoarse"),
-        *("groundtruth", "ground", "truth", "depth", "depths", "normal", "normals", "edge", "edges", "matte", "mattes"),
-        *("alpha", "alphas", "parsing", "labelmap", "labelmaps", "target", "targets"),
-    ]
+_map_words = (
+    "mask|masks|msk|label|labels|lbl|annotation|annotations|annots|anno|trimap|trimaps|seg|segs|segmentation|"
+    "segmentations|segmentationclass|segmentationobject|semantic|panoptic|gt|gtfine|gtcoarse|groundtruth|ground|truth|"
+    "depth|depths|disparity|normal|normals|edge|edges|matte|mattes|alpha|alphas|parsing|labelmap|labelmaps|target|"
+    "targets|lr|lowres|thumb|thumbs|thumbnail|thumbnails"
 )
-MAP_END = re.compile(rf"[-_. ]({'|'.join(sorted(MAP_WORDS))}|l)([-_ ]?\d+)?$".encode(), re.IGNORECASE)  # of a stem
+MAP_WORDS = frozenset(_map_words.split("|"))
+MAP_END = re.compile(rf"[-_. ]({_map_words}|l)([-_ ]?\d+)?$".encode(), re.IGNORECASE)  # of a stem
+FACTOR = re.compile(rb"x[2348]$")  # of a stem: enlarged or made smaller so many times
+SIZED = re.compile(rb"\D{0,20}\d+ ?(x ?\d+|px|p)", re.IGNORECASE)
+
+
+def choose_member(names: Names, options: SourceOptions, where: str) -> NDArray[np.int64]:
+    """Which images to use where samples hold several, as in a WebDataset (0001.left.png, 0001.right.png, 0001.json):
+    the member that `image_column` names.
+
+    Raises DataError where there are several and none is named, or the named one is not there.
+    """
+    keys, members = set[bytes](), []
+    for name in names:
+        folder, slash, base = name.rpartition(b"/")
+        stem, _, member = base.partition(b".")
+        keys.add(folder + slash + stem)
+        members.append(member.lower())
+    kinds, wanted = Counter(members), options.image_column
+    if wanted is not None:
+        chosen = [i for i, member in enumerate(members) if member == wanted.lower().lstrip(".").encode()]
+        if not chosen:
+            listed = ", ".join(sorted(kind.decode("utf-8", "replace") for kind, _ in kinds.most_common(8)))
+            raise DataError(f"{options.flag('image-column', wanted)}: the images of {where} end in {listed}")
+        return np.array(chosen, dtype=np.int64)
+    shared = (kind for kind, count in kinds.items() if count >= SHARE * len(keys) and is_image(b"." + kind))
+    # cat.0.jpg, cat.1.jpg: numbers count the images of a class
+    several = sorted(kind.decode("utf-8", "replace") for kind in shared if not kind.partition(b".")[0].isdigit())
+    if len(keys) > 1 and len(several) > 1:
+        raise DataError(
+            f"{where}: every sample has several images ({', '.join(several)}), which may be pictures and their label "
+            f"maps: choose one with {options.flag('image-column', several[0])}"
+        )
+    return np.arange(len(names))
+
+
+def refuse_parts(folders: Sequence[bytes], options: SourceOptions, where: str) -> None:
+    """Raises DataError where the first folders look like parts or versions of one set: they hold folders of the same
+    names (fold1/cat, fold2/cat), or are called by sizes (64x64, 128x128)."""
+    inner: dict[bytes, set[bytes]] = {}
+    for folder in folders:
+        top, _, rest = folder.partition(b"/")
+        inner.setdefault(top, set()).add(rest.rpartition(b"/")[2])
+    shared = set.intersection(*inner.values()) - {b""}
+    same = len(shared) > 1 and len(shared) * 2 >= max(map(len, inner.values()))
+    if len(inner) > 1 and (same or all(map(SIZED.fullmatch, inner))):
+        tops = ", ".join(map(readable, sorted(inner)[:4]))
+        why = f"hold folders of the same names ({readable(min(shared))} ...)" if same else "are called by sizes"
+        raise DataError(
+            f"{where}: {tops} {why}, so they look like parts or versions of one set and not like classes. Name the one "
+            f"to use, such as {where}/{readable(min(inner))}; if they are classes, pass {options.flag('labels folder')}"
+        )
 
 
 def refuse_label_maps(names: Names, read: Callable[[int], bytes], options: SourceOptions, where: str) -> None:
     """Raises DataError where one folder holds the pictures and another, of the same file stems, their label maps."""
     tops: dict[bytes, dict[bytes, int]] = {}
     for i, name in enumerate(names):
-        top, _, rest = name.partition(b"/")
-        stems = tops.setdefault(top, {})
+        stems = tops.setdefault(name.partition(b"/")[0], {})
         if len(tops) > MAX_FOLDERS:
             return
-        stems.setdefault(rest.rpartition(b"/")[2].rpartition(b".")[0], i)
+        stems.setdefault(FACTOR.sub(b"", _folder_and_stem(name)[1]), i)
     maps = {}
-    for top, stems in tops.items():
-        for other, others in tops.items():
-            shared = len(stems) > 1 and len(stems.keys() & others.keys()) >= SHARE * len(stems)
-            named = bool(_words(top) & MAP_WORDS) and not _words(other) & MAP_WORDS
-            if top == other or not (shared or named):
-                continue
-            if (shared and named) or (_are_maps(stems, read) and not _are_maps(others, read)):
-                maps[top] = other
+    for (top, stems), (other, others) in itertools.permutations(tops.items(), 2):
+        shared = len(stems) > 1 and len(stems.keys() & others.keys()) >= SHARE * len(stems)
+        named = bool(_words(top) & MAP_WORDS) and not _words(other) & MAP_WORDS
+        few = (shared or named) and _are_maps(stems, read) and not _are_maps(others, read)
+        if (shared and named) or few:
+            maps[top] = other
     if maps:
         top, other = min(maps.items())
         raise DataError(
-            f"{where}: {readable(other)} and {readable(top)} look like pictures and their label maps, not like classes "
-            f"(same file names). To train on the pictures, name their folder: {where}/{readable(other)}; if they are "
-            f"classes, pass {options.flag('labels folder')}"
+            f"{where}: {readable(other)} and {readable(top)} look like pictures and their label maps (or another "
+            f"version of them), not like classes. To train on the pictures, name their folder: "
+            f"{where}/{readable(other)}; if they are classes, pass {options.flag('labels folder')}"
         )
 
 
@@ -81,13 +118,15 @@ def refuse_maps_beside(names: Names, options: SourceOptions, where: str) -> None
     for name in names:
         if _mapped(name) is None:
             folder, stem = _folder_and_stem(name)
-            first = next((key for key in (folder + b"/" + stem, _above(folder) + b"/" + stem) if key in maps), None)
+            above = folder.rpartition(b"/")[0]
+            first = next((key for key in (folder + b"/" + stem, above + b"/" + stem) if key in maps), None)
             pictures += 1 if first is None else -1
             found = found or (first and (name, maps[first]))
     if found and pictures < 0:
         raise DataError(
-            f"{where}: {readable(found[1])} looks like the label map of {readable(found[0])}, and most pictures have "
-            f"one. Move the maps to another folder; to train on them, too, pass {options.flag('labels folder')} or none"
+            f"{where}: {readable(found[1])} looks like the label map of {readable(found[0])} (or another version of "
+            "it), and most pictures have one. Move the maps to another folder; to train on them, too, pass "
+            f"{options.flag('labels folder')} or none"
         )
 
 
@@ -105,10 +144,6 @@ def _folder_and_stem(name: bytes) -> tuple[bytes, bytes]:
     return folder, base.rpartition(b".")[0]
 
 
-def _above(folder: bytes) -> bytes:
-    return folder.rpartition(b"/")[0]
-
-
 @lru_cache(2**10)
 def _words(name: bytes) -> set[str]:
     text = readable(name)
@@ -118,8 +153,9 @@ def _words(name: bytes) -> set[str]:
 
 def _are_maps(stems: dict[bytes, int], read: Callable[[int], bytes]) -> bool:
     """Whether all of some images have few colours."""
-    picked = [list(stems.values())[k] for k in np.unique(np.linspace(0, len(stems) - 1, LOOKED_AT).astype(int))]
-    return all(_has_few_colours(read, index) for index in picked)
+    indices = list(stems.values())
+    picked = np.unique(np.linspace(0, len(indices) - 1, LOOKED_AT).astype(int))
+    return all(_has_few_colours(read, indices[k]) for k in picked)
 
 
 def _has_few_colours(read: Callable[[int], bytes], index: int) -> bool:
@@ -131,18 +167,17 @@ def _has_few_colours(read: Callable[[int], bytes], index: int) -> bool:
 
 def refuse_chunks(names: Names, options: SourceOptions, where: str) -> None:
     """Raises DataError where folders are numbers, and only cut a numbered set into pieces (00000/img00000000.png)."""
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
+    held: dict[int, tuple[int, int]] = {}
     for name in names:
         top, _, rest = name.partition(b"/")
         digits = re.findall(rb"\d+", rest.rpartition(b"/")[2])
         if not top.isdigit() or len(top) < 2 or not digits:
             return
-        folder, number = int(top), int(digits[-1])
-        first[folder] = min(first.get(folder, number), number)
-        last[folder] = max(last.get(folder, number), number)
-    order = sorted(first)
-    if len(order) > 1 and all(last[a] < first[b] for a, b in itertools.pairwise(order)):
+        number = int(digits[-1])
+        first, last = held.get(int(top), (number, number))
+        held[int(top)] = min(first, number), max(last, number)
+    order = [held[folder] for folder in sorted(held)]
+    if len(order) > 1 and all(before[1] < after[0] for before, after in itertools.pairwise(order)):
         raise DataError(
             f"{where}: its numbered folders hold consecutive images, so they look like pieces of one set and not like "
             f"classes. Pass {options.flag('labels none')} if they are pieces, {options.flag('labels folder')} if they "

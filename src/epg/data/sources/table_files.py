@@ -9,9 +9,9 @@ from typing import Any
 
 from epg.data.sources.archives import LocalFile
 from epg.data.sources.base import Source, SourceOptions
-from epg.data.sources.kinds import is_image_suffix, list_folder
+from epg.data.sources.kinds import is_image, list_folder
 from epg.data.sources.shards import missing_shards, of_split
-from epg.data.sources.splits import pick, refuse_split, split_names
+from epg.data.sources.splits import pick_split, refuse_split, split_names
 from epg.data.sources.tables import TABLE_SUFFIXES, Opener, TableSource
 from epg.errors import DataError
 
@@ -37,7 +37,7 @@ def open_tables(address: str, options: SourceOptions) -> Source | None:
     splits = {folder: split for folder, split in folders.items() if _tables_in(path / folder)}
     if not splits:
         return None
-    folder = pick(splits, options.split, str(path))[0]
+    folder = pick_split(splits, options.split, str(path))[0]
     openers = [(file, LocalFile((path / folder / file).resolve())) for file in _tables_in(path / folder)]
     return TableSource(openers, name, options, rule=f"split {options.split}: folder {folder}/; ")
 
@@ -46,7 +46,7 @@ def _tables_in(folder: Path) -> list[str]:
     """Tables of a folder without images; results that `datasets` keeps of its own computations are none."""
     names, _ = list_folder(folder)
     tables = [name for name in names if name.lower().endswith(TABLE_SUFFIXES)]
-    has_images = any(is_image_suffix(os.fsencode(name)[-12:]) for name in names)
+    has_images = any(is_image(os.fsencode(name)) for name in names)
     return [] if has_images else [name for name in tables if not re.fullmatch(r"cache-.*\.arrow", name)]
 
 
@@ -69,7 +69,7 @@ def _saved(path: Path, split: str) -> tuple[list[tuple[str, Opener]], str, Path]
     if (path / "dataset_dict.json").is_file():
         known = _json(path / "dataset_dict.json", "splits")
         splits = split_names(set(map(str, known)))
-        chosen = pick(splits or {str(k): str(k) for k in known}, split, str(path))[0]
+        chosen = pick_split(splits or {str(k): str(k) for k in known}, split, str(path))[0]
         path, rule = path / chosen, f"split {split}: folder {chosen}/; "
     elif (path / "state.json").is_file():
         refuse_split(split, str(path))

@@ -12,9 +12,9 @@ import numpy as np
 
 from epg.data.sources.archives import LocalFile
 from epg.data.sources.base import Images, Overview, Source, SourceOptions, checked
-from epg.data.sources.columns import find_image_column, read_labels
 from epg.data.sources.files import read_file
 from epg.data.sources.kinds import kind_of
+from epg.data.sources.labels import find_image_column, read_labels
 from epg.data.sources.names import Names
 from epg.errors import DataError
 
