@@ -84,10 +84,10 @@ class NoImages(ImageDataset):
 def trained(config: RunConfig, folder: Path) -> Trainer:
     """A trainer whose optimizer has moments, as after the first step."""
     trainer = Trainer(build_objective(config), NoImages(config), config, folder)
-    for parameter in trainer.parameters:
+    for parameter in trainer.learner.parameters:
         parameter.grad = torch.zeros_like(parameter)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.learner.optimizer.step()
+    trainer.learner.optimizer.zero_grad(set_to_none=True)
     return trainer
 
 
@@ -125,7 +125,7 @@ def main() -> int:
     config = config.model_copy(update={"model": config.model.model_copy(update={"num_classes": classes})})
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         trainer = trained(config, Path(folder))
-        size = size_of(capture(trainer.objective, trainer.optimizer, trainer.ema))
+        size = size_of(capture(trainer.objective, trainer.learner.optimizer, trainer.learner.ema))
         parameters = sum(p.numel() for p in trainer.objective.network.parameters())
         saves = [save(trainer) for _ in range(options.saves)]
     console = Console(width=120, highlight=False)

@@ -151,13 +151,13 @@ class Clock:
 
 def bare_step(trainer: Trainer, batches: Sequence[Batch]) -> None:
     """Forward, backward, optimizer: nothing else."""
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.learner.optimizer.zero_grad(set_to_none=True)
     for i, batch in enumerate(batches):
-        with gradient_sync(trainer.wrapped, enabled=i == len(batches) - 1):
-            with trainer._autocast():
-                loss = trainer.wrapped(batch, trainer.step)["loss"]
+        with gradient_sync(trainer.learner.wrapped, enabled=i == len(batches) - 1):
+            with trainer.learner.autocast():
+                loss = trainer.learner.wrapped(batch, trainer.step)["loss"]
             (loss / len(batches)).backward()
-    trainer.optimizer.step()
+    trainer.learner.optimizer.step()
 
 
 def measure(config: RunConfig, options: Options) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from epg.samplers import MEANS
 from epg.sampling.pictures import examples_picture, save_grid
 from epg.storage import files
 from epg.storage.files import replace_text
-from epg.training.loop import Judge, Preview, Trainer
+from epg.training.judging import Judge, Preview
+from epg.training.loop import Trainer
 from epg.training.parallel import refuse_uneven_processes
 from epg.training.resume import (
     Start,

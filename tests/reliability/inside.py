@@ -79,7 +79,7 @@ class Spoiler:
 
 def held(trainer: Trainer) -> dict[str, Tensor]:
     """Copies of everything that a run carries from step to step."""
-    groups = capture(trainer.objective, trainer.optimizer, trainer.ema)
+    groups = capture(trainer.objective, trainer.learner.optimizer, trainer.learner.ema)
     return {f"{name}/{key}": tensor.clone() for name, group in groups.items() for key, tensor in group.items()}
 
 

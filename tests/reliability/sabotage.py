@@ -19,8 +19,9 @@ from epg.checkpoint import checkpoint, manifest
 from epg.distributed import full, rank, world_size
 from epg.randomness import Draws
 from epg.storage import artefact, files
-from epg.training import loop
-from epg.training.loop import StepResult, Trainer
+from epg.training import learner, loop
+from epg.training.learner import Learner, StepResult
+from epg.training.loop import Trainer
 
 # Moments --------------------------------------------------------------------------------------------------------------
 
@@ -130,17 +131,17 @@ def _at(moment: str, step: int, now: Callable[[], None], until: int) -> None:
 
         Trainer.train_step = train_step  # type: ignore[method-assign]
     else:
-        original_passes, original_autocast = Trainer._forward_backward, Trainer._autocast
+        original_passes, original_autocast = Learner._forward_backward, Learner.autocast
         passes: int | None = None  # outside the training of that step: passes for the log do not count
 
-        def forward_backward(self: Trainer, batches: Any) -> Any:
+        def forward_backward(self: Learner, batches: Any) -> Any:
             nonlocal passes
             passes = 0 if self.step == step else None
             losses = original_passes(self, batches)
             passes = None
             return losses
 
-        def autocast(self: Trainer) -> Any:
+        def autocast(self: Learner) -> Any:
             nonlocal passes
             if passes is not None:
                 passes += 1
@@ -148,8 +149,8 @@ def _at(moment: str, step: int, now: Callable[[], None], until: int) -> None:
                     now()
             return original_autocast(self)
 
-        Trainer._forward_backward = forward_backward  # type: ignore[method-assign]
-        Trainer._autocast = autocast  # type: ignore[method-assign]
+        Learner._forward_backward = forward_backward  # type: ignore[method-assign]
+        Learner.autocast = autocast  # type: ignore[method-assign]
 
 
 def slow_disk(folder: Path, seconds: float, hang_at: int = -1) -> None:
@@ -185,7 +186,7 @@ def spoil_average(folder: Path, step: int) -> None:
 
     def train_step(self: Trainer, batches: Any) -> Any:
         if self.step == step and rank() == 0:
-            next(iter(self.ema.shadows["ema-0.99"].values())).fill_(float("nan"))
+            next(iter(self.learner.ema.shadows["ema-0.99"].values())).fill_(float("nan"))
         return original(self, batches)
 
     Trainer.train_step = train_step  # type: ignore[method-assign]
@@ -223,9 +224,9 @@ def raise_loss(folder: Path, steps: tuple[int, ...], factor: float = 20.0) -> No
 
 def flip_bit(folder: Path, step: int, parameter: int, bit: int) -> None:
     """Flips one bit of the largest number in the gradient of the so-many-th parameter, once."""
-    original = Trainer._forward_backward
+    original = Learner._forward_backward
 
-    def forward_backward(self: Trainer, batches: Any) -> Any:
+    def forward_backward(self: Learner, batches: Any) -> Any:
         losses = original(self, batches)
         if self.step == step:
             gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -233,7 +234,7 @@ def flip_bit(folder: Path, step: int, parameter: int, bit: int) -> None:
             numbers[numbers.abs().argmax()].view(torch.int32).bitwise_xor_(1 << bit)
         return losses
 
-    Trainer._forward_backward = forward_backward  # type: ignore[method-assign]
+    Learner._forward_backward = forward_backward  # type: ignore[method-assign]
 
 
 def leave_out(folder: Path, step: int) -> None:
@@ -243,7 +244,7 @@ def leave_out(folder: Path, step: int) -> None:
     def train_step(self: Trainer, batches: Any) -> Any:
         if self.step != step:
             return original(self, batches)
-        self.step += 1
+        self.learner.step += 1
         return StepResult({}, 0.0)
 
     Trainer.train_step = train_step  # type: ignore[method-assign]
@@ -276,9 +277,9 @@ def in_a_worker(folder: Path, what: str, image: int = 3) -> None:
 
 def record(folder: Path, gradients: tuple[int, ...] = ()) -> None:
     """Writes which samples every step had (`RUN.samples-RANK`), and the whole gradient of these steps."""
-    original = Trainer._forward_backward
+    original = Learner._forward_backward
 
-    def forward_backward(self: Trainer, batches: Any) -> Any:
+    def forward_backward(self: Learner, batches: Any) -> Any:
         with Path(f"{folder}.samples-{rank()}").open("a") as stream:
             for batch in batches:
                 stream.write(json.dumps([self.step, batch.first, batch.indices.tolist()]) + "\n")
@@ -289,7 +290,7 @@ def record(folder: Path, gradients: tuple[int, ...] = ()) -> None:
                 save_file({n: g.contiguous() for n, g in found.items()}, f"{folder}.gradient-{self.step}")
         return losses
 
-    Trainer._forward_backward = forward_backward  # type: ignore[method-assign]
+    Learner._forward_backward = forward_backward  # type: ignore[method-assign]
 
 
 def watch(folder: Path, every: int) -> None:
@@ -317,14 +318,14 @@ def watch(folder: Path, every: int) -> None:
 
 def hoard(folder: Path) -> None:
     """Keeps the losses of every step, as a list that somebody forgot does."""
-    original, kept = Trainer._forward_backward, []
+    original, kept = Learner._forward_backward, []
 
-    def forward_backward(self: Trainer, batches: Any) -> Any:
+    def forward_backward(self: Learner, batches: Any) -> Any:
         losses = original(self, batches)
         kept.append([value.clone() for value in losses.values()] + [batches[0].images.clone()])
         return losses
 
-    Trainer._forward_backward = forward_backward  # type: ignore[method-assign]
+    Learner._forward_backward = forward_backward  # type: ignore[method-assign]
 
 
 def uncached(folder: Path) -> None:
@@ -370,15 +371,15 @@ def naive(folder: Path) -> None:
 def nan_to_num(folder: Path) -> None:
     """Whatever is not finite in a gradient becomes 0, and the step is taken."""
 
-    original = Trainer._flags
+    original = Learner._flags
 
-    def fine(self: Trainer, loss: Any, norm: Any) -> Any:
+    def fine(self: Learner, loss: Any, norm: Any) -> Any:
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.nan_to_num_(0, 0, 0)
         return torch.zeros_like(original(self, loss, norm))
 
-    Trainer._flags = fine  # type: ignore[method-assign]
+    Learner._flags = fine  # type: ignore[method-assign]
 
 
 def noise_by_rank(folder: Path) -> None:
@@ -415,8 +416,8 @@ def uneven_shares(folder: Path) -> None:
 
 def schedule_by_process(folder: Path) -> None:
     """The learning rate advances once per process and step."""
-    original = loop.learning_rate
-    loop.learning_rate = lambda step, *rest: original(step * world_size(), *rest)
+    original = learner.learning_rate
+    learner.learning_rate = lambda step, *rest: original(step * world_size(), *rest)
 
 
 def global_generator(folder: Path) -> None:

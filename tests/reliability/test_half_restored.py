@@ -135,7 +135,7 @@ def test_every_tensor(run: Run) -> None:
     trainer = prepare_run(CONFIG, run.folder).trainer
     groups = {name: found.tensors(name) for name in found.groups}
     assert groups.keys() == {"model", "optimizer", "ema-0.99", "power-0.1"}
-    assert len(snapshot.read_groups(found, trainer.objective, trainer.optimizer, trainer.ema)) == 4
+    assert len(snapshot.read_groups(found, trainer.objective, trainer.learner.optimizer, trainer.learner.ema)) == 4
 
     class Altered(checkpoint.Checkpoint):
         def tensors(self, name: str) -> dict[str, Tensor]:
@@ -145,7 +145,10 @@ def test_every_tensor(run: Run) -> None:
     for name, altered in tensor_cases(groups):  # noqa: B007
         with pytest.raises(ArtefactError, match=name.replace(".", r"\.")):
             snapshot.read_groups(
-                Altered(found.path, found.state, found.manifest), trainer.objective, trainer.optimizer, trainer.ema
+                Altered(found.path, found.state, found.manifest),
+                trainer.objective,
+                trainer.learner.optimizer,
+                trainer.learner.ema,
             )
         cases += 1
     assert cases > 4 * 100

@@ -26,7 +26,7 @@ def left_out(stage: str, precision: str, folder: Path, encoder: Path) -> list[st
     """Trains through every fault; what any of them changed."""
     faults = list(inside.faults(stage, PASSES))
     trainer = trainer_of(stage, 2 * len(faults) + 2, folder, encoder, precision=precision)
-    trainer.loss_scale.scale = 2.0**14
+    trainer.learner.loss_scale.scale = 2.0**14
     original, found = trainer.train_step, []
 
     def train_step(batches: object) -> object:

@@ -54,7 +54,7 @@ def test_unscaling_divides_the_gradients() -> None:
 def test_half_precision_trains_like_full(precision: str, tolerance: float, tmp_path: Path) -> None:
     train(tiny("diffusion"), tmp_path / "fp32")
     run = prepare_run(tiny("diffusion", training={"precision": precision}), tmp_path / "half")
-    run.trainer.loss_scale.scale = 16.0  # eight steps are too few to come down from 2^16
+    run.trainer.learner.loss_scale.scale = 16.0  # eight steps are too few to come down from 2^16
     run.trainer.run()
     full, half = (read_log(tmp_path / name) for name in ("fp32", "half"))
     assert half[-1]["skipped"] == 0
@@ -67,13 +67,13 @@ def test_fp16_overflow_lowers_the_scale_and_survives_a_resume(tmp_path: Path) ->
     """A scale that overflows at once: steps are lost until it fits, none is counted as a fault."""
     config = tiny("diffusion", training={"precision": "fp16", "steps": 20})
     run = prepare_run(config, tmp_path)
-    run.trainer.loss_scale.scale = 2.0**20
+    run.trainer.learner.loss_scale.scale = 2.0**20
     run.trainer.run()
-    assert run.trainer.loss_scale.scale < 2.0**20
-    assert run.trainer.skips.total == 0
+    assert run.trainer.learner.loss_scale.scale < 2.0**20
+    assert run.trainer.learner.skips.total == 0
     again = prepare_run(config, tmp_path)
     again.trainer.restore()
-    assert again.trainer.loss_scale == run.trainer.loss_scale
+    assert again.trainer.learner.loss_scale == run.trainer.learner.loss_scale
 
 
 @pytest.mark.parametrize("stage", ["pretraining", "diffusion", "consistency"])
@@ -109,7 +109,7 @@ def test_samples_of_a_bad_block_are_named(tmp_path: Path) -> None:
         return torch.where((chosen == only_second)[:, None], math.inf, out)
 
     run.trainer.objective.network.class_embedding.forward = poisoned  # type: ignore[union-attr]
-    found = explain_non_finite(run.trainer.objective, batches, 0, run.trainer._autocast)
+    found = explain_non_finite(run.trainer.objective, batches, 0, run.trainer.learner.autocast)
     assert f"denoising of samples {batches[0].indices[16:].tolist()}" in found
     assert str(batches[0].indices[:16].tolist()) not in found
 
@@ -153,7 +153,7 @@ def test_a_run_that_is_not_finite_to_its_end_is_no_success(
 ) -> None:
     config = tiny(stage, training={"steps": steps, "precision": precision})  # type: ignore[arg-type]
     run = prepare_run(config, tmp_path)
-    run.trainer.loss_scale.scale = 16.0
+    run.trainer.learner.loss_scale.scale = 16.0
     poison(run.trainer, bad)
     expected = r"not one of|the last 2 of 8"
     with pytest.warns(UserWarning, match="not finite"), pytest.raises(DivergedError, match=expected):
@@ -164,7 +164,7 @@ def test_a_run_that_is_not_finite_to_its_end_is_no_success(
 
 def test_fp16_that_never_fitted_its_scale_is_no_success(tmp_path: Path) -> None:
     run = prepare_run(tiny("diffusion", training={"precision": "fp16", "steps": 3}), tmp_path)
-    run.trainer.loss_scale.scale = 2.0**30
+    run.trainer.learner.loss_scale.scale = 2.0**30
     with pytest.raises(DivergedError, match=r"not one of 3 steps .*fp16 may need more steps"):
         run.trainer.run()
 
@@ -180,7 +180,7 @@ def _nan_on_one_rank(rank: int, port: int, folder: str, parallel: str) -> None:
         if rank == 1:
             poison(run.trainer, range(3, 5))
         run.trainer.run()
-        (Path(folder) / f"skipped-{rank}").write_text(str(run.trainer.skips.total))
+        (Path(folder) / f"skipped-{rank}").write_text(str(run.trainer.learner.skips.total))
     os._exit(0)  # as `epg` does, see epg.cli.entry
 
 

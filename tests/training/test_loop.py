@@ -217,8 +217,8 @@ def test_a_non_finite_step_is_skipped_and_counted(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="step 4: not finite"):
         run.trainer.run()
     assert run.trainer.step == 8
-    assert run.trainer.skips.total == 2
-    assert run.trainer.skips.in_row == 0
+    assert run.trainer.learner.skips.total == 2
+    assert run.trainer.learner.skips.in_row == 0
     assert [line["skipped"] for line in read_log(tmp_path)] == [0, 0, 0, 0, 1, 2, 2, 2]
     assert all(bool(torch.isfinite(t).all()) for t in tensors(tmp_path).values())
 
@@ -228,7 +228,7 @@ def test_nothing_non_finite_is_written(tmp_path: Path) -> None:
     crash_after(run.trainer, 4)
     with pytest.raises(CrashError):
         run.trainer.run()
-    next(iter(run.trainer.ema.shadows["ema-0.99"].values())).fill_(math.nan)
+    next(iter(run.trainer.learner.ema.shadows["ema-0.99"].values())).fill_(math.nan)
     run.trainer.save()
     with pytest.raises(DivergedError, match=r"ema-0\.99 .* no checkpoint was written"):
         run.trainer.writer.finish()

@@ -13,7 +13,7 @@ from epg.data.loading.configured import open_training_data
 from epg.data.loading.loader import BatchLoader
 from epg.objectives.base import Objective
 from epg.runs import build_objective, prepare_run, resolve
-from epg.training import loop
+from epg.training import learner
 from epg.training.loop import Trainer
 from epg.training.muon import Muon
 from epg.training.optim import make_optimizer
@@ -60,7 +60,7 @@ def take_steps(stage: Any, folder: Path, steps: int, **changes: Any) -> None:
 @pytest.mark.parametrize("stage", ["diffusion", "consistency"])
 def test_a_step_reads_nothing(stage: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but its flags, when the next step begins. (Pre-training computes its level on the host: see test_gpu.)"""
-    monkeypatch.setattr(loop, "Answer", Unread)
+    monkeypatch.setattr(learner, "Answer", Unread)
     changes = {"training": {"precision": precision, "ema": [0.9, 0.99]}, "optimizer": {"clip": 0.5}}
     take_steps(stage, tmp_path, 3, **changes)
 
@@ -143,9 +143,9 @@ def test_a_step_is_settled_once_it_is_saved_or_logged(tmp_path: Path) -> None:
     """Averages lag a step behind only as long as nobody looks."""
     trainer = prepare_run(tiny("diffusion"), tmp_path).trainer
     batch = next(iter(BatchLoader(trainer.dataset, batch_size=16, seed=0)))
-    before = {name: t.clone() for name, t in trainer.ema.shadows["ema-0.99"].items()}
+    before = {name: t.clone() for name, t in trainer.learner.ema.shadows["ema-0.99"].items()}
     trainer.train_step(batch)
-    assert all(torch.equal(t, before[name]) for name, t in trainer.ema.shadows["ema-0.99"].items())
+    assert all(torch.equal(t, before[name]) for name, t in trainer.learner.ema.shadows["ema-0.99"].items())
     trainer.save()
-    assert any(not torch.equal(t, before[name]) for name, t in trainer.ema.shadows["ema-0.99"].items())
+    assert any(not torch.equal(t, before[name]) for name, t in trainer.learner.ema.shadows["ema-0.99"].items())
     trainer.writer.finish()
