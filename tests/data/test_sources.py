@@ -435,7 +435,7 @@ def test_hub_names_go_through_datasets(tmp_path, monkeypatch):
     """The library loads local folders by the same call as Hub names: the path below it is the real one."""
     import datasets
 
-    from epg.data.sources.hub import from_datasets
+    from epg.data.sources.remote import from_datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     root = photo_folder(tmp_path / "in", classes=3, each=3)

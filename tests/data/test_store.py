@@ -12,9 +12,8 @@ import pytest
 from tests.data.photos import photo_folder
 
 from epg.cli import main
-from epg.data.loading.dataset import open_dataset
+from epg.data.loading.dataset import RECHECK, open_dataset
 from epg.data.loading.loader import BatchLoader
-from epg.data.loading.stored import RECHECK
 from epg.data.prepared import store as store_module
 from epg.data.prepared.encode import PixelOptions
 from epg.data.prepared.inspection import verify_store

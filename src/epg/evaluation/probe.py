@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from epg.data.loading.base import ImageDataset, NoSplitError
+from epg.data.loading.base import DerivedDataset, ImageDataset, NoSplitError
 from epg.data.loading.configured import open_training_data
-from epg.data.loading.subset import SubsetDataset
 from epg.errors import UserError
 from epg.evaluation.extractors.indomain import images_and_labels
 from epg.evaluation.nearest import nearest
@@ -62,4 +61,4 @@ def labelled_splits(encoder: NoisyEncoder, source: str, seed: int) -> tuple[Imag
         return train, test
     order = permutation(len(train), seed, "probe split")
     cut = max(2, len(train) // 5)
-    return SubsetDataset(train, order[cut:]), SubsetDataset(train, order[:cut])
+    return DerivedDataset(train, order[cut:]), DerivedDataset(train, order[:cut])

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.config.sections import DataConfig
-from epg.data.loading.base import ImageDataset, NoSplitError
-from epg.data.loading.configured import open_training_data
-from epg.data.loading.subset import SubsetDataset, subset
+from epg.data.loading.base import DerivedDataset, ImageDataset, NoSplitError
+from epg.data.loading.configured import open_training_data, subset
 from epg.errors import UserError
 
 
@@ -54,9 +53,9 @@ def _left_out(complete: DataConfig, used: DataConfig) -> ImageDataset | None:
     """The part of the training split that a run with `fraction` or `per_class` did not see."""
     everything = open_training_data(complete)
     chosen = subset(everything, per_class=used.per_class, fraction=used.fraction)
-    if not isinstance(chosen, SubsetDataset) or len(chosen) == len(everything):
+    if not isinstance(chosen, DerivedDataset) or len(chosen) == len(everything):
         return None
-    return SubsetDataset(everything, np.setdiff1d(np.arange(len(everything)), chosen.indices))
+    return DerivedDataset(everything, np.setdiff1d(np.arange(len(everything)), chosen.indices))
 
 
 class JoinedDataset(ImageDataset):

@@ -10,9 +10,8 @@ import torch
 from epg.checkpoint import checkpoint, export
 from epg.checkpoint.loading import Trained
 from epg.config.sections import DataConfig
-from epg.data.loading.base import ImageDataset
+from epg.data.loading.base import DerivedDataset, ImageDataset
 from epg.data.loading.dataset import find_store, open_dataset
-from epg.data.loading.subset import SubsetDataset
 from epg.data.pixels.rules import RULES, PixelRules
 from epg.data.prepared.store import is_store, read_manifest
 from epg.data.sources.open import is_packed
@@ -87,7 +86,7 @@ def some_of(
 ) -> DatasetSource:
     """`count` images of a data set, chosen at random but always the same; None for all."""
     if count is not None and count < len(dataset):
-        dataset = SubsetDataset(dataset, np.sort(permutation(len(dataset), 0, "some images")[:count]))
+        dataset = DerivedDataset(dataset, np.sort(permutation(len(dataset), 0, "some images")[:count]))
     return DatasetSource(dataset, name, details or {})
 
 

@@ -96,7 +96,34 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]], ABC):
         return digest_of(f"{kind} {len(self)} {self.image_size} {self.channels}", (*self.class_names, *items))
 
 
-class CachedDataset(ImageDataset):
+class DerivedDataset(ImageDataset):
+    """Images of another data set: all, or those at `indices`, in that order; classes keep their numbers."""
+
+    def __init__(self, dataset: ImageDataset, indices: NDArray[np.int64] | None = None) -> None:
+        self.dataset = dataset
+        self.indices = np.arange(len(dataset)) if indices is None else indices
+        super().__init__(dataset.labels[self.indices], dataset.class_names, dataset.image_size, dataset.channels)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        return self.dataset[int(self.indices[index])]
+
+    def is_enlarged(self, index: int) -> bool:
+        return self.dataset.is_enlarged(int(self.indices[index]))
+
+    def describe(self, index: int) -> str:
+        return self.dataset.describe(int(self.indices[index]))
+
+    def report(self, prefix: str = "--data.") -> list[str]:
+        return [*super().report(), *self.dataset.report(prefix)[1:]]  # of the whole without its classes
+
+    def treatment(self, prefix: str = "--data.") -> list[str]:
+        return self.dataset.treatment(prefix)
+
+    def fingerprint(self) -> str:
+        return self._digest("subset", [self.dataset.fingerprint(), self.indices.tobytes()])
+
+
+class CachedDataset(DerivedDataset):
     """A data set decoded once and kept in memory as one uint8 tensor `images` (N, C, H, W).
 
     Raises DataError for more than `max_damaged` images that cannot be read; up to there they are kept in `damaged`, and
@@ -104,8 +131,7 @@ class CachedDataset(ImageDataset):
     """
 
     def __init__(self, dataset: ImageDataset, max_damaged: int = 0) -> None:
-        super().__init__(dataset.labels, dataset.class_names, dataset.image_size, dataset.channels)
-        self.dataset = dataset
+        super().__init__(dataset)
         self.damaged: dict[int, str] = {}
         total, size = len(dataset), dataset.image_size
         self.images = torch.empty(total, dataset.channels, size, size, dtype=torch.uint8)
@@ -122,20 +148,8 @@ class CachedDataset(ImageDataset):
             raise DataError(self.damaged[index])
         return self.images[index].numpy(), int(self.labels[index])
 
-    def is_enlarged(self, index: int) -> bool:
-        return self.dataset.is_enlarged(index)
-
-    def describe(self, index: int) -> str:
-        return self.dataset.describe(index)
-
     def fingerprint(self) -> str:
         return self.dataset.fingerprint()
-
-    def report(self, prefix: str = "--data.") -> list[str]:
-        return self.dataset.report(prefix)
-
-    def treatment(self, prefix: str = "--data.") -> list[str]:
-        return self.dataset.treatment(prefix)
 
 
 def refuse_damaged(message: str, number: int, limit: int) -> None:

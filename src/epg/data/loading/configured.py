@@ -1,11 +1,18 @@
-"""The images that a configuration names."""
+"""The images that a configuration names, or a part of them."""
+
+import math
+
+import numpy as np
 
 from epg.config.sections import DataConfig
-from epg.data.loading.dataset import CachedDataset, ImageDataset, open_dataset
-from epg.data.loading.subset import subset
+from epg.data.loading.base import CachedDataset, DerivedDataset, ImageDataset
+from epg.data.loading.dataset import open_dataset
+from epg.data.order import EpochOrder
 from epg.data.pixels.rules import PixelRules
+from epg.errors import UserError
 
 CACHE_BYTES = 512 * 2**20
+FRACTION_SEED = 0  # fixed, so that a fraction is the same images in every run
 
 
 def open_training_data(data: DataConfig, split: str = "train") -> ImageDataset:
@@ -28,3 +35,25 @@ def open_training_data(data: DataConfig, split: str = "train") -> ImageDataset:
     dataset = CachedDataset(dataset, max_damaged=data.max_damaged) if small else dataset
     dataset.balanced = data.balanced
     return dataset
+
+
+def subset(dataset: ImageDataset, *, per_class: int | None = None, fraction: float = 1.0) -> ImageDataset:
+    """The first `per_class` images of every class, and of those a `fraction` of every class.
+
+    A fraction is drawn once and for all (a smaller one is part of a larger one) and leaves every class at least one
+    image. Without labels, all images count as one class. Raises UserError for values out of range.
+    """
+    if per_class is not None and per_class < 1:
+        raise UserError(f"--data.per-class {per_class}: must be at least 1")
+    if not 0 < fraction <= 1:
+        raise UserError(f"--data.fraction {fraction}: must be more than 0 and at most 1")
+    if per_class is None and fraction == 1:
+        return dataset
+    by_class = np.argsort(dataset.labels, kind="stable")
+    chosen = []
+    for members in np.split(by_class, np.flatnonzero(np.diff(dataset.labels[by_class])) + 1):
+        first = members[:per_class]
+        count = max(1, math.floor(fraction * len(first) + 0.5))
+        order = EpochOrder(len(first), FRACTION_SEED).indices(np.arange(count))
+        chosen.append(first[order] if fraction < 1 else first)
+    return DerivedDataset(dataset, np.sort(np.concatenate(chosen)).astype(np.int64))

@@ -11,7 +11,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from epg.data.prepared.duplicates import Groups
 from epg.data.prepared.encode import PixelOptions
 from epg.data.prepared.inspection import Inspection, contact_sheet, inspect_dataset, size_histogram, verify_store
 from epg.data.prepared.inspection import read_report as read_report
@@ -149,40 +148,37 @@ def counting(what: str) -> Iterator[Progress]:
 
 def _show(found: Inspection, dataset: str) -> None:
     table = Table(title=dataset, show_header=False)
-    table.add_row("kind", found.kind)
-    table.add_row("images", str(len(found)))
-    table.add_row("rejected", str(len(found.rejected)))
+    rows: dict[str, object] = {"kind": found.kind, "images": len(found), "rejected": len(found.rejected)}
     if found.classes:
         counts = sorted((count, name) for name, count in found.classes)
-        table.add_row("classes", str(len(counts)))
         (least, rare), (most, common) = counts[0], counts[-1]
         middle = int(np.median([count for count, _ in counts]))
         text = f"{least} ({rare}) to {most} ({common}), median {middle}" if least < most else f"{least} each"
-        table.add_row("images per class", text)
-    table.add_row("mean", _numbers(found.manifest["mean"]))
-    table.add_row("std", _numbers(found.manifest["std"]))
+        rows |= {"classes": len(counts), "images per class": text}
+    rows |= {name: _numbers(found.manifest[name]) for name in ("mean", "std")}
     low, middle_size, high = (
         "x".join(str(int(side)) for side in sides)
         for sides in (found.sizes.min(axis=0), np.median(found.sizes, axis=0), found.sizes.max(axis=0))
     )
-    table.add_row("original sizes", f"{low} to {high}, median {middle_size}" if low != high else f"{low}, all")
+    rows["original sizes"] = f"{low} to {high}, median {middle_size}" if low != high else f"{low}, all"
     for bucket, count in size_histogram(found.sizes):
-        table.add_row(f"short side {bucket}", f"{count} ({100 * count / len(found):.1f} %)")
-    table.add_row("equal images", _groups(found.equal))
-    table.add_row("similar images", _groups(found.similar))
+        rows[f"short side {bucket}"] = f"{count} ({100 * count / len(found):.1f} %)"
+    alike = {"equal": found.equal, "similar": found.similar}
+    for kind, groups in alike.items():
+        rows[f"{kind} images"] = f"{sum(map(len, groups))} images in {len(groups)} groups" if groups else "none"
+    for name, value in rows.items():
+        table.add_row(name, str(value))
     Console(highlight=False).print(table)
-    for title, groups in (("equal", found.equal), ("similar", found.similar)):
-        say(*(f"  {title}: {', '.join(found.name(int(i)) for i in group[:6])}" for group in groups[:SHOWN]))
+    for kind, groups in alike.items():
+        say(*(f"  {kind}: {', '.join(found.name(int(i)) for i in group[:6])}" for group in groups[:SHOWN]))
     say(*manifest_lines(found.manifest))
     say(*(f"  rejected: {item.name}: {item.reason}" for item in found.rejected[:SHOWN]))
 
 
 def _as_json(found: Inspection) -> dict[str, object]:
-    def names(groups: Groups) -> list[list[str]]:
-        return [[found.name(int(i)) for i in group] for group in groups]
-
     _, *said = manifest_lines(found.manifest)
     overview = found.manifest["overview"]
+    alike = {"equal": found.equal, "similar": found.similar}
     return {
         "kind": found.kind,
         "images": len(found),
@@ -190,16 +186,11 @@ def _as_json(found: Inspection) -> dict[str, object]:
         "mean": found.manifest["mean"],
         "std": found.manifest["std"],
         "short_side": dict(size_histogram(found.sizes)),
-        "equal": names(found.equal),
-        "similar": names(found.similar),
+        **{kind: [[found.name(int(i)) for i in group] for group in groups] for kind, groups in alike.items()},
         "overview": overview,
         "seen": said[len(overview) :],
         "rejected": {item.name: item.reason for item in found.rejected},
     }
-
-
-def _groups(groups: Groups) -> str:
-    return f"{sum(map(len, groups))} images in {len(groups)} groups" if groups else "none"
 
 
 def _numbers(values: list[float]) -> str:

@@ -62,8 +62,8 @@ class ArchiveSource(Source):
         assert listed is not None
         listing, table = listed
         self.sequential = any(is_compressed(file) for file, _ in self.archives)
-        found = listing.found(ordered=not self.sequential)
-        images = arrange(found, lambda _, number: self._read(table[number]), options, name, rule, divided=divided)
+        listing.complete(ordered=not self.sequential)
+        images = arrange(listing, lambda _, number: self._read(table[number]), options, name, rule, divided=divided)
         super().__init__(kind, name, images)
         self.entries = pick(table, images.numbers)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from epg.data.sources.archives import LocalFile
+from epg.data.sources.archives import LOCAL, LocalFile
 from epg.data.sources.base import Images, Labelled, Overview, Source, SourceOptions
 from epg.data.sources.labels import LABEL_WORDS, labels_of, rule_of, unlabelled
 from epg.data.sources.names import Names
@@ -38,21 +38,8 @@ class Stored:
                 return np.load(self.path, mmap_mode="r", allow_pickle=False)
             with zipfile.ZipFile(self.path) as archive:
                 info = archive.getinfo(f"{self.name}.npy")
-                with archive.open(info) as stream:
-                    version = np.lib.format.read_magic(stream)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, fortran, dtype = read(stream)
-                    inside = stream.tell()
-                if dtype.hasobject:
-                    raise ValueError("it holds Python objects")
                 if info.compress_type == zipfile.ZIP_STORED:
-                    offset = _data_offset(self.path, info) + inside
-                    order = "F" if fortran else "C"
-                    return np.memmap(self.path, dtype, "r", offset, shape, order)  # type: ignore[call-overload]
+                    return self._mapped(archive, info)
                 if info.file_size > MAX_PACKED:
                     raise ValueError(f"compressed arrays of more than {MAX_PACKED} bytes: save them with np.savez")
             with np.load(self.path, allow_pickle=False) as arrays:
@@ -62,18 +49,24 @@ class Stored:
             pickled = "; pickles, which can run any code, are never loaded" if "object" in str(error).lower() else ""
             raise DataError(f"{what} cannot be read: {error}{pickled}") from error
 
-
-def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    with open_plain(path) as stream:
-        stream.seek(info.header_offset + 26)
-        lengths = stream.read(4)
-    return info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+    def _mapped(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
+        with archive.open(info) as stream:
+            major, _ = np.lib.format.read_magic(stream)
+            shape, fortran, dtype = getattr(np.lib.format, f"read_array_header_{min(major, 2)}_0")(stream)
+            inside = stream.tell()
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects")
+        with open_plain(self.path) as file:
+            file.seek(info.header_offset)
+            _, *lengths = LOCAL.unpack(file.read(LOCAL.size))
+        offset, order = info.header_offset + LOCAL.size + sum(lengths) + inside, "F" if fortran else "C"
+        return np.memmap(self.path, dtype, "r", offset, shape, order)  # type: ignore[call-overload]
 
 
 class ArraySource(Source):
     """Images of a uint8 array (N, H, W), (N, H, W, C) or (N, C, H, W) of 1, 3 or 4 channels."""
 
-    def __init__(self, images: Stored, labels: Stored | None, name: str, options: SourceOptions, rule: str) -> None:
+    def __init__(self, images: Stored, labels: Stored | None, name: str, rule: str) -> None:
         self.stored = images
         self.array: NDArray[np.uint8] | None = images.open()
         called = name if images.name is None else f"{name}, array {images.name}"
@@ -100,9 +93,7 @@ def encoded(pixels: NDArray[np.uint8]) -> bytes:
     height, width = pixels.shape[:2]
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if channels in (1, 3):
-        return (
-            b"P%d\n%d %d\n255\n" % (6 if channels == 3 else 5, width, height) + np.ascontiguousarray(pixels).tobytes()
-        )
+        return b"P%d\n%d %d\n255\n" % (6 if channels == 3 else 5, width, height) + pixels.tobytes()
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG", compress_level=0)
     return stream.getvalue()
@@ -144,17 +135,16 @@ def open_arrays(address: str, options: SourceOptions) -> Source | None:
     LocalFile(path)().close()
     if path.suffix.lower() == ".npy":
         refuse_split(options.split, address)
-        beside = _labels_beside(path) if options.labels in ("auto", "column") else None
-        labels = Stored(beside, None) if beside else None
-        return ArraySource(Stored(path.resolve(), None), labels, path.name, options, "")
+        beside = _labels_beside(path) if options.by_column else None
+        return ArraySource(Stored(path.resolve(), None), Stored(beside, None) if beside else None, path.name, "")
     try:
         with zipfile.ZipFile(path) as archive:
             names = [entry.removesuffix(".npy") for entry in archive.namelist() if entry.endswith(".npy")]
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{address} is no .npz archive: {error}") from error
     image, label, rule = choose_arrays(names, path.name, options)
-    labels = None if label is None else Stored(path.resolve(), label)
-    return ArraySource(Stored(path.resolve(), image), labels, path.name, options, rule)
+    labels = Stored(path.resolve(), label) if label else None
+    return ArraySource(Stored(path.resolve(), image), labels, path.name, rule)
 
 
 def _labels_beside(path: Path) -> Path | None:
@@ -169,10 +159,8 @@ def _labels_beside(path: Path) -> Path | None:
 def choose_arrays(names: list[str], where: str, options: SourceOptions) -> tuple[str, str | None, str]:
     """Which arrays hold images and labels: by the flags, or by the names that are usual; and how they were chosen."""
     rule, listed = "", ", ".join(names) or "nothing"
-    splits = split_names(names)
-    image = options.image_column
+    image, here, splits = options.image_column, names, split_names(names)
     if image is None:
-        here = names
         if splits:
             here = pick_split(splits, options.split, where)
             rule = f"split {options.split}: arrays {', '.join(here)}; "
@@ -188,7 +176,7 @@ def choose_arrays(names: list[str], where: str, options: SourceOptions) -> tuple
     wanted = options.label_column
     if wanted is not None and wanted not in names:
         raise DataError(f"{options.flag('label-column', wanted)}: {where} has only {listed}")
-    if options.labels in ("none", "folder"):
+    if not options.by_column:
         return image, None, rule
     split, word = _parts(image)
     others = {_parts(name): name for name in reversed(names) if name != image}

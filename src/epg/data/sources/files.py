@@ -20,7 +20,7 @@ class FolderSource(Source):
         base = os.fsencode(root.resolve())
         listing = Listing(base)
         walk(os.fsencode(root), b"", listing)
-        images = arrange(listing.found(), lambda name, _: read_file(os.path.join(base, name)), options, str(root))
+        images = arrange(listing.complete(), lambda name, _: read_file(os.path.join(base, name)), options, str(root))
         self.root = os.path.join(base, images.prefix)
         super().__init__("folder", root.resolve().name, images)
         self.where = f"{Path(root, readable(images.prefix))}/"

@@ -20,7 +20,7 @@ from epg.data.sources.annotations import (
 from epg.data.sources.base import Images, Overview, SourceOptions, readable
 from epg.data.sources.kinds import kind_of
 from epg.data.sources.labels import natural
-from epg.data.sources.listing import Found
+from epg.data.sources.listing import Listing
 from epg.data.sources.names import Names
 from epg.data.sources.notes import bare, doubtful, left_labels, named_by_class, nothing
 from epg.data.sources.splits import Chosen, choose, refuse_split
@@ -38,7 +38,7 @@ PLAIN = frozenset(_plain.split())  # a single folder of such a name holds the im
 
 
 def arrange(
-    found: Found,
+    found: Listing,
     read: Callable[[bytes, int], bytes],
     options: SourceOptions,
     where: str,

@@ -3,8 +3,6 @@
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,39 +25,23 @@ OWN_PICTURES = {
 RECORDS = frozenset(OWN_PICTURES.values())
 
 
-@dataclass(frozen=True)
-class Found:
-    """A complete listing: images (names, sizes in bytes, numbers in their container, each (N,)) and all else."""
-
-    names: Names
-    sizes: NDArray[np.int64]
-    numbers: NDArray[np.int64]
-    texts: dict[bytes, int]
-    """Small files that may hold labels, and their numbers."""
-    kinds: Counter[str]
-    cures: dict[str, str]
-    bare: set[bytes]
-    """Folders that are empty or hold files that are not read."""
-    rejected: Sequence[Rejected]
-    notes: Sequence[str]
-
-    def take(self, chosen: NDArray[np.int64]) -> tuple[Names, NDArray[np.int64], NDArray[np.int64]]:
-        return self.names.take(chosen), pick(self.sizes, chosen), pick(self.numbers, chosen)
-
-
 class Listing:
-    """Takes in one file after the other; `number` is whatever finds it again in its container."""
+    """Takes in one file after the other; once it is `complete`, images have `names`, `sizes` in bytes and `numbers`,
+    each (N,). A number is whatever finds a file again in its container."""
 
     def __init__(self, root: bytes = b"") -> None:
         self.root = root
         self.twice: list[bytes] = []
         """Links to what is listed itself, being below `root`."""
-        self.names: list[bytes] = []
-        self.sizes, self.numbers = array("q"), array("q")
+        self.images: list[bytes] = []
+        self.places = array("q"), array("q")
         self.texts: dict[bytes, int] = {}
+        """Small files that may hold labels, and their numbers."""
         self.kinds: Counter[str] = Counter()
         self.cures: dict[str, str] = {}
         self.bare: set[bytes] = set()
+        """Folders that are empty or hold files that are not read."""
+        self.notes: list[str] = []
         self.rejected: list[Rejected] = []
         self.own: set[bytes] = set()
         self.records: set[bytes] = set()
@@ -69,9 +51,9 @@ class Listing:
         if is_hidden(name):
             return
         if is_image(name):
-            self.names.append(name)
-            self.sizes.append(size)
-            self.numbers.append(number)
+            self.images.append(name)
+            self.places[0].append(size)
+            self.places[1].append(number)
             return
         folder, _, base = name.rpartition(b"/")
         if base in OWN:
@@ -91,33 +73,37 @@ class Listing:
         if not is_hidden(name.replace(b"\\", b"/")):
             self.rejected.append(Rejected(readable(name), reason))
 
-    def found(self, *, ordered: bool = True) -> Found:
-        """Everything, in the order of the names as bytes, or as it came where `ordered` is off.
+    def complete(self, *, ordered: bool = True) -> "Listing":
+        """This listing, in the order of the names as bytes, or as it came where `ordered` is off.
 
         Our own output is left out, and of several files of one name all but the last, as unpacking would leave it.
         """
-        names = self.names
+        names, self.images = self.images, []
         order = sorted(range(len(names)), key=names.__getitem__)
         kept = np.ones(len(names), dtype=bool)
         for before, after in itertools.pairwise(order):
             if names[before] == names[after]:
                 self.reject(names[before], "a later member of the archive has the same name and is used instead")
                 kept[before] = False
-        notes = self._leave_out_own(kept)
+        self._leave_out_own(names, kept)
         if self.twice:
             links = f"{readable(self.twice[0])}{' ...' if len(self.twice) > 1 else ''}"
-            notes.append(f"{len(self.twice)} links lead to what is here itself, which is read twice: {links}")
+            self.notes.append(f"{len(self.twice)} links lead to what is here itself, which is read twice: {links}")
         chosen = np.array(order if ordered else range(len(names)), dtype=np.int64)
         chosen = chosen[kept[chosen]] if len(chosen) else chosen
-        sizes, numbers = (np.array(values, dtype=np.int64)[chosen] for values in (self.sizes, self.numbers))
-        listed = Names.of([names[i] for i in chosen.tolist()])
-        return Found(listed, sizes, numbers, self.texts, self.kinds, self.cures, self.bare, self.rejected, notes)
+        self.sizes, self.numbers = (np.array(values, dtype=np.int64)[chosen] for values in self.places)
+        self.names = Names.of([names[i] for i in chosen.tolist()])
+        return self
 
-    def _leave_out_own(self, kept: NDArray[np.bool_]) -> list[str]:
+    def take(self, chosen: NDArray[np.int64]) -> tuple[Names, NDArray[np.int64], NDArray[np.int64]]:
+        """Names, sizes and numbers of some images."""
+        return self.names.take(chosen), pick(self.sizes, chosen), pick(self.numbers, chosen)
+
+    def _leave_out_own(self, names: list[bytes], kept: NDArray[np.bool_]) -> None:
         """Take away what epg wrote itself below the data: runs, previews, samples, contact sheets, figures."""
         folders, pictures = sorted(folder for folder in self.own if folder), 0
         outputs: Counter[bytes] = Counter()
-        for i, name in enumerate(self.names):
+        for i, name in enumerate(names):
             folder, slash, base = name.rpartition(b"/")
             partner = OWN_PICTURES.get(base)
             if base == SHEET.encode() or (partner is not None and folder + slash + partner in self.records):
@@ -126,11 +112,11 @@ class Listing:
             elif folders and (inside := _inside(folder, folders)) is not None:
                 kept[i] = False
                 outputs[inside] += 1
-        notes = [
+        self.notes += [
             f"{readable(folder)} holds output of epg (a run or samples); its {count} images are not read"
             for folder, count in sorted(outputs.items())
         ]
-        return notes + ([f"{pictures} contact sheets or figures of epg were left out"] if pictures else [])
+        self.notes += [f"{pictures} contact sheets or figures of epg were left out"] if pictures else []
 
 
 def _inside(folder: bytes, folders: list[bytes]) -> bytes | None:

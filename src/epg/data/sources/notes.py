@@ -10,7 +10,7 @@ from epg.data.pixels.decode import EXTENSIONS
 from epg.data.sources.annotations import Described
 from epg.data.sources.base import SourceOptions, readable
 from epg.data.sources.classes import some
-from epg.data.sources.listing import Found
+from epg.data.sources.listing import Listing
 from epg.data.sources.names import Names
 
 LISTS = re.compile(rb"label|annotation|truth|class|identity|list|^(train|val|test)\.", re.IGNORECASE)  # of labels
@@ -19,7 +19,7 @@ CAMERAS = frozenset(_cameras.split())  # words of file names that say nothing
 NAMES_LOOKED_AT = 1000
 
 
-def bare(found: Found, prefix: bytes, described: Described) -> list[str]:
+def bare(found: Listing, prefix: bytes, described: Described) -> list[str]:
     """Folders beside those of classes that hold no image: seldom meant to be empty."""
     tops = {readable(folder[len(prefix) :].partition(b"/")[0]) for folder in found.bare
             if folder.startswith(prefix)}  # fmt: skip
@@ -53,7 +53,7 @@ def doubtful(described: Described, options: SourceOptions) -> list[str]:
     return [f"{told}: {'; '.join(pairs[:3])}"] if pairs else []
 
 
-def left_labels(found: Found, described: Described, options: SourceOptions) -> list[str]:
+def left_labels(found: Listing, described: Described, options: SourceOptions) -> list[str]:
     """How to use a label file that lies beside images without labels."""
     if len(described.labelled[1]) > 1 or described.used or options.labels == "none":
         return []
@@ -72,7 +72,7 @@ def left_labels(found: Found, described: Described, options: SourceOptions) -> l
     ]
 
 
-def nothing(found: Found, where: str) -> str:
+def nothing(found: Listing, where: str) -> str:
     """Why a source holds no images: what is there instead, and what to do about it."""
     text = f"{where} holds no images"
     if found.rejected:

@@ -1,24 +1,31 @@
-"""Images in object stores and on the Hub's file system (`s3://`, `gs://`, `hf://`), through fsspec."""
+"""Images far away: in object stores and on the Hub's file system (`s3://`, `gs://`, `hf://`), through fsspec; and data
+sets of the Hub by name, through the `datasets` library and its local cache."""
 
 import io
+import os
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
-from epg.data.sources.archives import ARCHIVE_SUFFIXES
+from epg.data.sources.archives import ARCHIVE_SUFFIXES, LocalFile
 from epg.data.sources.base import MAX_FILE_BYTES, Source, SourceOptions, check_size
 from epg.data.sources.layout import arrange
 from epg.data.sources.listing import Listing
 from epg.data.sources.shards import of_archives
+from epg.data.sources.splits import NoSplitError, pick_split, split_names
 from epg.data.sources.table_files import tables_of_split
 from epg.data.sources.tables import TABLE_SUFFIXES, TableSource
-from epg.errors import DataError, UserError
+from epg.errors import DataError, InterruptedRunError, UserError
 
 if TYPE_CHECKING:
+    import datasets
     from fsspec import AbstractFileSystem
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 TRIES = 4
 PAUSE_S = 1.0
 T = TypeVar("T")
@@ -66,7 +73,7 @@ class RemoteFolderSource(Source):
         for path in entries:
             member = path[len(self.root) :].strip("/").encode("utf-8", "surrogateescape")
             listing.add(member, int(entries[path].get("size") or 0))
-        images = arrange(listing.found(), lambda member, _: self._read(member), options, name)
+        images = arrange(listing.complete(), lambda member, _: self._read(member), options, name)
         super().__init__("remote folder", name, images)
         self.prefix = images.prefix
 
@@ -138,3 +145,51 @@ def attempt(action: Callable[[], T], what: str) -> T:
                 ) from error
             time.sleep(PAUSE_S * 2**attempt_number)
     raise AssertionError
+
+
+def open_hub(address: str, options: SourceOptions) -> Source | None:
+    """A split of a Hub data set: downloaded once into the cache of `datasets`, memory-mapped from there.
+
+    Raises DataError with the cure where the Hub cannot be reached or access is missing, NoSplitError where the data
+    set has no such split.
+    """
+    if not HUB_NAME.fullmatch(address) or os.path.lexists(Path(address).expanduser().parent):
+        return None
+    return from_datasets(address, options)
+
+
+def from_datasets(name: str, options: SourceOptions) -> Source:
+    """What `datasets.load_dataset` finds under a name."""
+    table = _load(name, options.split)
+    files = [str(file["filename"]) for file in table.cache_files]
+    if not files:
+        raise DataError(f"{name}: `datasets` keeps it in memory; unset HF_DATASETS_IN_MEMORY_MAX_SIZE")
+    openers = [(Path(file).name, LocalFile(Path(file))) for file in files]
+    # The files may lack the metadata that names columns and classes; the features have it.
+    metadata = table.features.arrow_schema.metadata
+    return TableSource(openers, name, options, kind="hub", rule=f"split {table.split}; ", metadata=metadata)
+
+
+def _load(name: str, split: str) -> "datasets.Dataset":
+    import datasets
+
+    try:
+        names = datasets.get_dataset_split_names(name)
+        chosen = pick_split(split_names(names) or {str(n): str(n) for n in names}, split, name)[0]
+        table = datasets.load_dataset(name, split=chosen)
+    except (NoSplitError, InterruptedRunError):
+        raise
+    except Exception as error:  # the library and what it builds on raise dozens of classes
+        detail = str(error).strip().split("\n")[0] or type(error).__name__
+        text = f"{type(error).__name__} {error}".lower()
+        if "gated" in text or "401" in text or "403" in text:
+            cure = "Accept its terms on huggingface.co/datasets and log in with `hf auth login`."
+        else:
+            cure = (
+                "Check the name and the connection. Without internet: download it elsewhere (`hf download --repo-type "
+                f"dataset {name} --local-dir FOLDER`) and prepare that folder."
+            )
+        raise DataError(f"{name}: the Hub data set cannot be loaded: {detail}. {cure}") from error
+    if not isinstance(table, datasets.Dataset):
+        raise DataError(f"{name}: --split {split} does not name one split")
+    return table

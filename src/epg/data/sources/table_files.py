@@ -4,16 +4,29 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from epg.data.sources.archives import LocalFile
 from epg.data.sources.base import Source, SourceOptions
-from epg.data.sources.kinds import is_image, list_folder
+from epg.data.sources.kinds import is_image, is_text, list_folder
 from epg.data.sources.shards import missing_shards, of_split
 from epg.data.sources.splits import pick_split, refuse_split, split_names
-from epg.data.sources.tables import TABLE_SUFFIXES, Opener, TableSource
+from epg.data.sources.tables import TABLE_SUFFIXES, TableSource
 from epg.errors import DataError
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of a table in a folder, and how they were chosen."""
+
+    folder: Path
+    names: Sequence[str]
+    rule: str = ""
+    kind: str = "table"
+    known: Sequence[str] = ()
+    """Files of the folder that are no surprise: those of other splits."""
 
 
 def open_tables(address: str, options: SourceOptions) -> Source | None:
@@ -22,32 +35,36 @@ def open_tables(address: str, options: SourceOptions) -> Source | None:
     if path.is_file() and path.name.lower().endswith(TABLE_SUFFIXES):
         refuse_split(options.split, address)
         return TableSource([(path.name, LocalFile(path.resolve()))], path.name, options)
-    if not path.is_dir():
+    found = (_saved(path, options.split) or _in_folder(path, options.split)) if path.is_dir() else None
+    if found is None:
         return None
+    openers = [(file, LocalFile((found.folder / file).resolve())) for file in found.names]
+    known = {"state.json", "dataset_info.json", "dataset_dict.json", "README.md", "dataset_infos.json"}
+    unread = set(list_folder(found.folder)[0]) - known - {*found.names, *found.known}
     name = path.resolve().name
-    if (saved := _saved(path, options.split)) is not None:
-        listed, rule, place = saved
-        return TableSource(listed, name, options, kind="saved data set", rule=rule, unread=_others(place, listed))
+    return TableSource(openers, name, options, kind=found.kind, rule=found.rule, unread=sorted(unread))
+
+
+def _in_folder(path: Path, split: str) -> _Files | None:
+    """Tables right in a folder or its `data`, by the splits in their names, or in folders called by splits."""
     for place in (path, path / "data"):
-        if place.is_dir() and (files := _tables_in(place)):
-            chosen, rule = tables_of_split(files, options.split, str(path))
-            openers = [(file, LocalFile((place / file).resolve())) for file in chosen]
-            return TableSource(openers, name, options, rule=rule, unread=_others(place, [(f, None) for f in files]))
+        if files := _tables_in(place):
+            return _Files(place, *tables_of_split(files, split, str(path)), known=files)
     folders = split_names(list_folder(path)[1])
-    splits = {folder: split for folder, split in folders.items() if _tables_in(path / folder)}
+    splits = {folder: kind for folder, kind in folders.items() if _tables_in(path / folder)}
     if not splits:
         return None
-    folder = pick_split(splits, options.split, str(path))[0]
-    openers = [(file, LocalFile((path / folder / file).resolve())) for file in _tables_in(path / folder)]
-    return TableSource(openers, name, options, rule=f"split {options.split}: folder {folder}/; ")
+    folder = pick_split(splits, split, str(path))[0]
+    return _Files(path / folder, _tables_in(path / folder), f"split {split}: folder {folder}/; ")
 
 
 def _tables_in(folder: Path) -> list[str]:
-    """Tables of a folder without images; results that `datasets` keeps of its own computations are none."""
+    """Tables of a folder without images; results that `datasets` keeps of its own computations are none, nor lists."""
     names, _ = list_folder(folder)
-    tables = [name for name in names if name.lower().endswith(TABLE_SUFFIXES)]
-    has_images = any(is_image(os.fsencode(name)) for name in names)
-    return [] if has_images else [name for name in tables if not re.fullmatch(r"cache-.*\.arrow", name)]
+    if any(is_image(os.fsencode(name)) for name in names):
+        return []
+    tables = (name for name in names if name.lower().endswith(TABLE_SUFFIXES) and not is_text(os.fsencode(name)))
+    return [name for name in tables if not re.fullmatch(r"cache-.*\.arrow", name)]
 
 
 def tables_of_split(files: Sequence[str], split: str, where: str) -> tuple[list[str], str]:
@@ -57,13 +74,7 @@ def tables_of_split(files: Sequence[str], split: str, where: str) -> tuple[list[
     return chosen, rule + missing_shards([stems[file] for file in chosen])
 
 
-def _others(folder: Path, files: Sequence[tuple[str, object]]) -> list[str]:
-    """Files beside those that are read, without those that describe them."""
-    known = {"state.json", "dataset_info.json", "dataset_dict.json", "README.md", "dataset_infos.json"}
-    return [name for name in list_folder(folder)[0] if name not in known | {file for file, _ in files}]
-
-
-def _saved(path: Path, split: str) -> tuple[list[tuple[str, Opener]], str, Path] | None:
+def _saved(path: Path, split: str) -> _Files | None:
     """The files of a data set, or a split of one, that `datasets` saved: those that its state.json lists."""
     rule = ""
     if (path / "dataset_dict.json").is_file():
@@ -78,7 +89,7 @@ def _saved(path: Path, split: str) -> tuple[list[tuple[str, Opener]], str, Path]
     listed = [str(entry.get("filename", "")) for entry in _json(path / "state.json", "_data_files")]
     if not listed or any("/" in file or "\\" in file or not (path / file).is_file() for file in listed):
         raise DataError(f"{path}/state.json lists files that are not there ({', '.join(listed[:3])}); copy them, too")
-    return [(file, LocalFile((path / file).resolve())) for file in listed], rule, path
+    return _Files(path, listed, rule, "saved data set")
 
 
 def _json(file: Path, key: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files: encoded images in one column, labels in another; read group by group."""
+"""Rows of parquet and Arrow files: encoded images in one column, labels in another; read group by group."""
 
 import os
 from collections import Counter, OrderedDict
@@ -51,18 +51,17 @@ class TableSource(Source):
         self.image_column = find_image_column(schema, options, name)
         for table in tables:
             if set(table.schema.names) != set(schema.names):
-                raise DataError(
-                    f"{table.name} has other columns than {tables[0].name}: {', '.join(table.schema.names)}"
-                )
+                listed = ", ".join(table.schema.names)
+                raise DataError(f"{table.name} has other columns than {tables[0].name}: {listed}")
         if self.starts[-1] == 0:
             raise DataError(f"{name} holds no rows")
         rows = (f"{table.name} row {row}" for table in tables for row in range(sum(table.group_rows)))
-        names = [row.encode("utf-8", "surrogateescape") for row in rows]
+        names = Names.of([row.encode("utf-8", "surrogateescape") for row in rows])
         labelled, said = read_labels(schema, partial(_values, tables), len(names), options, name)
         kinds = Counter(kind_of(os.fsencode(file)) for file in unread)
         overview = Overview(rule + said.rule, kinds.most_common(), said.notes)
         sizes = np.full(len(names), -1, dtype=np.int64)  # not known before they are read
-        super().__init__(kind, name, Images(Names.of(names), sizes, *labelled, overview))
+        super().__init__(kind, name, Images(names, sizes, *labelled, overview))
         first = self.files[0][1]
         self.where = f"{first.path.parent}/" if isinstance(first, LocalFile) and not streamed else ""
         self.keep_groups = RUN_GROUPS if streamed else 1

@@ -13,8 +13,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from epg.data.loading.base import ImageDataset
-from epg.data.loading.subset import SubsetDataset
+from epg.data.loading.base import DerivedDataset, ImageDataset
 from epg.distributed import failing_together, rank, world_size
 from epg.errors import ArtefactError, UserError
 from epg.evaluation.classifier import FEATURES as WIDTH
@@ -126,7 +125,7 @@ def _shuffled(dataset: ImageDataset, seed: int) -> NDArray[np.int64]:
 def with_held_out(dataset: ImageDataset, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
     """A data set without test split in two: four fifths, and a fifth chosen at random."""
     order, cut = _shuffled(dataset, seed), max(2, len(dataset) // 5)
-    return SubsetDataset(dataset, np.sort(order[cut:])), SubsetDataset(dataset, np.sort(order[:cut]))
+    return DerivedDataset(dataset, np.sort(order[cut:])), DerivedDataset(dataset, np.sort(order[:cut]))
 
 
 def images_and_labels(dataset: ImageDataset, indices: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
