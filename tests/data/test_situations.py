@@ -181,13 +181,101 @@ def test_links_to_what_is_there_itself_are_told(tmp_path):
     assert not any("links" in line for line in opened(tmp_path / "links").report()[1:])
 
 
-def test_thousands_of_kinds_are_summed_up(tmp_path):
-    put(tmp_path, "a.png", *((f"IMG_{i:04d}", b"x") for i in range(40)))
+def test_many_kinds_are_summed_up(tmp_path):
+    put(tmp_path, "a.png", *((f"{c}{d}", b"x") for c in "abcde" for d in "uvwxyz"), ("IMG_1", b"x"), ("IMG_2", b"x"))
     line = next(line for line in opened(tmp_path).report() if line.startswith("not read"))
-    assert line.endswith("28 others")
+    assert line.startswith("not read: 2 x no ending, ")
+    assert line.endswith("19 others")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [("{0:04d}/{1}{0:04d}.png", (12, 345)), ("{0:04d}/{0}.png", (12, 345)), ("{0}/{0}{1}f.png", ("3f", "a0"))],
+)
+def test_folders_that_are_parts_of_file_names_are_asked_about(tmp_path, pattern, names):
+    put(tmp_path, *(pattern.format(name, i) for name in names for i in range(1, 3)))
+    with pytest.raises(DataError, match=r"parts of the names of their images.*--data.labels none if they are pieces"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["{0:02d}/{0:02d}_{1}.png", "{0:02d}/{1:03d}.png", "n{0:04d}/n{0:04d}_{1}.png"])
+def test_files_that_are_called_by_their_class_stay(tmp_path, pattern):
+    put(tmp_path, *(pattern.format(k, i) for k in range(1, 4) for i in range(3)))
+    assert opened(tmp_path).num_classes == 3
+
+
+def test_label_maps_of_many_folders(tmp_path):
+    def classes_of(*tops):
+        return opened(put(tmp_path / "-".join(tops), *(f"{top}/{i}.jpg" for top in tops for i in range(3)))).class_names
+
+    assert classes_of("normal", "pneumonia") == ("normal", "pneumonia")
+    assert len(classes_of("center", "donut", "edge-loc")) == 3
+    put(tmp_path / "city", *(f"leftImg8bit/{s}/u_{i}_leftImg8bit.png" for s in ("train", "val") for i in range(3)))
+    put(tmp_path / "city", *((f"gtFine/{s}/u_{i}_gt.png", grey(i)) for s in ("train", "val") for i in range(3)))
+    with pytest.raises(DataError, match="leftImg8bit and gtFine look like pictures"):
+        opened(tmp_path / "city")
+
+
+def test_files_beside_archives_are_told(tmp_path, capsys):
+    put(tmp_path / "in", ("trainLabels.csv", b"id,label\n0,cat\n"))
+    for split in ("train", "test"):
+        with zipfile.ZipFile(tmp_path / f"in/{split}.zip", "w") as archive:
+            archive.writestr(f"{split}/0.png", encoded(photo(1), "PNG"))
+    code, said = prepared(capsys, tmp_path / "in", tmp_path / "out")
+    assert (code, "not read: trainLabels.csv" in said) == (0, True)
+
+
+def test_lists_of_splits_that_are_not_followed_are_told(tmp_path):
+    put(tmp_path, *(f"images/{c}/{i}.jpg" for c in CLASSES for i in range(3)), ("meta/test.txt", b"cat/1\n"))
+    assert any("meta/test.txt may list the images of splits" in line for line in opened(tmp_path).report())
+
+
+def test_several_frames_are_counted(tmp_path):
+    frames = [photo(i, 8, 8) for i in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "b.tif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "c.tif")
+    assert any("2 of 3 images: of several frames or pages" in line for line in opened(tmp_path).report())
+
+
+@pytest.mark.parametrize("path", ["/kaggle/input/x/images/{}.JPG", "images/{}.png", "x/images/{}", "{}"])
+def test_paths_of_another_place_in_a_list(tmp_path, path):
+    rows = "".join(f"{path.format(i)},{CLASSES[i % 2]}\n" for i in range(6))
+    put(tmp_path, *(f"images/{i}.jpg" for i in range(6)), ("metadata.csv", f"path,label\n{rows}".encode()))
+    dataset = opened(tmp_path)
+    assert labels_by_name(dataset) == {f"{i}.jpg": CLASSES[i % 2] for i in range(6)}
+    assert any("are taken without" in line for line in dataset.report()) == ("x/" in path)
+
+
+def test_captions_beside_class_folders_are_told(tmp_path):
+    rows = "".join(f"{c}/{i}.png,a photo {i}\n" for c in CLASSES for i in range(3))
+    classes(tmp_path / "in", ".")
+    put(tmp_path / "in", ("metadata.csv", f"file_name,text\n{rows}".encode()))
+    assert any("--data.labels folder uses them instead" in line for line in opened(tmp_path / "in").report())
+    assert opened(tmp_path / "in", labels="folder").class_names == CLASSES
 
 
 # Arrays and tables
+
+
+def test_labels_within_a_struct(tmp_path):
+    images = [{"bytes": grey(i), "path": None} for i in range(6)]
+    rows = {"image": images, "labels": [{"label": i % 3, "text": "x"} for i in range(6)]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    assert opened(tmp_path / "a.parquet").labels.tolist() == [0, 1, 2, 0, 1, 2]
+    boxes = {"image": images, "objects": [{"category": [0, 1], "area": [1.0, 2.0]} for _ in range(6)]}
+    pq.write_table(pa.table(boxes), tmp_path / "b.parquet")
+    assert opened(tmp_path / "b.parquet").num_classes == 0
+    assert opened(tmp_path / "a.parquet", label_column="labels.text").class_names == ("x",)
+
+
+@pytest.mark.parametrize("suffix", [".tbz2", ".txz", ".TGZ"])
+def test_short_endings_of_archives(tmp_path, suffix):
+    with tarfile.open(
+        tmp_path / f"a{suffix}", f"w:{ {'.tbz2': 'bz2', '.txz': 'xz', '.TGZ': 'gz'}[suffix] }"
+    ) as archive:
+        archive.add(put(tmp_path, "0.png") / "0.png", "cat/0.png")
+    assert opened(tmp_path / f"a{suffix}").class_names == ("cat",)
 
 
 def test_arrays_beside_labels_are_told(tmp_path):

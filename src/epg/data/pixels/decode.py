@@ -76,6 +76,8 @@ class Origin:
     """Its colours are not sRGB by a claim that is not followed."""
     depth: Depth | None
     """Its values, where they had more than 8 bits."""
+    frames: bool = False
+    """It has more than one frame or page, of which the first is used."""
 
 
 @contextmanager
@@ -147,7 +149,8 @@ def open_flat(source: bytes | str | Path, channels: int, rules: PixelRules = RUL
         plain = plain and not image.has_transparency_data
         claim = not profile and other_claim(image, head)
         rotated = turn in TRANSPOSES
-        origin = Origin(width, height, image.format or "", plain, rotated, transparent, done, claim, depth)
+        frames = image.format != "MPO" and getattr(image, "is_animated", False)
+        origin = Origin(width, height, image.format or "", plain, rotated, transparent, done, claim, depth, frames)
         return opaque, origin
 
 

@@ -15,6 +15,7 @@ KINDS = {
     "enlarged": "smaller than {size} and enlarged",
     "cropped": "not square; their centre square is trained on, without up to {cut:.0f} % of an image. To keep all of "
     "it, pad the images beforehand (PIL.ImageOps.pad)",
+    "frames": "of several frames or pages, of which the first is used",
     "rotated": "turned upright (EXIF)",
     "composited": "partly transparent and put on {background}",
     "converted": "converted from an embedded colour profile to sRGB",
@@ -46,6 +47,7 @@ class Seen:
         found = {
             "enlarged": short < image_size,
             "cropped": short < long,
+            "frames": origin.frames,
             "rotated": origin.rotated,
             "composited": origin.transparent,
             "converted": origin.profile == "converted",

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.sources.base import Labelled, Rejected, SourceOptions, readable
+from epg.data.sources.classes import some
+from epg.data.sources.kinds import is_image
 from epg.data.sources.labels import LABEL_WORDS, find_label_column, is_identity, labels_of, rule_of, unlabelled
 from epg.data.sources.lists import Row, headless, rows_of, split_column
 from epg.data.sources.names import Names
@@ -52,24 +54,38 @@ def unlabelled_all(names: Names, rule: str, used: str = "") -> Described:
 
 
 class Index:
-    """Finds images by what label files call them: path, file name or stem, in either Unicode form."""
+    """Finds images by what label files call them: path, file name or stem, in either Unicode form.
+
+    A path may begin with folders of another place (/kaggle/input/train/0.jpg), which are kept in `foreign`.
+    """
 
     def __init__(self, names: Names) -> None:
-        self.exact: dict[str, int] = {}
+        self.paths: dict[str, int] = {}
         self.short: dict[str, int | None] = {}
+        self.foreign: set[str] = set()
         for i, name in enumerate(names):
             path = plain(name.decode("utf-8", "surrogateescape"))
-            self.exact[path] = i
             base = path.rpartition("/")[2]
             for key in {base, base.rpartition(".")[0], path.rpartition(".")[0]} - {path}:
                 self.short[key] = None if key in self.short else i  # None: several are called so
+            self.paths[path] = i
 
     def find(self, value: object, folder: str = "") -> int | None:
         wanted = plain(str(value))
-        for path in (folder + wanted, wanted):
-            if path in self.exact:
-                return self.exact[path]
+        if (found := self._place(folder + wanted)) is not None or (found := self._place(wanted)) is not None:
+            return found
+        for k in [match.end() for match in re.finditer("/", wanted)]:
+            if (found := self._place(wanted[k:])) is not None:
+                self.foreign.add(wanted[:k])
+                return found
         return self.short.get(wanted)
+
+    def _place(self, path: str) -> int | None:
+        """The image at a path, of whatever ending where it names none or another of an image."""
+        if path in self.paths:
+            return self.paths[path]
+        stem, _, ending = path.rpartition(".")
+        return self.short.get(stem if is_image(f".{ending}".encode()) else path)
 
 
 def plain(path: str) -> str:
@@ -121,9 +137,13 @@ def by_rows(
     labelled = labels_of([row[label] for row in kept], f"{file}, column {label}") if label else unlabelled(len(kept))
     if (left := len(names) - len(taken)) > 0:
         notes.append(f"{left} images that no row of {file} names were left out")
+    if index.foreign:
+        notes.append(f"paths of {file} are taken without {some(sorted(index.foreign))}, which is not here")
     others = [name for name in columns if name != column]
     if label is None and options.labels != "none" and others:
         notes.append(f"labels could be in {file}: {options.flag('label-column')} one of {', '.join(others)}")
+    if label is None and options.labels == "auto" and any(b"/" in names[k][len(folder) :] for k in chosen):
+        notes.append(f"folders are no classes because of {file}; {options.flag('labels folder')} uses them instead")
     told = rule_of(labelled, f"column {label} of {file}") if label else f"no labels: {file} has no column of them"
     order = np.array(chosen, dtype=np.int64)
     return Described(order, labelled, rule + told, rejected, notes, file, divided=bool(rule))

@@ -8,7 +8,7 @@ import struct
 import zipfile
 import zlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,15 +18,16 @@ from numpy.lib.recfunctions import unstructured_to_structured
 from numpy.typing import NDArray
 
 from epg.data.sources.base import Source, SourceOptions, check_size, refuse_pointer
+from epg.data.sources.kinds import kind_of
 from epg.data.sources.layout import arrange
 from epg.data.sources.listing import Listing
-from epg.data.sources.members import TAR, decompressed, is_compressed, tar_members, zip_members
+from epg.data.sources.members import COMPRESSED, TAR, decompressed, is_compressed, tar_members, zip_members
 from epg.data.sources.names import pick
 from epg.errors import DataError, UserError
 from epg.storage.plain_file import open_plain
 
 ZIP_SUFFIXES = (".zip",)
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TAR_SUFFIXES = (".tar", *COMPRESSED)
 ARCHIVE_SUFFIXES = ZIP_SUFFIXES + TAR_SUFFIXES
 MAX_MEMBERS = 5_000_000  # listing a million takes Python's own readers 10 to 30 seconds
 LOCAL = struct.Struct("<4s22xHH")  # of a member of a zip: signature, lengths of name and extra field
@@ -45,6 +46,7 @@ class ArchiveSource(Source):
         archives: (name, function that opens it, what comes before the names of its members).
         rule: how these archives were chosen, for people to read.
         divided: they are of the wanted split already.
+        beside: other files that lie there.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class ArchiveSource(Source):
         options: SourceOptions,
         rule: str = "",
         divided: bool = False,
+        beside: Sequence[str] = (),
     ) -> None:
         self.archives = [(file, open_file) for file, open_file, _ in archives]
         self.streams: dict[int, BinaryIO] = {}
@@ -62,6 +65,7 @@ class ArchiveSource(Source):
         assert listed is not None
         listing, table = listed
         self.sequential = any(is_compressed(file) for file, _ in self.archives)
+        listing.kinds.update(kind_of(os.fsencode(file)) for file in beside)
         listing.complete(ordered=not self.sequential)
         images = arrange(listing, lambda _, number: self._read(table[number]), options, name, rule, divided=divided)
         super().__init__(kind, name, images)

@@ -121,8 +121,8 @@ def _read(labels: Stored, count: int, what: str) -> Labelled:
         values = values[:, 0]
     if values.ndim != 1 or len(values) != count or values.dtype.kind not in "iuUSbf":
         raise DataError(
-            f"{what}: {labels.name} is {values.dtype} {values.shape}; one whole number or name for each of the {count} "
-            "images is needed, or pass --labels none"
+            f"{what}: {labels.name or labels.path.name} is {values.dtype} {values.shape}; one whole number or name for "
+            f"each of the {count} images is needed, or pass --labels none"
         )
     return labels_of(values.tolist(), f"{what}: {labels.name or labels.path.name}")
 

@@ -43,8 +43,9 @@ _BY_ENDING = {
     "npy npz": "an array of numbers; name the file itself as the source",
     "parquet arrow": "a table; name the folder that holds it as the source",
     "pkl pickle pt pth ckpt joblib": _PICKLE,
-    "zip tar tgz gz bz2 xz zst tbz2 txz lzma": "an archive within; unpack it, or name it as the source",
-    "7z rar": "unpack it, or pack it as zip or tar",
+    "zip tar tgz tbz2 txz": "an archive within; unpack it, or name it as the source",
+    "bin": "numbers without a word on their shape; save them as a uint8 array (N, H, W, C) in .npz",
+    "gz bz2 xz zst lzma 7z rar": "unpack it, or pack it as zip or tar",
 }
 _CURES = {ending: cure for endings, cure in _BY_ENDING.items() for ending in endings.split()}
 """What is met in data sets of this field and not read, with what to do about it."""
@@ -94,7 +95,8 @@ def kind_of(name: bytes) -> str:
     if re.fullmatch(r"cache-[0-9a-f]+\.arrow", base):
         return "cache-*.arrow"
     if not stem or not suffix.isalnum() or len(suffix) > 9:
-        return base if len(base) < 40 else "no ending"
+        counted = any(map(str.isdigit, base)) and not cure_of(name)
+        return base if len(base) < 40 and not counted else "no ending"
     return base if suffix.lower() in ("csv", "tsv", "jsonl", "npz", "mdb") and len(base) < 40 else f"*.{suffix.lower()}"
 
 

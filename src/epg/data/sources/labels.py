@@ -109,7 +109,8 @@ def find_label_column(
         return options.label_column, []
     if not options.by_column:
         return None, []
-    lower = {str(name).strip().lower().replace("-", "_").replace(" ", "_"): name for name in columns}
+    plain = {re.sub("[- ]", "_", str(name).strip().lower()): name for name in columns}
+    lower = {name.rpartition(".")[2]: column for name, column in plain.items()} | plain
     candidates = [lower[word] for word in LABEL_WORDS if word in lower]
     notes, chosen = [], None
     for name in candidates:
@@ -157,6 +158,19 @@ def find_image_column(schema: "pa.Schema", options: SourceOptions, where: str) -
     return images[0]
 
 
+def flat_names(schema: "pa.Schema") -> list[str]:
+    """The columns that may hold labels; of a struct its single values as "column.field"."""
+    import pyarrow as pa
+
+    names = []
+    for column in schema:
+        fields = list(column.type) if pa.types.is_struct(column.type) else []
+        if not fields or column.type.get_field_index("bytes") >= 0:  # of an image
+            names.append(column.name)
+        names += [f"{column.name}.{field.name}" for field in fields if not pa.types.is_nested(field.type)]
+    return [name for name in names if not name.endswith((".bytes", ".path"))]
+
+
 def _features(schema: "pa.Schema") -> dict[str, dict[str, Any]]:
     """What Hugging Face's metadata says of the columns."""
     try:
@@ -182,7 +196,7 @@ def read_labels(
     named = [name for name in schema.names if _class_names(schema, name) is not None]
     notes: list[str] = []
     if options.label_column is not None or not named:
-        column, notes = find_label_column(schema.names, read, options, where)
+        column, notes = find_label_column(flat_names(schema), read, options, where)
     elif len(named) > 1 and "label" not in named:
         listed = ", ".join(named)
         raise DataError(f"{where} has several label columns ({listed}): choose with {options.flag('label-column')}")

@@ -22,7 +22,7 @@ from epg.data.sources.kinds import kind_of
 from epg.data.sources.labels import natural
 from epg.data.sources.listing import Listing
 from epg.data.sources.names import Names
-from epg.data.sources.notes import bare, doubtful, left_labels, named_by_class, nothing
+from epg.data.sources.notes import bare, doubtful, left_labels, left_splits, named_by_class, nothing
 from epg.data.sources.splits import Chosen, choose, refuse_split
 from epg.data.sources.suspects import (
     choose_member,
@@ -82,6 +82,7 @@ def arrange(
     if not len(names):
         raise DataError(nothing(found, where))
     notes = [*found.notes, *described.notes, *left_labels(found, described, options), *doubtful(described, options)]
+    notes += [] if divided or described.divided else left_splits(found)
     unused = Counter(kind_of(name) for name in found.texts if not described.reads(name))
     overview = Overview(f"{rule}{place.rule}{described.rule}", (found.kinds + unused).most_common(), notes)
     rejected = [*found.rejected, *described.rejected]
@@ -167,8 +168,6 @@ def by_folder(
             f"folder, {int(inside.sum())} others do, such as {readable(names[int(inside.argmax())])}. Move "
             f"them into class folders, or pass {options.flag('labels none')} to ignore folders"
         )
-    if options.labels == "auto":
-        refuse_parts(sorted(present), options, where)
     classes = natural([readable(top) for top in tops])
     number = {name: k for k, name in enumerate(classes)}
     labels = [number.get(readable(folder.partition(b"/")[0]), -1) for folder in relative]
@@ -185,5 +184,6 @@ def _refuse_suspects(
     if options.labels == "auto" and described.labelled[1]:
         refuse_label_maps(names, read, options, where)
         refuse_chunks(names, options, where)
+        refuse_parts(names.folders()[0], options, where)
     if options.labels == "auto":
         refuse_maps_beside(names, options, where)

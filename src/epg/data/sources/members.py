@@ -17,6 +17,7 @@ from epg.data.sources.kinds import is_image
 from epg.errors import DataError
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 TAR = 2**16 - 1  # in the place of a zip's method
 MAX_SIZE = 2**60
 LARGEST = 2**32 - 1
@@ -125,7 +126,7 @@ def is_unsafe(name: bytes) -> bool:
 
 
 def is_compressed(name: str) -> bool:
-    return name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"))
+    return name.lower().endswith(COMPRESSED)
 
 
 def decompressed(stream: BinaryIO, name: str) -> BinaryIO:

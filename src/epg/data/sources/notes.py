@@ -12,8 +12,10 @@ from epg.data.sources.base import SourceOptions, readable
 from epg.data.sources.classes import some
 from epg.data.sources.listing import Listing
 from epg.data.sources.names import Names
+from epg.data.sources.splits import spelled
 
 LISTS = re.compile(rb"label|annotation|truth|class|identity|list|^(train|val|test)\.", re.IGNORECASE)  # of labels
+SPLIT_LISTS = re.compile(rb"(list_)?(tr|te|ts|va|de|ev)", re.IGNORECASE)
 _cameras = "img image dsc dscn dscf pxl photo screenshot frame"
 CAMERAS = frozenset(_cameras.split())  # words of file names that say nothing
 NAMES_LOOKED_AT = 1000
@@ -70,6 +72,16 @@ def left_labels(found: Listing, described: Described, options: SourceOptions) ->
         f"{', '.join(tables)} may hold labels and was not read. To use it: "
         f"{options.flag('label-file', tables[0])} (columns file_name and label, or one label a line)"
     ]
+
+
+def left_splits(found: Listing) -> list[str]:
+    """A note on lists that name the images of splits, where nothing else divides them: meta/train.txt."""
+    bases = ((name, name.rpartition(b"/")[2]) for name in found.texts)
+    stems = ((name, readable(base).partition(".")[0]) for name, base in bases if SPLIT_LISTS.match(base))
+    lists = sorted(readable(name) for name, stem in stems if (spelled(stem) or ("", stem))[1] in ("", "list"))
+    if not lists:
+        return []
+    return [f"{some(lists, 3)} may list the images of splits and is not followed: all images are read"]
 
 
 def nothing(found: Listing, where: str) -> str:

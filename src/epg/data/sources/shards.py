@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from epg.data.sources.archives import ARCHIVE_SUFFIXES, ZIP_SUFFIXES, ArchiveSource, LocalFile, Open
@@ -24,7 +24,8 @@ def _below(root: Path, folder: Path, options: SourceOptions) -> Source | None:
     files = [name for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)]
     if files and not folders and not any(is_image(os.fsencode(name)) for name in names):
         openers: list[tuple[str, Open]] = [(name, LocalFile((folder / name).resolve())) for name in files]
-        return of_archives(openers, root.resolve().name, options, whole=folder != root)
+        beside = [name for name in names if name not in files]
+        return of_archives(openers, root.resolve().name, options, whole=folder != root, beside=beside)
     if files or not folders:
         return None
     splits = split_names(folders)
@@ -37,8 +38,15 @@ def _has_archives(folder: Path) -> bool:
     return any(name.lower().endswith(ARCHIVE_SUFFIXES) for name in list_folder(folder)[0])
 
 
-def of_archives(files: list[tuple[str, Open]], name: str, options: SourceOptions, *, whole: bool = False) -> Source:
-    """One source of several archives. `whole`: a split was chosen already.
+def of_archives(
+    files: list[tuple[str, Open]],
+    name: str,
+    options: SourceOptions,
+    *,
+    whole: bool = False,
+    beside: Sequence[str] = (),
+) -> Source:
+    """One source of several archives. `whole`: a split was chosen already; `beside`: other files that lie there.
 
     Shards are numbered, or named by their split; archives of other names are classes.
     """
@@ -61,7 +69,7 @@ def of_archives(files: list[tuple[str, Open]], name: str, options: SourceOptions
     archives = [(file, opener, b"" if numbered else f"{stems[file]}/".encode()) for file, opener in files]
     kind = "zip" if all(file.lower().endswith(ZIP_SUFFIXES) for file, _ in files) else "tar"
     divided, rule = bool(rule) or whole, (rule or f"{len(files)} archives; ") + missing_shards(stems.values())
-    return ArchiveSource(archives, kind, name, options, rule, divided)
+    return ArchiveSource(archives, kind, name, options, rule, divided, beside)
 
 
 def of_split(stems: Mapping[str, str], split: str, where: str) -> tuple[list[str], str]:

@@ -25,12 +25,14 @@ COLOURS = 64  # a label map has fewer
 _map_words = (
     "mask|masks|msk|label|labels|lbl|annotation|annotations|annots|anno|trimap|trimaps|seg|segs|segmentation|"
     "segmentations|segmentationclass|segmentationobject|semantic|panoptic|gt|gtfine|gtcoarse|groundtruth|ground|truth|"
-    "depth|depths|disparity|normal|normals|edge|edges|matte|mattes|alpha|alphas|parsing|labelmap|labelmaps|target|"
+    "depth|depths|disparity|normals|edge|edges|matte|mattes|alpha|alphas|parsing|labelmap|labelmaps|target|"
     "targets|lr|lowres|thumb|thumbs|thumbnail|thumbnails"
 )
 MAP_WORDS = frozenset(_map_words.split("|"))
 MAP_END = re.compile(rf"[-_. ]({_map_words}|l)([-_ ]?\d+)?$".encode(), re.IGNORECASE)  # of a stem
 FACTOR = re.compile(rb"x[2348]$")  # of a stem: enlarged or made smaller so many times
+BUCKET, BUCKET_NAME = re.compile(rb"[0-9a-f]{2,4}", re.IGNORECASE), re.compile(rb"[0-9a-f]+", re.IGNORECASE)
+MAPS = re.compile("gt|mask|seg|annot|label|trimap")
 SIZED = re.compile(rb"\D{0,20}\d+ ?(x ?\d+|px|p)", re.IGNORECASE)
 
 
@@ -91,11 +93,14 @@ def refuse_label_maps(names: Names, read: Callable[[int], bytes], options: Sourc
             return
         stems.setdefault(FACTOR.sub(b"", _folder_and_stem(name)[1]), i)
     maps = {}
-    for (top, stems), (other, others) in itertools.permutations(tops.items(), 2):
-        shared = len(stems) > 1 and len(stems.keys() & others.keys()) >= SHARE * len(stems)
-        named = bool(_words(top) & MAP_WORDS) and not _words(other) & MAP_WORDS
+    pairs = list(itertools.permutations(tops.items(), 2))
+    plain = [top for top in tops if not _words(top) & MAP_WORDS]
+    counted = any(_share(a, b) for (top, a), (other, b) in pairs if top in plain and other in plain)  # all from 0 on
+    for (top, stems), (other, others) in pairs:
+        shared, named, word = _share(stems, others), top not in plain and other in plain, readable(top).lower()
+        sure = word in MAP_WORDS and (shared or (MAPS.match(word) and SHARE * len(others) <= len(stems)))
         few = (shared or named) and _are_maps(stems, read) and not _are_maps(others, read)
-        if (shared and named) or few:
+        if few or (named and (sure or (shared and not counted))):
             maps[top] = other
     if maps:
         top, other = min(maps.items())
@@ -104,6 +109,10 @@ def refuse_label_maps(names: Names, read: Callable[[int], bytes], options: Sourc
             f"version of them), not like classes. To train on the pictures, name their folder: "
             f"{where}/{readable(other)}; if they are classes, pass {options.flag('labels folder')}"
         )
+
+
+def _share(stems: dict[bytes, int], others: dict[bytes, int]) -> bool:
+    return len(stems) > 1 and len(stems.keys() & others.keys()) >= SHARE * len(stems)
 
 
 def refuse_maps_beside(names: Names, options: SourceOptions, where: str) -> None:
@@ -165,8 +174,28 @@ def _has_few_colours(read: Callable[[int], bytes], index: int) -> bool:
     return False  # a broken image says nothing here
 
 
+def _are_buckets(names: Names) -> bool:
+    tops = set[bytes]()
+    for name in names:
+        top, _, rest = name.partition(b"/")
+        stem = _folder_and_stem(rest)[1]
+        if not BUCKET.fullmatch(top) or not BUCKET_NAME.fullmatch(stem):
+            return False
+        if not (stem.startswith(top) or stem.endswith(top.lstrip(b"0"))):
+            return False
+        tops.add(top)
+    return len(tops) > 1
+
+
 def refuse_chunks(names: Names, options: SourceOptions, where: str) -> None:
-    """Raises DataError where folders are numbers, and only cut a numbered set into pieces (00000/img00000000.png)."""
+    """Raises DataError where folders only cut a set into pieces: numbers of consecutive images
+    (00000/img00000000.png), or the beginning or end of what each image is called (3f/3fa2.png, 0123/4560123.png)."""
+    if _are_buckets(names):
+        raise DataError(
+            f"{where}: its folders are parts of the names of their images ({readable(names[0])}), so they look like "
+            f"pieces of one set and not like classes. Pass {options.flag('labels none')} if they are pieces, "
+            f"{options.flag('labels folder')} if they are classes"
+        )
     held: dict[int, tuple[int, int]] = {}
     for name in names:
         top, _, rest = name.partition(b"/")

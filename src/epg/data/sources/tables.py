@@ -181,6 +181,8 @@ class _Table:
 
 
 def _values(tables: list[_Table], column: str) -> list[Any]:
-    """A whole column of all files."""
+    """A whole column of all files, or ("column.field") of a field in it."""
+    name, inner = (column, "") if column in tables[0].schema.names else column.split(".", 1)
     groups = ((table, group) for table in tables for group in range(len(table.group_rows)))
-    return [value for table, group in groups for value in table.read(group, column).to_pylist()]
+    values = [value for table, group in groups for value in table.read(group, name).to_pylist()]
+    return [value and value.get(inner) for value in values] if inner else values
