@@ -155,7 +155,7 @@ def bare_step(trainer: Trainer, batches: Sequence[Batch]) -> None:
     for i, batch in enumerate(batches):
         with gradient_sync(trainer.learner.wrapped, enabled=i == len(batches) - 1):
             with trainer.learner.autocast():
-                loss = trainer.learner.wrapped(batch, trainer.step)["loss"]
+                loss = trainer.learner.wrapped(trainer.learner.objective.draw(batch, trainer.step))["loss"]
             (loss / len(batches)).backward()
     trainer.learner.optimizer.step()
 

@@ -1,6 +1,6 @@
 """Tiny configurations and networks: real components, small enough for a second."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from epg.data.loading.loader import Batch
 from epg.denoiser import Denoiser
 from epg.networks import EPG
 from epg.networks.build import build_epg
+from epg.objectives.base import Drawn, Losses, Objective
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -110,6 +111,18 @@ def random_batch(config: RunConfig, count: int | None = None, first: int = 0, se
     labels = torch.randint(classes, (total,), generator=generator) if classes else torch.full((total,), -1)
     part = slice(first, first + count)
     return Batch(images[part], labels[part], torch.arange(total)[part], first)
+
+
+def change_losses(objective: Objective, change: Callable[[int, Losses], Losses]) -> None:
+    """The objective's losses become `change(step, losses)`, of the step that was drawn last."""
+    draw, forward, last = objective.draw, objective.forward, [0]
+
+    def drawn(batch: Batch, step: int) -> Drawn:
+        last[0] = step
+        return draw(batch, step)
+
+    objective.draw = drawn  # type: ignore[method-assign]
+    objective.forward = lambda values: change(last[0], forward(values))  # type: ignore[method-assign]
 
 
 def relative(value: Tensor | list[float] | float, reference: Tensor | list[float] | float) -> float:

@@ -54,7 +54,7 @@ def outcome(objective: Objective, device: str, precision: str = "fp32") -> tuple
     """Loss and gradient of one batch, on the CPU."""
     objective = objective.to(device).train()
     with torch.autocast(device, DTYPES[precision], enabled=precision != "fp32"):
-        loss = objective(random_batch(wide("diffusion")).to(device), 3)["loss"]
+        loss = objective(objective.draw(random_batch(wide("diffusion")).to(device), 3))["loss"]
     scale = 64.0 / float(loss.detach()) if precision == "fp16" else 1.0
     (loss * scale).backward()
     gradients = [p.grad.flatten() / scale for p in objective.parameters() if p.grad is not None]

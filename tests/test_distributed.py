@@ -63,7 +63,7 @@ def pretraining_results() -> dict[str, Any]:
         torch.nn.init.normal_(parameter, std=0.2)
     objective = Pretraining(rcm, config)
     count = config.training.batch_size // world_size()
-    losses = objective(random_batch(config, count, first=rank() * count), 5)
+    losses = objective(objective.draw(random_batch(config, count, first=rank() * count), 5))
     losses["loss"].backward()
     gradient = torch.cat([p.grad.flatten() for p in rcm.parameters() if p.grad is not None])
     return {

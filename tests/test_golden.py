@@ -69,14 +69,13 @@ def test_pretraining(case):
     objective = Pretraining(network, golden_config("pretraining"))
     objective.momentum_network.load_state_dict(the_rcm("official_rcm_target_weights").state_dict())
     objective.train()
+    numbers = objective.neighbours(case["num_timesteps"], case["index"], case["tau2"])
     contrastive, consistency = objective.losses(
         TENSORS["pretrain.view1"],
         TENSORS["pretrain.view2"],
         TENSORS["pretrain.x0"],
         noise=TENSORS["pretrain.noise"],
-        num_levels=case["num_timesteps"],
-        index=case["index"],
-        tau2=case["tau2"],
+        **{name: torch.tensor(number) for name, number in numbers.items()},
     )
     assert relative(contrastive, case["contrastive_per_sample"]) < LIMIT
     assert relative(consistency, case["consistency_per_sample"]) < LIMIT
@@ -119,7 +118,7 @@ def test_consistency(case):
         TENSORS["consistency.y"],
         sigma=sigma,
         noise=TENSORS["pretrain.noise"],
-        step=case["step"],
+        stage=objective.stage(case["step"]),
     )
     assert auxiliary is not None
     assert relative(consistency, case["consistency_per_sample"]) < LIMIT

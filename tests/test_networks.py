@@ -234,9 +234,9 @@ def test_dropout_masks():
     network = tiny_epg()
     x, c = inputs_for(network)
     shape = (3, network.encoder.num_tokens, network.decoder.width)
-    ones = [torch.ones(shape) for _ in network.decoder.blocks]
+    ones = torch.ones(len(network.decoder.blocks), *shape)
     draws = Draws(0, 0, 0, 3, torch.device("cpu"))
-    masks = [2 * (draws.uniform(f"{i}", shape[1:]) < 0.5).float() for i in range(2)]
+    masks = torch.stack([2 * (draws.uniform(f"{i}", shape[1:]) < 0.5).float() for i in range(2)])
     assert torch.equal(network(x, c, None, ones), network(x, c))
     assert not torch.allclose(network(x, c, None, masks), network(x, c), atol=1e-3)
     assert torch.equal(network(x, c, None, masks), network(x, c, None, masks))

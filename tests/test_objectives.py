@@ -68,7 +68,7 @@ def test_half_precision_changes_little(kind: str) -> None:
 def test_forward(stage):
     objective, config = make(stage)
     batch = random_batch(config)
-    losses = objective(batch, 3)
+    losses = objective(objective.draw(batch, 3))
     assert {name for name in losses if "/" not in name} == {"loss", *TERMS[stage]}
     assert losses["loss"].shape == ()
     assert losses["loss"].item() == pytest.approx(sum(float(losses[t]) for t in TERMS[stage]), rel=1e-5)
@@ -82,33 +82,33 @@ def test_the_same_step_gives_the_same_loss_and_another_one_another(stage):
     (a, config), (b, _) = make(stage), make(stage)
     batch = random_batch(config)
     torch.manual_seed(1)
-    first = a(batch, 3)["loss"]
+    first = a(a.draw(batch, 3))["loss"]
     torch.rand(17)  # the global generator is nobody's source
-    assert torch.equal(b(batch, 3)["loss"], first)
-    assert abs(b(batch, 4)["loss"].item() - first.item()) > 1e-4
+    assert torch.equal(b(b.draw(batch, 3))["loss"], first)
+    assert abs(b(b.draw(batch, 4))["loss"].item() - first.item()) > 1e-4
 
 
 @pytest.mark.parametrize("stage", TERMS)
 def test_another_seed_gives_another_loss(stage):
     (a, config), (b, _) = make(stage), make(stage, seed=1)
     batch = random_batch(config)
-    assert abs(a(batch, 3)["loss"].item() - b(batch, 3)["loss"].item()) > 1e-4
+    assert abs(a(a.draw(batch, 3))["loss"].item() - b(b.draw(batch, 3))["loss"].item()) > 1e-4
 
 
 @pytest.mark.parametrize("stage", ["diffusion", "consistency"])
 def test_micro_batches_do_not_matter(stage):
     """Their mean is the loss of the whole batch (the auxiliary loss, whose negatives are the batch, left out)."""
     objective, config = make(stage, auxiliary=False)
-    whole = objective(random_batch(config), 2)["loss"]
-    parts = [objective(random_batch(config, 16, first), 2)["loss"] for first in (0, 16)]
+    whole = objective(objective.draw(random_batch(config), 2))["loss"]
+    parts = [objective(objective.draw(random_batch(config, 16, first), 2))["loss"] for first in (0, 16)]
     assert abs(parts[0].item() - parts[1].item()) > 1e-3
     assert torch.stack(parts).mean().item() == pytest.approx(whole.item(), rel=1e-5)
 
 
 def test_micro_batches_may_be_of_any_size():
     objective, config = make("diffusion")
-    whole = objective(random_batch(config), 2)["loss"]
-    parts = [objective(random_batch(config, 1, first), 2)["loss"] for first in range(32)]
+    whole = objective(objective.draw(random_batch(config), 2))["loss"]
+    parts = [objective(objective.draw(random_batch(config, 1, first), 2))["loss"] for first in range(32)]
     assert torch.stack(parts).mean().item() == pytest.approx(whole.item(), rel=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_unconditional(stage):
     objective, config = make(stage, model={"num_classes": 0})
     batch = random_batch(config)
     assert (batch.labels == -1).all()
-    losses = objective(batch, 0)
+    losses = objective(objective.draw(batch, 0))
     assert losses["loss"].isfinite()
     losses["loss"].backward()
 
@@ -127,7 +127,8 @@ def test_labels_matter(stage):
     objective, config = make(stage)
     batch = random_batch(config)
     other = Batch(batch.images, (batch.labels + 1) % 3, batch.indices, batch.first)
-    assert abs(float(objective(batch, 0)["loss"] - objective(other, 0)["loss"])) > 1e-4
+    losses = [objective(objective.draw(images, 0))["loss"].item() for images in (batch, other)]
+    assert abs(losses[0] - losses[1]) > 1e-4
 
 
 @pytest.mark.parametrize("stage", TERMS)
@@ -139,7 +140,7 @@ def test_flip_is_a_setting(stage):
     assert torch.equal(plain.plain_images(batch, draws, False), images)
     mirrored = (plain.plain_images(batch, draws, True) == images.flip(-1)).flatten(1).all(1)
     assert 4 < mirrored.sum() < 28  # binomial(32, 1/2): outside with p < 1e-5
-    losses = [[float(objective(batch, step)["loss"]) for step in range(4)] for objective in (flipped, plain)]
+    losses = [[float(o(o.draw(batch, step))["loss"]) for step in range(4)] for o in (flipped, plain)]
     assert max(abs(a - b) for a, b in zip(*losses, strict=True)) > 1e-5  # at one level the noise may hide it
 
 
@@ -170,7 +171,7 @@ def test_momentum_is_a_setting():
 def test_momentum_network_gets_no_gradient():
     objective, config = make("pretraining")
     assert isinstance(objective, Pretraining)
-    objective(random_batch(config), 0)["loss"].backward()
+    objective(objective.draw(random_batch(config), 0))["loss"].backward()
     assert all(p.grad is None and not p.requires_grad for p in objective.momentum_network.parameters())
 
 
@@ -185,7 +186,8 @@ def test_constant_temperature_baseline(index):
     objective, config = make("pretraining", objective={"tau2": 0.1})
     assert isinstance(objective, Pretraining)
     values = pretraining_inputs(config)
-    _, consistency = objective.losses(**values, num_levels=21, index=index, tau2=schedule.tau2(0, 100, 0.1, 0.1))
+    numbers = objective.neighbours(21, index, schedule.tau2(0, 100, 0.1, 0.1))
+    _, consistency = objective.losses(**values, **{name: torch.tensor(number) for name, number in numbers.items()})
     t_n, t_next = schedule.karras_grid(21)[index : index + 2].tolist()
 
     def features(t: float) -> Tensor:
@@ -204,7 +206,8 @@ def test_rising_temperature_changes_the_noisy_levels_only():
     values = pretraining_inputs(config)
 
     def term(index: int, tau2: float) -> Tensor:
-        return objective.losses(**values, num_levels=1281, index=index, tau2=tau2)[1]
+        numbers = objective.neighbours(1281, index, tau2)
+        return objective.losses(**values, **{name: torch.tensor(number) for name, number in numbers.items()})[1]
 
     assert (term(0, 0.2) - term(0, 0.1)).abs().min() > 1e-4  # random features differ little
     assert (term(1279, 0.2) - term(1279, 0.1)).abs().max() < 2e-6  # float32 of numbers around 2
@@ -235,7 +238,7 @@ def test_label_dropout_of_everything_makes_labels_irrelevant():
     objective, config = make("diffusion", objective={"label_dropout": 1.0})
     batch = random_batch(config)
     other = Batch(batch.images, (batch.labels + 1) % 3, batch.indices, batch.first)
-    assert torch.equal(objective(batch, 0)["loss"], objective(other, 0)["loss"])
+    assert torch.equal(objective(objective.draw(batch, 0))["loss"], objective(objective.draw(other, 0))["loss"])
 
 
 def test_diffusion_loss_by_hand():
@@ -282,7 +285,7 @@ def test_online_and_target_share_the_dropout_mask():
         "labels": torch.arange(16) % 3,
         "sigma": torch.full((16,), 1.0),
         "noise": torch.randn(16, 1, 8, 8, generator=g),
-        "step": 900,
+        "stage": objective.stage(900),
     }
     masks = keep_masks(Draws(0, 0, 0, 16, CPU), 2, (18, 24), 0.5)
     online, target = outputs_of(objective, **arguments, dropout=masks)
@@ -296,7 +299,7 @@ def test_forward_drops_with_one_mask_per_step():
     objective.last_stage = 1000
     outputs: list[Tensor] = []
     objective.denoiser.register_forward_hook(lambda module, args, output: outputs.append(output.detach()))
-    losses = objective(random_batch(config), 900)
+    losses = objective(objective.draw(random_batch(config), 900))
     assert torch.equal(outputs[0], outputs[1])
     assert losses["loss"].item() == 0  # t == r has weight 0
 
@@ -313,7 +316,7 @@ def test_levels_below_sigma_min_are_clamped_and_weigh_nothing():
     objective, _ = make("consistency", auxiliary=False)
     assert isinstance(objective, Consistency)
     images, noise = torch.randn(2, 1, 8, 8), torch.randn(2, 1, 8, 8)
-    loss, _ = objective.losses(images, None, sigma=torch.tensor([1e-6, 1.0]), noise=noise, step=0)
+    loss, _ = objective.losses(images, None, sigma=torch.tensor([1e-6, 1.0]), noise=noise, stage=1)
     assert loss[0] == 0
     assert loss[1] > 0
 
@@ -336,20 +339,21 @@ def test_frozen_encoder_gets_no_gradient_but_passes_it_on():
 def test_auxiliary_weight():
     (full, config), (half, _) = make("consistency"), make("consistency", objective={"auxiliary_weight": 0.5})
     batch = random_batch(config)
-    a, b = full(batch, 0), half(batch, 0)
+    a, b = full(full.draw(batch, 0)), half(half.draw(batch, 0))
     assert b["auxiliary"].item() == pytest.approx(a["auxiliary"].item() / 2, rel=1e-6)
     assert b["consistency"].item() == pytest.approx(a["consistency"].item(), rel=1e-6)
 
 
 def test_without_an_encoder_there_is_no_auxiliary_loss():
     objective, config = make("consistency", auxiliary=False)
-    assert {name for name in objective(random_batch(config), 0) if "/" not in name} == {"loss", "consistency"}
+    losses = objective(objective.draw(random_batch(config), 0))
+    assert {name for name in losses if "/" not in name} == {"loss", "consistency"}
 
 
 def test_consistency_trains_conditionally_without_label_dropping():
     """The null class is never used: its embedding gets no gradient."""
     objective, config = make("consistency", auxiliary=False)
-    objective(random_batch(config), 0)["loss"].backward()
+    objective(objective.draw(random_batch(config), 0))["loss"].backward()
     assert isinstance(objective.network, EPG)
     assert objective.network.class_embedding is not None
     gradient = objective.network.class_embedding.weight.grad

@@ -1,6 +1,5 @@
 """Preconditioning: the network F becomes a denoiser D(x, sigma, labels). Levels here are shifted: they touch images."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -46,7 +45,7 @@ class Denoiser(nn.Module):
         x: Tensor,
         sigma: Tensor | float,
         labels: Tensor | None = None,
-        dropout: Sequence[Tensor] | None = None,
+        dropout: Tensor | None = None,
     ) -> Tensor:
         """Denoised images (N, C, H, W) from x (N, C, H, W) at levels sigma: (N,), or one number for all."""
         if not isinstance(sigma, Tensor):

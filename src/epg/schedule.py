@@ -138,14 +138,14 @@ def last_stage(precision: float, q: float = 2.0) -> int:
 
 
 def consistency_gap(
-    t: Tensor, stage: int, q: float = 2.0, k: float = 8.0, b: float = 1.0, sigma_min: float = SIGMA_MIN
+    t: Tensor, stage: Tensor | int, q: float = 2.0, k: float = 8.0, b: float = 1.0, sigma_min: float = SIGMA_MIN
 ) -> Tensor:
     """t - r(t) without the cancellation of a difference: `min(t (1 + k sigmoid(-b t)) / q^stage, t - sigma_min)`."""
     return torch.minimum(t * (1 + k * torch.sigmoid(-b * t)) * q**-stage, t - sigma_min)
 
 
 def consistency_target_level(
-    t: Tensor, stage: int, q: float = 2.0, k: float = 8.0, b: float = 1.0, sigma_min: float = SIGMA_MIN
+    t: Tensor, stage: Tensor | int, q: float = 2.0, k: float = 8.0, b: float = 1.0, sigma_min: float = SIGMA_MIN
 ) -> Tensor:
     """r(t) = max(t * (1 - (1 + k sigmoid(-b t)) / q^stage), sigma_min): the level of the target (ECT)."""
     return (t * (1 - (1 + k * torch.sigmoid(-b * t)) * q**-stage)).clamp(min=sigma_min)

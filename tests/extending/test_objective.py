@@ -1,7 +1,7 @@
 """Objectives from outside of the package, a generator and an encoder: two lines of registries and every verb."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -20,7 +20,7 @@ from epg.errors import UserError
 from epg.networks import EPG, RCM
 from epg.networks.build import build_encoder, build_epg, build_rcm
 from epg.objectives import OBJECTIVES
-from epg.objectives.base import GeneratorObjective, Objective, Terms, at_levels, macs_of_image
+from epg.objectives.base import Drawn, GeneratorObjective, Objective, Terms, at_levels, macs_of_image
 from epg.objectives.diagnostics import quarter
 from epg.training.throughput import training_flops
 from epg.training.tracking import read_log
@@ -61,12 +61,16 @@ class Toy(GeneratorObjective):
         low, high = (torch.tensor(level).log() for level in (self.config.lowest, self.config.highest))
         return (low + (high - low) * torch.special.ndtr(unit)).exp()
 
-    def terms(self, batch: Batch, step: int) -> Terms:
+    def draw(self, batch: Batch, step: int) -> Drawn:
         draws = self.draws(batch, step)
         images = self.plain_images(batch, draws, flip=False)
-        unit = draws.normal("level")
+        numbers = {"unit": draws.normal("level"), "noise": draws.normal("noise", images.shape[1:])}
+        return {"images": images, "labels": batch.labels, **numbers}
+
+    def terms(self, drawn: Mapping[str, Tensor]) -> Terms:
+        images, unit = drawn["images"], drawn["unit"]
         sigma = self.shift * self.levels(unit)
-        denoised = self.denoiser(at_levels(images, sigma, draws.normal("noise", images.shape[1:])), sigma, batch.labels)
+        denoised = self.denoiser(at_levels(images, sigma, drawn["noise"]), sigma, drawn["labels"])
         return Terms({"absolute": (denoised - images).abs().flatten(1).mean(1)}, "absolute", quarter(unit))
 
 
@@ -94,14 +98,18 @@ class Calm(Objective):
     def macs(cls, config: RunConfig) -> float:
         return (3 + 1) * macs_of_image(build_encoder(config.model, config.data), config)
 
-    def terms(self, batch: Batch, step: int) -> Terms:
+    def draw(self, batch: Batch, step: int) -> Drawn:
         draws = self.draws(batch, step)
         images = self.plain_images(batch, draws, flip=False)
+        return {"images": images, "noise": draws.normal("noise", images.shape[1:])}
+
+    def terms(self, drawn: Mapping[str, Tensor]) -> Terms:
+        images = drawn["images"]
         level = torch.full((len(images),), self.shift)
-        noisy = at_levels(images, level, draws.normal("noise", images.shape[1:]))
+        noisy = at_levels(images, level, drawn["noise"])
         clean, moved = (self.network.project(self.network.encode(x, level.log())) for x in (images, noisy))
         distance = (moved - clean.detach()).square().mean(1)
-        return Terms({"distance": distance}, "distance", torch.zeros_like(batch.labels))
+        return Terms({"distance": distance}, "distance", torch.zeros(len(images), dtype=torch.int64))
 
 
 RECIPE = """

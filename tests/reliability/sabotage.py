@@ -17,11 +17,13 @@ from safetensors.torch import save_file
 
 from epg.checkpoint import checkpoint, manifest
 from epg.distributed import full, rank, world_size
+from epg.objectives.base import Losses
 from epg.randomness import Draws
 from epg.storage import artefact, files
 from epg.training import learner, loop
 from epg.training.learner import Learner, StepResult
 from epg.training.loop import Trainer
+from tests.helpers import change_losses
 
 # Moments --------------------------------------------------------------------------------------------------------------
 
@@ -210,13 +212,11 @@ def raise_loss(folder: Path, steps: tuple[int, ...], factor: float = 20.0) -> No
     original = Trainer._train
 
     def train(self: Trainer) -> None:
-        forward = self.objective.forward
-
-        def raised(batch: Any, step: int) -> Any:
-            losses, by = forward(batch, step), factor if step in steps else 1.0
+        def raised(step: int, losses: Losses) -> Losses:
+            by = factor if step in steps else 1.0
             return {name: value if "/" in name else value * by for name, value in losses.items()}
 
-        self.objective.forward = raised  # type: ignore[method-assign]
+        change_losses(self.objective, raised)
         original(self)
 
     Trainer._train = train  # type: ignore[method-assign]

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from epg.objectives.base import Losses
 from epg.runs import prepare_run
 from epg.training.spikes import LossSpikeWarning, SpikeDetector
 from epg.training.tracking import read_log
+from tests.helpers import change_losses
 from tests.reliability.driver import Driver, run_config
 from tests.reliability.inside import difference
 
@@ -50,13 +52,12 @@ def train(folder: Path, stage: str, trials: int, encoder: Path | None, factor: f
     steps, wanted = CALM + APART * trials, raised_steps(trials)
     training = {"batch_size": 64, "checkpoint_every": steps}
     trainer = prepare_run(run_config(stage, steps, training=training), folder, encoder=encoder).trainer
-    forward = trainer.objective.forward
 
-    def raised(batch: Any, step: int) -> Any:
+    def raised(step: int, losses: Losses) -> Losses:
         by = factor if step in wanted else 1.0
-        return {name: value if "/" in name else value * by for name, value in forward(batch, step).items()}
+        return {name: value if "/" in name else value * by for name, value in losses.items()}
 
-    trainer.objective.forward = raised  # type: ignore[method-assign]
+    change_losses(trainer.objective, raised)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LossSpikeWarning)
         trainer.run()

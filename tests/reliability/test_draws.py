@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from epg.config.objectives import Stage
+from epg.objectives.base import Losses
 from epg.runs import prepare_run
+from tests.helpers import change_losses
 from tests.reliability import draws
 from tests.training.test_loop import STAGES, encoder, tiny  # noqa: F401
 
@@ -63,13 +65,12 @@ def draws_from_global_generators(stage: Stage, folder: Path, source: Path | None
     """Whether a whole run, previews and all, moved one of them: then something depends on history."""
     run = prepare_run(tiny(stage, training={"preview_every": 4}), folder, encoder=source)
     if spoil:
-        original = run.trainer.objective.forward
 
-        def forward(batch: Any, step: int) -> Any:
+        def spoilt(step: int, losses: Losses) -> Losses:
             torch.rand(1)
-            return original(batch, step)
+            return losses
 
-        run.trainer.objective.forward = forward  # type: ignore[method-assign]
+        change_losses(run.trainer.objective, spoilt)
     before = global_state()
     run.trainer.run()
     return global_state() != before

@@ -46,13 +46,13 @@ class Decoder(nn.Module):
         x: Tensor,
         skips: Sequence[Tensor],
         condition: Tensor,
-        dropout: Sequence[Tensor] | None = None,
+        dropout: Tensor | None = None,
         pixels: Tensor | None = None,
     ) -> Tensor:
         """Encoder tokens (N, T, D_e), its blocks' outputs, condition (N, D_e) -> image-shaped output (N, C, H, W).
 
         `pixels` is the stem's output, for a head.
-        `dropout` holds one mask (N, T, D) per block, multiplied with the attention's output.
+        `dropout` (blocks, N, T, D) holds a mask for every block, multiplied with the attention's output.
         """
         x = self.from_encoder(x)  # (N, T, D)
         for i, block in enumerate(self.blocks):
@@ -101,7 +101,7 @@ class EPG(nn.Module):
         x: Tensor,
         time_condition: Tensor,
         labels: Tensor | None = None,
-        dropout: Sequence[Tensor] | None = None,
+        dropout: Tensor | None = None,
     ) -> Tensor:
         """F (N, C, H, W) from scaled inputs x (N, C, H, W), c(t) (N,) and labels (N,) int64 (None: no class)."""
         classes = self.embed_labels(labels, len(x))

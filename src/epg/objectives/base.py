@@ -1,7 +1,7 @@
-"""What the training loop knows of a stage: a module that turns a batch and a step into losses."""
+"""What the training loop knows of a stage: what a step draws, and a module that makes losses of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,6 +20,9 @@ from epg.networks.cost import forward_macs
 from epg.objectives.diagnostics import by_quarter
 from epg.randomness import Draws
 
+Drawn = dict[str, Tensor]
+"""All that the losses of a step are a function of, beside the weights, by name: images, labels, random numbers, and
+what the schedules say."""
 Losses = dict[str, Tensor]
 """Scalars: `loss` is what is minimised, the rest are its terms, and terms by noise level (`by_quarter`)."""
 SHOWN_LEVELS = (0.1, 0.5, 2.0)  # unshifted, of pictures of what is learnt from
@@ -37,10 +40,11 @@ class Terms:
 
 
 class Objective(nn.Module, ABC):
-    """`forward(batch, step) -> losses`; the module that is wrapped, compiled, saved and restored as a whole.
+    """`forward(draw(batch, step)) -> losses`; the module that is wrapped, compiled, saved and restored as a whole.
 
-    `network` is what is trained, averaged (EMA) and exported. A subclass says what `terms` the loss has, how it is
-    built and what it costs; everything else has a default. Its settings are a kind of `epg.config.objectives`.
+    `network` is what is trained, averaged (EMA) and exported. A subclass says what a step draws and what `terms` the
+    loss has, how it is built and what it costs; everything else has a default. Its settings are a kind of
+    `epg.config.objectives`.
     """
 
     network: nn.Module
@@ -67,12 +71,16 @@ class Objective(nn.Module, ABC):
         a target without gradient once. Called under `without_numbers`."""
 
     @abstractmethod
-    def terms(self, batch: Batch, step: int) -> Terms:
-        """The loss of every sample, term by term."""
+    def draw(self, batch: Batch, step: int) -> Drawn:
+        """What a step sees of a batch, on the batch's device: the one place of an objective where numbers are drawn."""
 
-    def forward(self, batch: Batch, step: int) -> Losses:
+    @abstractmethod
+    def terms(self, drawn: Mapping[str, Tensor]) -> Terms:
+        """The loss of every sample, term by term: a pure function, which reads no number on the host."""
+
+    def forward(self, drawn: Mapping[str, Tensor]) -> Losses:
         """Batch means of the terms, and their sum as the loss; one of them by noise level."""
-        found = self.terms(batch, step)
+        found = self.terms(drawn)
         by_level = by_quarter(found.by_level, found.terms[found.by_level], found.quarters)
         return mean_losses(**found.terms) | by_level
 
@@ -158,7 +166,7 @@ def macs_of_image(network: nn.Module, config: RunConfig) -> int:
 
 
 def at_levels(images: Tensor, sigma: Tensor | float, noise: Tensor) -> Tensor:
-    """x_t = x + t eps with shifted levels (N,) or one number."""
+    """x_t = x + t eps with shifted levels (N,), or one for all."""
     return images + (sigma.view(-1, 1, 1, 1) if isinstance(sigma, Tensor) else sigma) * noise
 
 
@@ -174,7 +182,7 @@ def mean_losses(**terms: Tensor) -> Losses:
     return {"loss": torch.stack(list(means.values())).sum(), **{k: v.detach() for k, v in means.items()}}
 
 
-def keep_masks(draws: Draws, count: int, shape: Sequence[int], dropout: float) -> list[Tensor]:
-    """Dropout as numbers to multiply with: `count` masks (N, *shape) of 0 or 1 / (1 - dropout)."""
+def keep_masks(draws: Draws, count: int, shape: Sequence[int], dropout: float) -> Tensor:
+    """Dropout as numbers to multiply with: masks (count, N, *shape) of 0 or 1 / (1 - dropout)."""
     keep = 1 - dropout
-    return [(draws.uniform(f"dropout {i}", shape) < keep).float() / keep for i in range(count)]
+    return torch.stack([draws.uniform(f"dropout {i}", shape) < keep for i in range(count)]).float().div_(keep)

@@ -1,6 +1,6 @@
 """Stage 2 as a consistency model: easy consistency tuning plus an auxiliary loss from the frozen encoder, eq. 9."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -13,7 +13,7 @@ from epg.data.loading.loader import Batch
 from epg.networks import EPG, Encoder
 from epg.networks.build import build_encoder, build_epg
 from epg.networks.encoder import CLS
-from epg.objectives.base import GeneratorObjective, Terms, at_levels, keep_masks, macs_of_image
+from epg.objectives.base import Drawn, GeneratorObjective, Terms, at_levels, keep_masks, macs_of_image
 from epg.objectives.diagnostics import quarter
 
 # The relative distance of neighbouring numbers, of what is multiplied in training.
@@ -59,22 +59,28 @@ class Consistency(GeneratorObjective):
     def encoders(self) -> list[Encoder]:
         return [*super().encoders, *([] if self.frozen_encoder is None else [self.frozen_encoder])]
 
-    def terms(self, batch: Batch, step: int) -> Terms:
+    def draw(self, batch: Batch, step: int) -> Drawn:
         draws = self.draws(batch, step)
         images = self.plain_images(batch, draws, self.config.flip)
-        decoder = self.network.decoder
-        dropout = None
+        drawn = {"images": images, "unit": draws.normal("level"), "noise": draws.normal("noise", images.shape[1:])}
+        drawn["stage"] = images.new_full((), self.stage(step))
+        if self.network.num_classes:
+            drawn["labels"] = batch.labels
         if self.config.dropout:
+            decoder = self.network.decoder
             shape = (self.network.encoder.num_tokens, decoder.width)
-            dropout = keep_masks(draws, len(decoder.blocks), shape, self.config.dropout)
-        unit = draws.normal("level")
+            drawn["dropout"] = keep_masks(draws, len(decoder.blocks), shape, self.config.dropout)
+        return drawn
+
+    def terms(self, drawn: Mapping[str, Tensor]) -> Terms:
+        unit = drawn["unit"]
         consistency, auxiliary = self.losses(
-            images,
-            batch.labels if self.network.num_classes else None,
+            drawn["images"],
+            drawn.get("labels"),
             sigma=schedule.lognormal(unit, self.config.mean, self.config.std),
-            noise=draws.normal("noise", images.shape[1:]),
-            step=step,
-            dropout=dropout,
+            noise=drawn["noise"],
+            stage=drawn["stage"],
+            dropout=drawn.get("dropout"),
         )
         terms = {"consistency": consistency}
         if auxiliary is not None:
@@ -95,13 +101,13 @@ class Consistency(GeneratorObjective):
         *,
         sigma: Tensor,
         noise: Tensor,
-        step: int,
-        dropout: Sequence[Tensor] | None = None,
+        stage: Tensor | int,
+        dropout: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Per-sample consistency and auxiliary terms, (N,) each, at unshifted levels `sigma` (N,)."""
         c = self.config
         t = sigma.clamp(min=self.noise.sigma_min)
-        options = (self.stage(step), c.q, c.k, c.b, self.noise.sigma_min)
+        options = (stage, c.q, c.k, c.b, self.noise.sigma_min)
         gap = self.shift * schedule.consistency_gap(t, *options)
         t, r = self.shift * t, self.shift * schedule.consistency_target_level(t, *options)
         online = self.denoiser(at_levels(images, t, noise), t, labels, dropout)

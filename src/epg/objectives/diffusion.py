@@ -1,5 +1,7 @@
 """Stage 2 as a diffusion model: weighted prediction of the clean image."""
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from epg import schedule
@@ -9,7 +11,7 @@ from epg.data.loading.loader import Batch
 from epg.losses import x_prediction
 from epg.networks import EPG
 from epg.networks.build import build_epg
-from epg.objectives.base import GeneratorObjective, Terms, at_levels, macs_of_image
+from epg.objectives.base import Drawn, GeneratorObjective, Terms, at_levels, macs_of_image
 from epg.objectives.diagnostics import quarter
 
 
@@ -35,15 +37,18 @@ class Diffusion(GeneratorObjective):
         """One trained pass."""
         return 3 * macs_of_image(build_epg(config.model, config.data), config)
 
-    def terms(self, batch: Batch, step: int) -> Terms:
+    def draw(self, batch: Batch, step: int) -> Drawn:
         draws = self.draws(batch, step)
         images = self.plain_images(batch, draws, self.config.flip)
-        labels = None
+        drawn = {"images": images, "unit": draws.normal("level"), "noise": draws.normal("noise", images.shape[1:])}
         if self.network.num_classes:
-            labels = self.dropped_labels(batch.labels, draws, self.network.null_class, self.config.label_dropout)
-        unit = draws.normal("level")
-        noise = draws.normal("noise", images.shape[1:])
-        denoising = self.losses(images, labels, sigma=self.levels(unit), noise=noise)
+            null, probability = self.network.null_class, self.config.label_dropout
+            drawn["labels"] = self.dropped_labels(batch.labels, draws, null, probability)
+        return drawn
+
+    def terms(self, drawn: Mapping[str, Tensor]) -> Terms:
+        unit, sigma = drawn["unit"], self.levels(drawn["unit"])
+        denoising = self.losses(drawn["images"], drawn.get("labels"), sigma=sigma, noise=drawn["noise"])
         return Terms({"denoising": denoising}, "denoising", quarter(unit))
 
     def levels(self, unit: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Stage 1: representation consistency, eq. 8."""
 
 import copy
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -15,7 +16,7 @@ from epg.losses import nt_xent
 from epg.networks import RCM
 from epg.networks.build import build_rcm
 from epg.networks.cost import forward_macs
-from epg.objectives.base import Losses, Objective, Terms, at_levels, macs_of_image
+from epg.objectives.base import Drawn, Losses, Objective, Terms, at_levels, macs_of_image
 from epg.objectives.diagnostics import feature_std
 from epg.randomness import Draws
 
@@ -49,23 +50,36 @@ class Pretraining(Objective):
         projector = forward_macs(rcm.projector, torch.zeros(1, rcm.encoder.width))[1]
         return (3 * 3 + 1 + 2) * encoder + (2 * 3 + 2) * projector
 
-    def terms(self, batch: Batch, step: int) -> Terms:
+    def draw(self, batch: Batch, step: int) -> Drawn:
         draws = self.draws(batch, step)
         images = self.plain_images(batch, draws, self.config.flip)
         view1, view2 = (self.normalizer.encode_unit(self.view(batch, draws, v), self.dtype) for v in (0, 1))
-        levels = schedule.num_levels(step, self.total_steps, self.config.s0, self.config.s1)
+        numbers = self.schedule_numbers(step)
+        levels = int(numbers["num_levels"])
         index = draws.shared_integer("level", levels - 1)
-        contrastive, consistency = self.losses(
-            view1,
-            view2,
-            images,
-            noise=draws.normal("noise", images.shape[1:]),
-            num_levels=levels,
-            index=index,
-            tau2=schedule.tau2(step, self.total_steps, self.config.tau1, self.config.tau2),
-        )
-        quarters = torch.full_like(batch.labels, 3 - 4 * index // (levels - 1))  # index 0 is the noisiest
-        return Terms({"contrastive": contrastive, "consistency": consistency}, "consistency", quarters)
+        pair = self.neighbours(levels, index, numbers["tau2"])
+        return {
+            "view1": view1,
+            "view2": view2,
+            "images": images,
+            "noise": draws.normal("noise", images.shape[1:]),
+            **{name: images.new_full((), number) for name, number in pair.items()},
+            "quarters": torch.full_like(batch.labels, 3 - 4 * index // (levels - 1)),  # index 0 is the noisiest
+        }
+
+    def neighbours(self, num_levels: int, index: int, tau2: float) -> dict[str, float]:
+        """Level `index` of the Karras grid with `num_levels` levels and the cleaner one that follows it, both shifted,
+        and the temperature there, which lies between tau1 and `tau2`."""
+        low, high, rho = self.noise.sigma_min, self.noise.sigma_max, self.noise.rho
+        t, cleaner = schedule.karras_grid(num_levels, low, high, rho)[index : index + 2].tolist()
+        tau = schedule.temperature(torch.tensor(t), tau2, self.config.tau1, low, high)
+        return {"t": self.shift * t, "cleaner": self.shift * cleaner, "tau": float(tau)}
+
+    def terms(self, drawn: Mapping[str, Tensor]) -> Terms:
+        inputs = {name: values for name, values in drawn.items() if name != "quarters"}
+        contrastive, consistency = self.losses(**inputs)
+        terms = {"contrastive": contrastive, "consistency": consistency}
+        return Terms(terms, "consistency", drawn["quarters"])
 
     def view(self, batch: Batch, draws: Draws, number: int) -> Tensor:
         """View 0 or 1 of a batch, float32 in [0, 1]."""
@@ -89,10 +103,13 @@ class Pretraining(Objective):
         """The collapse gauge of the trained encoder at the unshifted levels `GAUGE_LEVELS`: `feature_std/<level>`."""
         draws = self.draws(batch, step)
         images = self.plain_images(batch, draws, flip=False)
-        noise = draws.normal("gauge", images.shape[1:])
+        return self.gauge(images, draws.normal("gauge", images.shape[1:]))
+
+    def gauge(self, images: Tensor, noise: Tensor) -> Losses:
+        """`diagnostics` of images with this noise, (N, C, H, W) each."""
         numbers = {}
         for level in GAUGE_LEVELS:
-            sigma = self.shift * max(level, self.noise.sigma_min)
+            sigma = images.new_full((), self.shift * max(level, self.noise.sigma_min))
             (features,) = self._encode(self.network, [at_levels(images, sigma, noise)], [sigma])
             numbers[f"feature_std/{level:g}"] = feature_std(features)
         return numbers
@@ -104,43 +121,35 @@ class Pretraining(Objective):
         images: Tensor,
         *,
         noise: Tensor,
-        num_levels: int,
-        index: int,
-        tau2: float,
+        t: Tensor,
+        cleaner: Tensor,
+        tau: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Per-sample contrastive and representation-consistency terms, (N,) each.
 
-        Views, images and noise are (N, C, H, W), in network range. The noisier level is `index` of the Karras grid
-        with `num_levels` levels, the cleaner one follows it; one index for all samples. The same noise serves the
-        trajectory and, at sigma_min, the views.
+        Views, images and noise are (N, C, H, W), in network range. All samples are at the shifted level `t` and, for
+        the target, at `cleaner`, with the temperature `tau`, see `neighbours`. The same noise serves the trajectory
+        and, at sigma_min, the views.
         """
-        t_n, t_next = schedule.karras_grid(num_levels, *self._range())[index : index + 2].tolist()
-        x_n, x_next = (at_levels(images, self.shift * t, noise) for t in (t_n, t_next))
-        t_0 = self.shift * self.noise.sigma_min
+        t_0 = t.new_full((), self.shift * self.noise.sigma_min)
         y1, y2 = at_levels(view1, t_0, noise), at_levels(view2, t_0, noise)
 
         # The encoder treats every sample alone, so clean views and noisy images share one call.
-        sigmas = [t_0, t_0, self.shift * t_n]
-        feature1, feature2, noisy = self._encode(self.network, [y1, y2, x_n], sigmas)
+        inputs = [y1, y2, at_levels(images, t, noise)]
+        feature1, feature2, noisy = self._encode(self.network, inputs, [t_0, t_0, t])
         with torch.no_grad():
-            (target,) = self._encode(self.network, [x_next], [self.shift * t_next])
+            (target,) = self._encode(self.network, [at_levels(images, cleaner, noise)], [cleaner])
             momentum1, momentum2 = (
                 self.momentum_network.project(f) for f in self._encode(self.momentum_network, [y1, y2], [t_0, t_0])
             )
         temperature = self.config.contrastive_temperature
         contrastive = nt_xent(self.network.project(feature1), momentum2, temperature)
         contrastive = contrastive + nt_xent(self.network.project(feature2), momentum1, temperature)
-        tau = schedule.temperature(
-            torch.tensor(t_n), tau2, self.config.tau1, self.noise.sigma_min, self.noise.sigma_max
-        )
-        return contrastive, nt_xent(noisy, target, float(tau))
+        return contrastive, nt_xent(noisy, target, tau)
 
-    def _range(self) -> tuple[float, float, float]:
-        return self.noise.sigma_min, self.noise.sigma_max, self.noise.rho
-
-    def _encode(self, network: RCM, inputs: list[Tensor], sigmas: list[float]) -> tuple[Tensor, ...]:
+    def _encode(self, network: RCM, inputs: list[Tensor], sigmas: list[Tensor]) -> tuple[Tensor, ...]:
         """CLS features of several batches, each at one shifted level, in one call."""
-        sigma = torch.cat([x.new_full((len(x),), s) for x, s in zip(inputs, sigmas, strict=True)])
+        sigma = torch.cat([s.expand(len(x)) for x, s in zip(inputs, sigmas, strict=True)])
         scale = schedule.input_scale(sigma, self.noise.sigma_data).view(-1, 1, 1, 1)
         return network.encode(scale * torch.cat(inputs), schedule.time_condition(sigma)).chunk(len(inputs))
 

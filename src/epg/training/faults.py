@@ -144,8 +144,9 @@ def explain_non_finite(
     findings = [f"weight {name}" for name in broken[:3]]
     for batch in batches:
         for part in parts(batch, SEARCHED):
+            drawn = objective.draw(part, step)
             with autocast():
-                losses = objective(part, step)
+                losses = objective(drawn)
             broken_terms = [name for name, value in losses.items() if not bool(torch.isfinite(value))]
             terms = [name for name in broken_terms if name != "loss" and "/" not in name]
             if terms and not broken:

@@ -124,8 +124,9 @@ class Learner:
         torch.compiler.cudagraph_mark_step_begin()
         for i, batch in enumerate(batches):
             with gradient_sync(self.wrapped, enabled=i == len(batches) - 1):
+                drawn = self.objective.draw(batch, self.step)
                 with self.autocast():
-                    losses = self.wrapped(batch, self.step)
+                    losses = self.wrapped(drawn)
                 (losses["loss"] * (self.loss_scale.factor / len(batches))).backward()
             for name, value in losses.items():
                 total[name] = total.get(name, 0) + value.detach() / len(batches)

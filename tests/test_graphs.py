@@ -1,0 +1,88 @@
+"""Losses and samplers as graphs: what is drawn comes in, and nothing in between asks the host for a number."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from epg.config.sections import SamplingConfig
+from epg.objectives.base import Objective
+from epg.objectives.consistency import Consistency
+from tests.generators import tiny_generator
+from tests.helpers import random_batch, tiny_epg
+from tests.precisions import OBJECTIVES, objective_of, wide
+
+KINDS = (*OBJECTIVES, "dropout")
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def made(kind: str) -> Objective:
+    if kind != "dropout":
+        return objective_of(kind).train()
+    return Consistency(tiny_epg(wide("consistency")), wide("consistency")).train()
+
+
+class Unread(TorchDispatchMode):
+    """Nobody reads a number of a tensor, nor a shape that depends on one: on an accelerator the host would wait."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.name() not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"), func
+        return func(*args, **(kwargs or {}))
+
+
+def gradient(objective: Objective) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_is_one_graph(kind: str) -> None:
+    """A whole forward pass without a break, the same to the last bit, and not compiled anew for another step."""
+    plain, compiled = made(kind), made(kind)
+    graph = torch.compile(compiled, backend="eager", fullgraph=True)
+    batch = random_batch(wide("diffusion"))
+    for step in (3, 700):
+        with torch.compiler.set_stance("default" if step == 3 else "fail_on_recompile"):
+            losses = graph(compiled.draw(batch, step))
+        expected = plain(plain.draw(batch, step))
+        assert all(torch.equal(losses[name], expected[name]) for name in expected)
+        for loss in (losses, expected):
+            loss["loss"].backward()
+        assert torch.equal(gradient(compiled), gradient(plain))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_is_a_function_of_what_was_drawn_and_reads_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = made(kind)
+    drawn = objective.draw(random_batch(wide("diffusion")), 3)
+    before = {name: values.clone() for name, values in drawn.items()}
+    with Unread():
+        first = objective(drawn)["loss"]
+        first.backward()
+    assert torch.equal(objective(drawn)["loss"], first)
+    assert all(torch.equal(values, before[name]) for name, values in drawn.items())
+    for name in ("normal", "uniform", "shared_integer"):
+        monkeypatch.setattr(f"epg.randomness.Draws.{name}", None)
+    assert torch.equal(objective(drawn)["loss"], first)
+    changed = {**drawn, "noise": drawn["noise"].flip(0)}
+    assert not torch.equal(objective(changed)["loss"], first)
+
+
+def test_every_level_of_a_grid_is_one_graph() -> None:
+    """Guidance comes and goes along it: a graph for each way, and none for each level."""
+    generator = tiny_generator()
+    sampling = SamplingConfig(sampler="heun", steps=12, guidance=2.0)
+    labels = torch.tensor([0, 1])
+    denoise = generator.denoise(labels, sampling)
+    graph = torch.compile(denoise, backend="eager", fullgraph=True)
+    with torch._dynamo.config.patch(recompile_limit=5, fail_on_recompile_limit_hit=True):
+        drawn = generator.walk(graph, [0, 1], sampling=sampling)
+    assert torch.equal(drawn, generator.walk(denoise, [0, 1], sampling=sampling))
