@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from epg.checkpoint import checkpoint, export
+from epg.checkpoint import export, saving
 from epg.checkpoint.loading import generator_of
 from epg.config.settings import RunConfig
 from epg.generator import Generator
@@ -50,7 +50,7 @@ def save_run(folder: Path, config: RunConfig, seed: int = 0, names: Sequence[str
     for decay in config.training.ema:
         source = objective.network if decay == 0.9 else lively_epg(config, seed + 1)
         tensors[f"ema-{decay}"] = EMA(source, [decay]).state_dict(f"ema-{decay}")
-    checkpoint.save(folder / "checkpoints", 10, tensors, state_of(config, names), keep=2)
+    saving.save(folder / "checkpoints", 10, tensors, state_of(config, names), keep=2)
     return folder
 
 

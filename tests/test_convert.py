@@ -11,9 +11,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from epg.checkpoint import checkpoint, export
+from epg.checkpoint import export, saving
 from epg.checkpoint.loading import load
-from epg.checkpoint.official import EPG_NAMES, read_state_dict, to_release
+from epg.checkpoint.official import EPG_NAMES, to_release
+from epg.checkpoint.state_dict import read_state_dict
 from epg.cli import main
 from epg.config.recipe import run_config
 from epg.data.views.normalize import Normalizer
@@ -212,7 +213,7 @@ def test_a_path_of_this_machine_is_not_published(tmp_path):
 def test_an_encoder_becomes_weights(tmp_path):
     config = tiny_config("pretraining")
     objective = Pretraining(build_rcm(config.model, config.data), config)
-    checkpoint.save(tmp_path / "run" / "checkpoints", 5, {"model": objective.state_dict()}, run_state(config), keep=2)
+    saving.save(tmp_path / "run" / "checkpoints", 5, {"model": objective.state_dict()}, run_state(config), keep=2)
     epg("convert", tmp_path / "run", "--out", tmp_path / "rcm", "--device", "cpu")
     found, expected = export.read(tmp_path / "rcm").tensors(), objective.network.state_dict()
     assert found.keys() == expected.keys()

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from epg import pipeline
-from epg.checkpoint import checkpoint
+from epg.checkpoint import saving
 from epg.checkpoint.loading import generator_of, load
 from epg.checkpoint.loading import read as read_weights
 from epg.cli import main
@@ -371,7 +371,7 @@ def test_an_encoder_cannot_sample(tmp_path):
     config = tiny_config("pretraining")
     objective = Pretraining(build_rcm(config.model, config.data), config)
     tensors = {"model": objective.state_dict()}
-    checkpoint.save(tmp_path / "checkpoints", 1, tensors, state_of(config), keep=2)
+    saving.save(tmp_path / "checkpoints", 1, tensors, state_of(config), keep=2)
     with pytest.raises(ArtefactError, match="a pre-trained encoder cannot sample") as error:
         load(tmp_path)
     assert "epg finetune" in str(error.value)

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from epg import samplers, schedule
-from epg.checkpoint.official import from_release, read_state_dict
+from epg.checkpoint.official import from_release
+from epg.checkpoint.state_dict import read_state_dict
 from epg.config.settings import RunConfig, parse
 from epg.denoiser import Denoiser, bind, clamped
 from epg.guidance import IntervalGuidance

@@ -9,16 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from epg.checkpoint.official import (
-    EPG_NAMES,
-    RCM_NAMES,
-    from_release,
-    read_state_dict,
-    recognise,
-    rename,
-    restore,
-    to_release,
-)
+from epg.checkpoint.official import EPG_NAMES, RCM_NAMES, from_release, recognise, rename, restore, to_release
+from epg.checkpoint.state_dict import read_state_dict
 from epg.config.recipe import recipe_names, run_config
 from epg.config.settings import RunConfig
 from epg.errors import ArtefactError

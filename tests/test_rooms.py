@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parent.parent / "src/epg"
 ROOMS = [
     ("errors", "extras", "command_line", "progress", "signals"),  # no science
     ("randomness", "distributed"),
+    ("sharding",),
     ("storage",),
     ("schedule", "labels"),
     ("samplers",),

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +9,12 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
 
 from epg.errors import PeerError, UserError
 
@@ -185,22 +181,6 @@ def all_reduce_max(x: Tensor) -> Tensor:
     return x
 
 
-class Answer:
-    """Numbers on their way from a device. `read` waits for what had been queued before them, and for nothing since."""
-
-    def __init__(self, values: Tensor) -> None:
-        self._values = values
-        self._there: torch.cuda.Event | None = None
-        if values.device.type == "cuda":
-            self._values, self._there = values.to("cpu", non_blocking=True), torch.cuda.Event()
-            self._there.record()
-
-    def read(self) -> list[float]:
-        if self._there is not None:
-            self._there.synchronize()
-        return self._values.tolist()
-
-
 def from_first(value: Any) -> Any:
     """What the first process has, on every process."""
     if world_size() == 1:
@@ -243,42 +223,6 @@ def all_gather(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
-
-
-def is_sharded(x: Tensor) -> "TypeGuard[DTensor]":
-    """Whether this process holds a shard of a tensor. The module takes a second to import, and until somebody has
-    imported it there is no such tensor."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(x, module.DTensor)
-
-
-def local(x: Tensor) -> Tensor:
-    """This process's shard of a sharded tensor (sharing its memory); any other tensor itself."""
-    return x.to_local() if is_sharded(x) else x
-
-
-def full(x: Tensor) -> Tensor:
-    """The whole of a sharded tensor, gathered from every process (all must call it); any other tensor itself."""
-    return x.full_tensor() if is_sharded(x) else x
-
-
-def whole_on_first(x: Tensor) -> Tensor:
-    """The whole of a sharded tensor on the CPU of rank 0 and nothing, (0,), elsewhere: no GPU holds more than one at a
-    time (all must call it); any other tensor itself."""
-    if not is_sharded(x):
-        return x
-    whole = x.full_tensor()
-    return whole.cpu() if rank() == 0 else whole.new_empty(0)
-
-
-def shard_like(x: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, the same on every process, sharded as `like` is."""
-    x = x.to(like.device)
-    if not is_sharded(like):
-        return x
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(x, like.device_mesh, like.placements)
 
 
 def pick_device(name: str) -> torch.device:

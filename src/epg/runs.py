@@ -26,7 +26,7 @@ from epg.objectives.base import GeneratorObjective, Objective
 from epg.randomness import weights_seed
 from epg.samplers import MEANS
 from epg.sampling.pictures import examples_picture, save_grid
-from epg.storage import files
+from epg.storage import outputs
 from epg.storage.files import replace_text
 from epg.training.judging import Judge, Preview
 from epg.training.loop import Trainer
@@ -190,7 +190,7 @@ def record(folder: Path, config: RunConfig, weights: EncoderWeights | None, obje
 def refuse_foreign(folder: Path) -> None:
     """Raises OutputError where a folder holds files, named as a run's are, that no run of ours wrote."""
     if (folder / export.FOLDER).exists():
-        files.refuse_foreign(folder / export.FOLDER, export.strange)
+        outputs.refuse_foreign(folder / export.FOLDER, export.strange)
     names = [name for name in ("config.yaml", handover.FILE, "log.jsonl") if (folder / name).exists()]
     try:
         ours = not names or RunConfig.model_fields.keys() <= read_yaml(folder / "config.yaml").keys()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from epg.checkpoint import checkpoint, export
+from epg.checkpoint import checkpoint, export, saving
 from epg.cli import main
 from epg.storage.locks import held
 from tests.data.photos import photo_folder
@@ -61,7 +61,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny_config(training={"ema": [], "power_ema": [0.05, 0.1]})
     for step in (5, 10):
         weights = {f"power-{width}": lively_epg(config).state_dict() for width in (0.05, 0.1)}
-        checkpoint.save(place / "power" / "checkpoints", step, {"model": {}, **weights}, run_state(config), keep=2)
+        saving.save(place / "power" / "checkpoints", step, {"model": {}, **weights}, run_state(config), keep=2)
     one_step = tiny_config("consistency")
     weights = {"ema-0.9": lively_epg(one_step).state_dict()}
     export.write(place / "one-step", 10, weights, run_state(one_step, ["cat", "dog", "emu"]))
@@ -159,11 +159,11 @@ def test_pruning_removes_our_checkpoints_and_nothing_else(tmp_path: Path) -> Non
     """A checkpoint that somebody added to, or copied under another name, is theirs."""
     folder, tensors = tmp_path / "checkpoints", {"model": {"a": torch.zeros(3)}}
     for step in (1, 2, 3):
-        checkpoint.save(folder, step, tensors, run_state(tiny_config()), keep=5)
+        saving.save(folder, step, tensors, run_state(tiny_config()), keep=5)
     shutil.copytree(folder / "step-00000003", folder / "step-00000000")  # a copy, under another step's name
     noted = plant(folder, ("step-00000001/notes.txt",))
     for step in (4, 5):
-        checkpoint.save(folder, step, tensors, run_state(tiny_config()), keep=2)
+        saving.save(folder, step, tensors, run_state(tiny_config()), keep=2)
     assert {path.name for path in folder.iterdir()} == {f"step-{step:08d}" for step in (0, 1, 4, 5)}
     assert untouched(noted)
 
@@ -171,7 +171,7 @@ def test_pruning_removes_our_checkpoints_and_nothing_else(tmp_path: Path) -> Non
 def test_somebodys_folder_where_a_checkpoint_belongs_is_renamed(tmp_path: Path) -> None:
     plant(tmp_path, ("step-00000002/cat.png", "step-00000002/model.safetensors"))
     with pytest.warns(UserWarning, match="renamed to step-00000002.not-ours-"):
-        checkpoint.save(tmp_path, 2, {"model": {"a": torch.zeros(3)}}, run_state(tiny_config()), keep=2)
+        saving.save(tmp_path, 2, {"model": {"a": torch.zeros(3)}}, run_state(tiny_config()), keep=2)
     (aside,) = tmp_path.glob("step-00000002.not-ours-*")
     assert (aside / "cat.png").read_text() == "mine: step-00000002/cat.png"
     assert checkpoint.read(tmp_path / "step-00000002").step == 2

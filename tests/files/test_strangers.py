@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from epg.checkpoint.official import read_state_dict
+from epg.checkpoint.state_dict import read_state_dict
 from epg.cli import main
 from tests.generators import save_run
 from tests.helpers import GOLDEN, golden_recipe, tiny_config

@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from epg.checkpoint import checkpoint
+from epg.checkpoint import saving
 from epg.checkpoint.loading import load
 from epg.errors import ArtefactError, OutputError
 from epg.networks.build import build_rcm
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_run(folder / "run", tiny_config())
     config = tiny_config("pretraining", model={"num_classes": 0})
     tensors = {"model": Pretraining(build_rcm(config.model, config.data), config).state_dict()}
-    checkpoint.save(folder / "encoder" / "checkpoints", 5, tensors, run_state(config), keep=2)
+    saving.save(folder / "encoder" / "checkpoints", 5, tensors, run_state(config), keep=2)
     tuned = tiny_config(model={"num_classes": 10}, training={"batch_size": 16, "steps": 1}).model_dump(mode="json")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(tuned))
     (folder / "golden.yaml").write_text(yaml.safe_dump(golden_recipe("diffusion")))

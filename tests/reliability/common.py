@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from epg.checkpoint import checkpoint
+from epg.checkpoint import checkpoint, saving
 from epg.errors import ArtefactError
 from epg.storage import files
 from epg.storage.files import Operation
@@ -29,7 +29,7 @@ def tensors_of(step: int, size: int = 40) -> dict[str, dict[str, Tensor]]:
 
 
 def save(folder: Path, step: int, keep: int = 2, keep_every: int = 0, size: int = 40) -> Path:
-    return checkpoint.save(folder, step, tensors_of(step, size), STATE, keep, keep_every)
+    return saving.save(folder, step, tensors_of(step, size), STATE, keep, keep_every)
 
 
 def valid(folder: Path) -> list[int]:

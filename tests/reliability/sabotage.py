@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from epg.checkpoint import checkpoint, manifest
-from epg.distributed import full, rank, world_size
+from epg.checkpoint import checkpoint, manifest, saving
+from epg.distributed import rank, world_size
 from epg.objectives.base import Losses
 from epg.randomness import Draws
+from epg.sharding import full
 from epg.storage import artefact, files
 from epg.training import learner, loop
 from epg.training.learner import Learner, StepResult
@@ -349,7 +350,7 @@ def naive(folder: Path) -> None:
             file = final / f"{name}.safetensors"
             file.unlink(missing_ok=True)
             artefact.write_tensors(file, group)
-        checkpoint.prune(folder, final, keep)
+        saving.prune(folder, final, keep)
         return final
 
     def newest(folder: Path) -> Any:
@@ -364,8 +365,8 @@ def naive(folder: Path) -> None:
             return checkpoint.Checkpoint(path, state, made)
         return None
 
-    checkpoint.save, checkpoint.newest = save, newest
-    checkpoint._is_intact = lambda path: True
+    saving.save, checkpoint.newest = save, newest
+    saving.is_intact = lambda path: True
 
 
 def nan_to_num(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from epg.checkpoint import checkpoint, manifest
+from epg.checkpoint import checkpoint, manifest, saving
 from epg.checkpoint.manifest import IncompatibleError
 from epg.cli import main
 from epg.errors import ArtefactError
@@ -146,7 +146,7 @@ def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -
     groups = {name: found.tensors(name) for name in found.groups}
     groups["ema-0.99"]["decoder.out.weight"][0, 0] = value
     state = {k: v for k, v in found.state.items() if k not in ("step", "format")}
-    checkpoint.save(tmp_path / "checkpoints", 2, groups, state, keep=2)
+    saving.save(tmp_path / "checkpoints", 2, groups, state, keep=2)
     with pytest.raises(ArtefactError, match=r"ema-0\.99\.safetensors: decoder\.out\.weight holds values .* not finite"):
         prepare_run(config, tmp_path).trainer.restore()
     assert main(["verify", str(tmp_path)]) == 77

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from epg.checkpoint import checkpoint, manifest
+from epg.checkpoint import checkpoint, manifest, saving
 from epg.checkpoint.manifest import signed
 from epg.errors import ArtefactError
 from epg.runs import Run, prepare_run, train
@@ -110,7 +110,7 @@ def _at(content: Any, place: tuple[Any, ...]) -> Any:
 def resave(folder: Path, found: checkpoint.Checkpoint, groups: dict[str, dict[str, Tensor]]) -> None:
     """The same checkpoint with other tensors, and a manifest that is right about them."""
     state = {k: v for k, v in found.state.items() if k not in ("format", "step")}
-    checkpoint.save(folder / "checkpoints", found.step, groups, state, keep=2)
+    saving.save(folder / "checkpoints", found.step, groups, state, keep=2)
 
 
 def tensor_cases(groups: dict[str, dict[str, Tensor]]) -> Iterator[tuple[str, dict[str, dict[str, Tensor]]]]:

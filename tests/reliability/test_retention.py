@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from epg.checkpoint import checkpoint
+from epg.checkpoint import checkpoint, saving
 from epg.checkpoint.lock import locked
 from epg.cli import main
 from epg.errors import OutputError
@@ -58,7 +58,7 @@ class World:
         found = valid(self.folder)
         if found:
             newest = self.folder / f"step-{found[-1]:08d}"
-            checkpoint.prune(self.folder, newest, self.keep, self.keep_every)
+            saving.prune(self.folder, newest, self.keep, self.keep_every)
 
     def clock(self) -> None:
         """The clock jumps: times of files tell nothing."""
@@ -109,7 +109,7 @@ def test_any_sequence_of_events(scratch: Path) -> None:
 
 def test_control_prune_before_save(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A retention that makes room first: caught in some sequence."""
-    careful = checkpoint.save
+    careful = saving.save
 
     def eager(folder: Path, *args: Any, **more: Any) -> Path:
         paths = checkpoint.listing(folder)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from epg.checkpoint import checkpoint, export
+from epg.checkpoint import export, saving
 from epg.cli import VERBS
 from epg.objectives.diffusion import Diffusion
 from epg.training.ema import EMA
@@ -69,7 +69,7 @@ def make_run(folder: Path) -> Path:
     objective = Diffusion(lively_epg(config), config)
     tensors = {"model": objective.state_dict(), "ema-0.9": EMA(objective.network, [0.9]).state_dict("ema-0.9")}
     for step in (5, 10):
-        checkpoint.save(folder / "checkpoints", step, tensors, state_of(config), keep=2)
+        saving.save(folder / "checkpoints", step, tensors, state_of(config), keep=2)
     export.write(folder / "export", 10, {"ema-0.9": tensors["ema-0.9"]}, state_of(config))
     return folder
 

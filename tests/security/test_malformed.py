@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from epg.checkpoint import checkpoint, export
 from epg.checkpoint.loading import load
-from epg.checkpoint.official import read_state_dict
+from epg.checkpoint.state_dict import read_state_dict
 from epg.checkpoint.verify import verify
 from epg.config.recipe import run_config
 from epg.config.settings import parse

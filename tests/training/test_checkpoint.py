@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from epg.checkpoint import checkpoint
+from epg.checkpoint import checkpoint, saving
 from epg.checkpoint.manifest import FORMAT, IncompatibleError, signed
 from epg.errors import ArtefactError, OutputError
 from tests.helpers import run_state, tiny_config
@@ -21,7 +21,7 @@ STATE = run_state(tiny_config(seed=3), ["ä", "b"])
 
 
 def save(folder: Path, step: int = 5, keep: int = 10, tensors: Any = TENSORS) -> Path:
-    return checkpoint.save(folder, step, tensors, STATE, keep)
+    return saving.save(folder, step, tensors, STATE, keep)
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -127,7 +127,7 @@ def test_keeping_fewer_than_two_is_refused(tmp_path):
 
 def test_a_state_that_is_not_complete_is_not_written(tmp_path):
     with pytest.raises(ArtefactError, match="skipped: Field required"):
-        checkpoint.save(tmp_path, 5, TENSORS, {k: v for k, v in STATE.items() if k != "skipped"}, 2)
+        saving.save(tmp_path, 5, TENSORS, {k: v for k, v in STATE.items() if k != "skipped"}, 2)
     assert not list(tmp_path.iterdir())
 
 
@@ -141,7 +141,7 @@ def test_the_manifest_says_what_wrote_it(tmp_path):
 
 def test_keep_every(tmp_path):
     for step in range(13):
-        checkpoint.save(tmp_path, step, TENSORS, STATE, keep=2, keep_every=5)
+        saving.save(tmp_path, step, TENSORS, STATE, keep=2, keep_every=5)
     assert [checkpoint.step_of(p) for p in checkpoint.listing(tmp_path)] == [5, 10, 11, 12]
 
 

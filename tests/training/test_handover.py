@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from epg.checkpoint import checkpoint
+from epg.checkpoint import saving
 from epg.checkpoint.handover import EncoderWeights, hand_over, read_encoder, report
 from epg.config.settings import RunConfig
 from epg.errors import ArtefactError
@@ -18,7 +18,7 @@ from tests.helpers import GOLDEN, randomize, run_state, tiny_config, tiny_epg
 
 
 def save_run(folder: Path, objective: Objective, config: RunConfig) -> Path:
-    checkpoint.save(folder / "checkpoints", 7, {"model": objective.state_dict()}, run_state(config), keep=2)
+    saving.save(folder / "checkpoints", 7, {"model": objective.state_dict()}, run_state(config), keep=2)
     return folder
 
 

@@ -14,17 +14,17 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from epg.checkpoint import checkpoint
+from epg.checkpoint import checkpoint, saving
 from epg.checkpoint.loading import load
 from epg.config.objectives import Stage
 from epg.config.recipe import merge, run_config
 from epg.config.settings import RunConfig, parse
 from epg.data.loading.configured import open_training_data
 from epg.data.loading.loader import BatchLoader
-from epg.distributed import whole_on_first
 from epg.errors import DivergedError, InterruptedRunError, UserError
 from epg.objectives.base import Losses
 from epg.runs import prepare_run, train
+from epg.sharding import whole_on_first
 from epg.training.loop import Trainer
 from epg.training.tracking import read_log
 from tests.helpers import change_losses
@@ -275,7 +275,7 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
     state = json.loads(file.read_text())
     state["data"] = "0" * 64
     found = checkpoint.find(tmp_path)
-    checkpoint.save(
+    saving.save(
         tmp_path / "checkpoints",
         9,
         {name: found.tensors(name) for name in ("model", "optimizer", "ema-0.99")},

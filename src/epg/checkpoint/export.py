@@ -16,10 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from epg.checkpoint import strangers
-from epg.checkpoint.checkpoint import write_error
+from epg.checkpoint.saving import write_error
 from epg.config.settings import RunConfig, parse
 from epg.errors import ArtefactError, UserError
-from epg.storage import files, seal
+from epg.storage import files, outputs, seal
 from epg.storage.artefact import check_header, read_json, read_tensors, size_of, write_json, write_tensors
 
 FOLDER, WEIGHTS, CONFIG = "export", "model.safetensors", "config.json"
@@ -59,7 +59,7 @@ def write(folder: Path, step: int, tensors: Groups, state: Mapping[str, Any]) ->
     try:
         files.make_folder(folder.parent)
         clear(folder)
-        files.refuse_foreign(folder, strange)
+        outputs.refuse_foreign(folder, strange)
         temporary = files.hidden(folder, "tmp")
         files.mkdir(temporary)
         fill(temporary, step, tensors, state)
@@ -138,7 +138,7 @@ def strange(folder: Path) -> str:
 
 
 def foreign(folder: Path) -> str:
-    """Why a folder is not, all of it, an export as it was written; "" where it is (`files.replacing_folder`)."""
+    """Why a folder is not, all of it, an export as it was written; "" where it is (`outputs.replacing_folder`)."""
     if not (folder / CONFIG).is_file():
         return f"holds {min(path.name for path in folder.iterdir())}, which is not ours"
     try:

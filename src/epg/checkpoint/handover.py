@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from epg.checkpoint import export, strangers
 from epg.checkpoint.checkpoint import find
-from epg.checkpoint.official import RCM_NAMES, read_state_dict, rename
+from epg.checkpoint.official import RCM_NAMES, rename
+from epg.checkpoint.state_dict import read_state_dict
 from epg.config.settings import RunConfig, parse
 from epg.errors import ArtefactError
 from epg.storage.artefact import read_json

@@ -9,7 +9,7 @@ from rich.table import Table
 from epg.checkpoint import checkpoint, export
 from epg.errors import ArtefactError, UserError
 from epg.pipeline import folder as pipeline
-from epg.storage import files
+from epg.storage import outputs
 from epg.storage.artefact import pickle_hint
 
 
@@ -52,7 +52,7 @@ def reseal(path: Path) -> None:
     if not (pipeline.is_pipeline(path) or export.is_export(path)):
         raise UserError(f"--reseal {path}: for an export or a pipeline folder; checkpoints are never changed by hand")
     print("\n".join(finding.problem for finding in check(path) if finding.problem) or f"{path}: as it was sealed")
-    with files.explained(path):
+    with outputs.explained(path):
         pipeline.reseal(path) if pipeline.is_pipeline(path) else export.reseal(path)
     print(f"{path}: sealed as it is now")
 

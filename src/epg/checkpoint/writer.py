@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from epg.checkpoint import checkpoint, export
+from epg.checkpoint import export, saving
 from epg.distributed import rank
 from epg.errors import DivergedError, InterruptedRunError, OutputError
 from epg.storage import artefact, files
@@ -179,7 +179,7 @@ class CheckpointWriter:
                 return
             try:
                 if not saved:
-                    checkpoint.save(self.run / "checkpoints", step, tensors, state, self.keep, self.keep_every)
+                    saving.save(self.run / "checkpoints", step, tensors, state, self.keep, self.keep_every)
                     saved = True
                 export.write(self.run / export.FOLDER, step, tensors, state)
                 self._failure = None

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from epg.checkpoint.handover import hand_over, read_encoder, split
 from epg.checkpoint.loading import Trained, read
-from epg.checkpoint.official import read_state_dict, recognise
+from epg.checkpoint.official import recognise
+from epg.checkpoint.state_dict import read_state_dict
 from epg.config.settings import RunConfig
 from epg.data.views.normalize import Normalizer
 from epg.networks.build import build_encoder

@@ -23,7 +23,7 @@ from epg.evaluation.npz import MAX_WIDTH, Npz, NpzSource
 from epg.evaluation.receipt import environment, now
 from epg.evaluation.reference import Reference, Statistics
 from epg.evaluation.sources import Progress
-from epg.storage import files
+from epg.storage import outputs
 from epg.storage.artefact import fingerprint, read_json, read_tensors, write_json, write_tensors
 
 FORMAT, KIND = 1, "epg reference"
@@ -42,7 +42,7 @@ def save(reference: Reference, folder: Path) -> None:
             tensors[f"{name}.kept"] = torch.from_numpy(statistics.features)
         counts = {output: moments.count for output, moments in statistics.moments.items()}
         described[name] = {"sha256": statistics.sha256, "preprocessing": statistics.preprocessing, "counts": counts}
-    with files.replacing_folder(folder, foreign) as temporary:
+    with outputs.replacing_folder(folder, foreign) as temporary:
         content = {
             "format": FORMAT,
             "kind": KIND,
@@ -56,7 +56,7 @@ def save(reference: Reference, folder: Path) -> None:
 
 
 def foreign(folder: Path) -> str:
-    """Why a folder is not, all of it, a reference as it was written; "" where it is (`files.replacing_folder`)."""
+    """Why a folder is not, all of it, a reference as it was written; "" where it is (`outputs.replacing_folder`)."""
     for path in sorted(folder.iterdir()):
         if path.name not in (MANIFEST, TENSORS):
             return f"holds {path.name}, which is no part of a reference"

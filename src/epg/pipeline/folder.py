@@ -200,7 +200,7 @@ def reseal(path: Path) -> None:
 
 
 def foreign(path: Path) -> str:
-    """Why a folder is not, all of it, a pipeline as it was written; "" where it is (`files.replacing_folder`)."""
+    """Why a folder is not, all of it, a pipeline as it was written; "" where it is (`outputs.replacing_folder`)."""
     try:
         saved = read(path)
         ours = {f"{COMPONENT}/{name}": entry for name, entry in saved.weights.items()} | saved.others

@@ -12,15 +12,8 @@ from torch import Tensor
 
 from epg.checkpoint import export
 from epg.checkpoint.loading import Trained, open_weights
-from epg.checkpoint.official import (
-    EPG_NAMES,
-    RCM_NAMES,
-    Names,
-    from_release,
-    read_state_dict,
-    recognise,
-    to_release,
-)
+from epg.checkpoint.official import EPG_NAMES, RCM_NAMES, Names, from_release, recognise, to_release
+from epg.checkpoint.state_dict import read_state_dict
 from epg.config.objectives import Stage
 from epg.config.recipe import recipe_names
 from epg.config.validation import check
@@ -29,7 +22,7 @@ from epg.generator import Generator
 from epg.pipeline import folder as pipeline
 from epg.publish import programs
 from epg.publish.model_card import Origin, receipts_beside, write_card
-from epg.storage import files, hub
+from epg.storage import hub, outputs
 
 Normalization = Literal["imagenet", "symmetric"]
 Target = Literal["weights", "pipeline", "release", "program", "onnx"]
@@ -171,9 +164,9 @@ def check_target(target: Target, out: Path, found: Trained | pipeline.Saved, pus
         raise UserError(f"--push: goes with --to weights or pipeline, not with {target}")
     if endings:
         for name in (out, out.with_name(f"{out.name}.data")):  # where ONNX puts more than 2 GB
-            files.refuse_existing(name)
+            outputs.refuse_existing(name)
     else:
-        files.refuse_foreign(files.place_of(out), foreign)
+        outputs.refuse_foreign(outputs.place_of(out), foreign)
     if isinstance(found, Trained) and not found.config.objective.samples and target not in ("weights", "release"):
         raise UserError(f"--to {target}: an encoder cannot sample; it can become weights or release")
 
@@ -186,7 +179,7 @@ def write_file(
     generator: Callable[[], Generator],
 ) -> None:
     """One file: state dict under the release's names, or the program of a one-step generator. Raises OutputError."""
-    with files.new_file(out) as file:
+    with outputs.new_file(out) as file:
         if target == "release":
             renamed = to_release(tensors(), names)
             save_file(renamed, file) if out.suffix == ".safetensors" else torch.save(renamed, file)
@@ -201,7 +194,7 @@ def write_folder(target: Target, out: Path, found: Trained, card: Card, push: st
     """Weights in our format, or a pipeline, with their card. Raises OutputError; a folder that was there stays then."""
     model = found.generator(card.device) if found.config.objective.samples else None
     name = push or out.absolute().name
-    with files.replacing_folder(out, foreign) as folder:
+    with outputs.replacing_folder(out, foreign) as folder:
         if target == "pipeline":
             assert model is not None
             from epg.pipeline import EPGPipeline

@@ -4,7 +4,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from epg.checkpoint.checkpoint import is_ours, listing, step_of
+from epg.checkpoint.checkpoint import listing, step_of
+from epg.checkpoint.saving import is_ours
 from epg.config.settings import RunConfig
 from epg.data.loading.dataset import ImageDataset
 from epg.data.loading.loader import BatchLoader

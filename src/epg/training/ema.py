@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from epg.distributed import local, shard_like, whole_on_first
 from epg.networks.layers import full_precision
+from epg.sharding import local, shard_like, whole_on_first
 
 
 class EMA:

@@ -12,10 +12,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from epg.data.loading.loader import Batch
-from epg.distributed import local, world_size
+from epg.distributed import world_size
 from epg.errors import DivergedError
 from epg.networks.layers import BatchNorm
 from epg.objectives.base import Objective
+from epg.sharding import local
 
 
 @dataclass

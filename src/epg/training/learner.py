@@ -12,13 +12,30 @@ from torch import Tensor
 from epg.checkpoint.checkpoint import Checkpoint
 from epg.config.settings import RunConfig
 from epg.data.loading.loader import Batch
-from epg.distributed import Answer, all_reduce_max, full, pick_device, world_size
+from epg.distributed import all_reduce_max, pick_device, world_size
 from epg.objectives.base import Objective
+from epg.sharding import full
 from epg.training.ema import EMA
 from epg.training.faults import Buffers, LossScale, Skips, explain_non_finite
 from epg.training.optim import learning_rate, make_optimizer
 from epg.training.parallel import gradient_sync, wrap
 from epg.training.snapshot import Groups, capture, restore
+
+
+class Answer:
+    """Numbers on their way from a device. `read` waits for what had been queued before them, and for nothing since."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+        self._there: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self._values, self._there = values.to("cpu", non_blocking=True), torch.cuda.Event()
+            self._there.record()
+
+    def read(self) -> list[float]:
+        if self._there is not None:
+            self._there.synchronize()
+        return self._values.tolist()
 
 
 @dataclass(frozen=True)

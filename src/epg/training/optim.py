@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from epg.config.sections import OptimizerConfig
-from epg.distributed import shard_like, whole_on_first
 from epg.networks.layers import MLP, Attention, DecoderBlock
+from epg.sharding import shard_like, whole_on_first
 from epg.training.muon import Muon
 
 NO_DECAY = ("position_embedding", "cls_token")

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from epg.checkpoint.checkpoint import Checkpoint
-from epg.distributed import failing_together, local, shard_like, whole_on_first
+from epg.distributed import failing_together
 from epg.errors import ArtefactError
 from epg.objectives.base import Objective
+from epg.sharding import local, shard_like, whole_on_first
 from epg.storage import artefact
 from epg.training.ema import EMA
 from epg.training.optim import Optimizer, optimizer_tensors, restore_optimizer, zero_moments

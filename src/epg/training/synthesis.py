@@ -8,7 +8,7 @@ from torch import Tensor
 from epg.checkpoint import checkpoint, export
 from epg.config.settings import parse
 from epg.errors import ArtefactError, UserError
-from epg.storage import files
+from epg.storage import outputs
 from epg.storage.artefact import pickle_hint
 from epg.training.ema import gamma_of, synthesis_weights
 
@@ -49,6 +49,6 @@ def synthesise(run: Path, sigma_rel: float, out: Path) -> list[tuple[int, float,
                 combined[name] = combined.get(name, 0) + weight * tensor.double()
     types = {name: tensor.dtype for name, tensor in newest.tensors(f"power-{widths[0]}").items()}
     made = {name: tensor.to(types[name]) for name, tensor in combined.items()}
-    with files.replacing_folder(out, export.foreign) as folder:
+    with outputs.replacing_folder(out, export.foreign) as folder:
         export.fill(folder, newest.step, {f"power-{sigma_rel}": made}, newest.state)
     return [(one.step, width, weight) for (one, width), weight in zip(snapshots, weights, strict=True)]
