@@ -16,7 +16,8 @@ from epg.cli.info import list_recipes, print_info
 from epg.config.recipe import recipe_names, run_config
 from epg.config.sections import SamplingConfig
 from epg.errors import ArtefactError, UserError
-from epg.generator import evaluations, to_half_precision
+from epg.generator import to_half_precision
+from epg.grids import evaluations
 from epg.labels import class_numbers
 from epg.networks.build import build_rcm
 from epg.objectives.pretraining import Pretraining

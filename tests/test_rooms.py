@@ -22,6 +22,7 @@ ROOMS = [
     ("networks",),
     ("denoiser", "losses"),
     ("guidance",),
+    ("grids",),
     ("generator",),
     ("objectives",),
     ("pipeline",),

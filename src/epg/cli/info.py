@@ -5,7 +5,7 @@ from rich.table import Table
 
 from epg.config.recipe import read_recipe, recipe_names, run_config, stages_of
 from epg.config.validation import check
-from epg.generator import evaluations
+from epg.grids import evaluations
 from epg.networks.cost import epg_cost, rcm_parameters
 
 

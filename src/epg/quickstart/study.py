@@ -15,7 +15,7 @@ from epg.config.recipe import merge, run_config
 from epg.config.settings import RunConfig, parse
 from epg.data.loading.configured import open_training_data
 from epg.errors import UserError
-from epg.generator import evaluations
+from epg.grids import evaluations
 from epg.quickstart.examination import Examination
 from epg.quickstart.length import at_length, halvings, keep_only, seconds_per_step, with_milestones
 from epg.quickstart.plan import (
