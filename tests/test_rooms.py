@@ -102,6 +102,25 @@ def test_no_circle_of_modules() -> None:
         visit(name, ())
 
 
+def too_long(text: str) -> list[str]:
+    """What of a module is longer than a reader wants: 250 lines of it all, 60 of a function with its docstring."""
+    lines = text.count("\n")
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    sizes = {f.name: (f.end_lineno or 0) - f.lineno + 1 for f in functions}
+    return [f"{name}: {n} lines" for name, n in sizes.items() if n > 60] + ([f"{lines} lines"] if lines > 250 else [])
+
+
+def test_files_and_functions_are_short() -> None:
+    found = {str(file.relative_to(SOURCE)): too_long(file.read_text()) for file in SOURCE.rglob("*.py")}
+    assert {file: what for file, what in found.items() if what} == {}
+
+
+def test_control_what_is_long_is_seen() -> None:
+    assert too_long("def f():\n" + "    x = 1\n" * 60) == ["f: 61 lines"]
+    assert too_long("def f():\n" + "    x = 1\n" * 59) == []
+    assert too_long("x = 1\n" * 251) == ["251 lines"]
+
+
 @pytest.mark.parametrize(
     "text", ["from epg.cli import verbs", "def f():\n    import epg.cli.verbs", "from epg import cli"]
 )

@@ -28,18 +28,11 @@ from epg.samplers import MEANS
 from epg.sampling.pictures import examples_picture, save_grid
 from epg.storage import outputs
 from epg.storage.files import replace_text
+from epg.training import resume as resuming
 from epg.training.judging import Judge, Preview
 from epg.training.loop import Trainer
 from epg.training.parallel import refuse_uneven_processes
-from epg.training.resume import (
-    Start,
-    config_of,
-    continued,
-    describe,
-    refuse_no_checkpoint,
-    run_folder_of,
-    starting_point,
-)
+from epg.training.resume import Start
 from epg.training.signals import StopSignals
 from epg.training.spectra import measure
 
@@ -117,12 +110,12 @@ def prepare_run(
     with failing_together():
         refuse_uneven_processes(config, world_size())
         dataset = dataset or open_training_data(config.data)
-        found = starting_point(folder, resume)
-        before = None if found is None else config_of(found)
+        found = resuming.starting_point(folder, resume)
+        before = None if found is None else resuming.config_of(found)
         config = resolve(config, dataset, before)
         if encoder is None:
             config = without_encoder(config, before)
-        start = None if found is None else continued(found, folder, config, dataset.fingerprint(), overrides)
+        start = None if found is None else resuming.continued(found, folder, config, dataset.fingerprint(), overrides)
         if start is None and overrides:
             raise UserError(f"--override: there is no run in {folder} that could be continued with other settings")
         weights = None if encoder is None else read_encoder(encoder, config)
@@ -168,7 +161,7 @@ def announce(config: RunConfig, dataset: ImageDataset, start: Start | None = Non
     for line in dataset.report():
         print(line, file=sys.stderr)
     if start is not None:
-        print(describe(start, config, len(dataset)), file=sys.stderr)
+        print(resuming.describe(start, config, len(dataset)), file=sys.stderr)
 
 
 def record(folder: Path, config: RunConfig, weights: EncoderWeights | None, objective: Objective) -> None:
@@ -246,9 +239,9 @@ def train(
         folder: the run folder; None: that of `resume`, or else runs/RECIPE/STAGE.
     """
     if resume is not None:
-        refuse_no_checkpoint(resume)
+        resuming.refuse_no_checkpoint(resume)
     if folder is None:
-        folder = Path("runs") / config.recipe / config.stage if resume is None else run_folder_of(resume)
+        folder = Path("runs") / config.recipe / config.stage if resume is None else resuming.run_folder_of(resume)
     signals = StopSignals(starting=True)
     with signals.caught(), processes(config.training.timeout, lambda: signals.received), locked(folder):
         run = prepare_run(config, folder, encoder=encoder, resume=resume, overrides=overrides)

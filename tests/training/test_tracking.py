@@ -20,7 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from epg.config.settings import RunConfig
 from epg.errors import UserError
 from epg.runs import prepare_run, train
-from epg.training.tracking import JSONLTracker, Trackers, open_trackers, read_log, require_trackers, tracker_id
+from epg.training.trackers import require_trackers, tracker_id
+from epg.training.tracking import JSONLTracker, Trackers, open_trackers, read_log
 from tests.helpers import tiny_config
 
 SOURCE = str(Path(__file__).parents[2] / "src")

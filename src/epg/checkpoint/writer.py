@@ -3,7 +3,7 @@
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from epg.checkpoint import export, saving
-from epg.distributed import rank
+from epg.distributed import agree, rank
 from epg.errors import DivergedError, InterruptedRunError, OutputError
 from epg.storage import artefact, files
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 RETRIES = 3
 FIRST_DELAY = 1.0  # seconds before the first retry; each further one waits four times as long
-PAUSE = 0.2  # seconds between two signs of life meanwhile
+PAUSE = 0.2  # seconds between two signs of life of a write that is waited for
 
 
 def moved(folder: Path) -> OutputError:
@@ -108,6 +108,22 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join(patience)
         return self._thread is not None and self._thread.is_alive()
+
+    def wait(self, device: torch.device, alive: Callable[[], None], retrying: bool = False) -> None:
+        """Waits for the write under way, on every process, calling `alive` as long as it gets on.
+
+        Without `retrying` a write that has failed is not tried again, as a newer one is waiting.
+        """
+        before = -1.0
+        while True:
+            if not retrying:
+                self.supersede()
+            busy, progress = agree(self.busy(PAUSE), self.progress, device=device)
+            if not busy:
+                return
+            if progress != before:
+                alive()
+            before = progress
 
     @property
     def progress(self) -> int:

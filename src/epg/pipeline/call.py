@@ -4,43 +4,33 @@ This file and what it uses of the package travel with every saved folder (`epg.p
 """
 
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Optional, Self
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from torch import Tensor
 
-from epg.data.views.normalize import Normalizer
-from epg.denoiser import Denoiser
-from epg.errors import ArtefactError, UserError
-from epg.labels import Labels, class_numbers
-from epg.pipeline.request import Randomness, RequestedGenerator, Seeds, as_output, seeds_of
-from epg.samplers import problems, settled
-from epg.storage.seal import SEAL, check_settings, entry_of, seal_file
+from epg.labels import Labels
+from epg.pipeline.request import (
+    CALLBACK_INPUTS,
+    InterruptedDraw,
+    Randomness,
+    RequestedGenerator,
+    as_output,
+    generator_of,
+    labels_of,
+    numbers_of,
+    refuse_unknown,
+    seeds_of,
+    settings_of,
+)
+from epg.pipeline.saving import CODE, PIPELINE_CONFIG, refuse_another_pipeline, write_code
+from epg.storage.seal import SEAL, check_settings
 
-NOISE = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5}
-ARGUMENTS = {
-    "sampler": "sampler",
-    "steps": "num_inference_steps",
-    "levels": "sigmas",
-    "guidance": "guidance_scale",
-    "interval": "guidance_interval",
-}
-# The classes of a saved folder, and the modules in it that hold them.
-CLASSES = {"pipeline": "EPGPipeline", "transformer": "EPGModel"}
-CODE = {"pipeline": "pipeline_epg", "transformer": "modeling_epg"}
-PIPELINE_CONFIG = "model_index.json"
-AUTO = {"AutoModel": f"{CODE['transformer']}.{CLASSES['transformer']}"}
 # diffusers 0.33 to 0.36 read classes and typing.Union in the annotations of `__init__`, but not `dict | None`.
 Settings = Optional[dict]  # type: ignore[type-arg]  # noqa: UP045
-
-
-class InterruptedDraw(Exception):  # noqa: N818
-    """Ends the drawing of a call whose callback set `_interrupt`; carries the image as far as it is known."""
 
 
 class EPGPipeline(DiffusionPipeline):
@@ -56,7 +46,7 @@ class EPGPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "transformer"
-    _callback_tensor_inputs = ("latents", "denoised")
+    _callback_tensor_inputs = CALLBACK_INPUTS
 
     def __init__(
         self,
@@ -128,7 +118,7 @@ class EPGPipeline(DiffusionPipeline):
 
     def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
         """Class numbers of one or several names. Raises ValueError for a name that the model does not know."""
-        return self._numbers(label)
+        return numbers_of(label, self.config.id2label or {}, self.transformer.num_classes)
 
     @torch.no_grad()
     def __call__(
@@ -179,96 +169,45 @@ class EPGPipeline(DiffusionPipeline):
             "guidance": guidance_scale,
             "interval": guidance_interval,
         }
-        sampling = self._sampling({name: value for name, value in given.items() if value is not None})
-        labels = self._labels(class_labels)
-        count = (batch_size or 1) if labels is None else len(labels)
-        if count < 1:
-            raise ValueError("class_labels, batch_size: nothing is asked for")
-        if batch_size not in (None, count):
-            raise ValueError(f"batch_size {batch_size}: there are {count} class_labels")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type {output_type!r}: choose pil, np, pt or latent")
-        wrong = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if callback_on_step_end is not None and wrong:
-            raise ValueError(f"callback_on_step_end_tensor_inputs {sorted(wrong)}: choose latents or denoised")
-        model = self._generator(sampling, latents, seeds_of(generator, count, first_index))
-        if latents is not None and latents.shape != (count, *model.image_shape):
-            raise ValueError(f"latents: shape {tuple(latents.shape)}, but {(count, *model.image_shape)} is expected")
+        classes = self.transformer.num_classes
+        settings = settings_of(given, self.config, conditional=classes > 0)
+        labels, count = labels_of(class_labels, batch_size, self.config.id2label or {}, classes)
+        refuse_unknown(output_type, callback_on_step_end_tensor_inputs)
+        seeds = seeds_of(generator, count, first_index)
+        model = generator_of(self.transformer, self.config, settings, seeds, latents, self._execution_device)
+        self._guidance_scale, self._interrupt = float(settings["guidance"]), False
+        values = self._walk(model, labels, count, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self.maybe_free_model_hooks()
+        images = as_output(values, model.normalizer, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _walk(
+        self,
+        model: RequestedGenerator,
+        labels: Tensor | None,
+        count: int,
+        callback: Callable[..., dict[str, Any]] | None,
+        inputs: Sequence[str],
+    ) -> Tensor:
+        """Network values of all images, with the progress bar and the caller's callback after every step."""
         grid = model.sigmas()
-        self._guidance_scale, self._interrupt = float(sampling["guidance"]), False
         self._num_timesteps = len(grid) - 1
         with self.progress_bar(total=self._num_timesteps) as bar:
 
             def watch(step: int, x: Tensor, denoised: Tensor) -> None:
                 bar.update()
-                if callback_on_step_end is not None:
+                if callback is not None:
                     tensors = {"latents": x, "denoised": denoised}
-                    chosen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    changed = callback_on_step_end(self, step, float(grid[step]), chosen) or {}
+                    changed = callback(self, step, float(grid[step]), {name: tensors[name] for name in inputs}) or {}
                     if changed.get("latents", x) is not x:
                         x.copy_(changed["latents"])
                     if self._interrupt:
                         raise InterruptedDraw(denoised)
 
             try:
-                values = model.draw(labels, range(count), watch=watch)
+                return model.draw(labels, range(count), watch=watch)
             except InterruptedDraw as stopped:
-                values = stopped.args[0]
-        self.maybe_free_model_hooks()
-        images = as_output(values, model.normalizer, output_type)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _sampling(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The saved settings with those of a call laid over them, checked."""
-        kind, conditional = self.config.parameterization, self.transformer.num_classes > 0
-        settings = settled(self.config.sampling or {}, given, kind)
-        noise = NOISE | (self.config.noise or {})
-        limits = (noise["sigma_min"], noise["sigma_max"])
-        for problem in problems(settings, ARGUMENTS, parameterization=kind, conditional=conditional, noise=limits):
-            raise ValueError(problem)
-        return settings
-
-    def _labels(self, class_labels: Any) -> Tensor | None:
-        """Labels (N,) int64 on the CPU, checked there: on a GPU a wrong one would end the process."""
-        classes = self.transformer.num_classes
-        if class_labels is None and classes:
-            raise ValueError(f"class_labels: this model has {classes} classes; which are to be drawn?")
-        if class_labels is None:
-            return None
-        if not classes:
-            raise ValueError("class_labels: this model is unconditional; pass batch_size instead")
-        return torch.tensor(self._numbers(class_labels), dtype=torch.int64)
-
-    def _numbers(self, labels: Labels) -> list[int]:
-        named = self.config.id2label or {}
-        names = [named.get(str(number), "") for number in range(self.transformer.num_classes)] if named else []
-        try:
-            return class_numbers(labels, names, self.transformer.num_classes, "class_labels")
-        except UserError as error:
-            raise ValueError(str(error)) from None
-
-    def _generator(self, sampling: dict[str, Any], latents: Tensor | None, seeds: Seeds) -> RequestedGenerator:
-        noise = NOISE | (self.config.noise or {})
-        size = self.transformer.config.sample_size
-        shift = noise.pop("shift", size / 64)
-        normalization = self.config.normalization or {"mean": [0.5] * 3, "std": [0.25] * 3}
-        denoiser = Denoiser(
-            self.transformer,
-            self.config.parameterization,
-            sigma_min=shift * noise["sigma_min"],
-            sigma_data=noise["sigma_data"],
-        )
-        return RequestedGenerator(
-            denoiser,
-            Normalizer(**normalization),
-            SimpleNamespace(**noise),  # type: ignore[arg-type]
-            shift,
-            size,
-            SimpleNamespace(**sampling),  # type: ignore[arg-type]
-            seeds=seeds,
-            latents=latents,
-            place=self._execution_device,
-        )
+                return stopped.args[0]
 
     def code(self) -> dict[str, str]:
         """The modules (name -> text) that a saved folder carries: those that this pipeline itself was loaded from."""
@@ -294,26 +233,6 @@ class EPGPipeline(DiffusionPipeline):
         folder, code = Path(save_directory), self.code()
         refuse_another_pipeline(folder)
         super().save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
-        model = folder / "transformer"
-        (folder / f"{CODE['pipeline']}.py").write_text(code[CODE["pipeline"]], encoding="utf-8")
-        (model / f"{CODE['transformer']}.py").write_text(code[CODE["transformer"]], encoding="utf-8")
-        seal_file(model / "config.json", auto_map=AUTO)
-        names = {part: [CODE[part], kind] for part, kind in CLASSES.items()}
-        changes: dict[str, Any] = {
-            "_class_name": names["pipeline"],
-            "transformer": names["transformer"],
-            "auto_map": AUTO,
-        }
-        files = [f"{CODE['pipeline']}.py", f"transformer/{CODE['transformer']}.py"]
-        seal_file(folder / PIPELINE_CONFIG, {name: entry_of(folder / name) for name in files}, **changes)
+        write_code(folder, code)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
-
-
-def refuse_another_pipeline(folder: Path) -> None:
-    """Raises ArtefactError where a folder holds a pipeline of another class."""
-    file = folder / PIPELINE_CONFIG
-    if file.exists():
-        name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
-        if name not in (CLASSES["pipeline"], [CODE["pipeline"], CLASSES["pipeline"]]):
-            raise ArtefactError(f"{file}: belongs to another pipeline. Choose another folder.")

@@ -1,7 +1,8 @@
 """What a call of the pipeline asks for in its own way: seeds, noise, and the type of the images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -9,10 +10,27 @@ from PIL import Image
 from torch import Tensor
 
 from epg.data.views.normalize import Normalizer
+from epg.denoiser import Denoiser
+from epg.errors import UserError
 from epg.generator import Generator
+from epg.labels import Labels, class_numbers
+from epg.samplers import problems, settled
 
 Randomness = int | torch.Generator | Sequence[torch.Generator] | None
 Seeds = tuple[tuple[int, range], ...]
+CALLBACK_INPUTS = ("latents", "denoised")
+NOISE = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5}
+ARGUMENTS = {
+    "sampler": "sampler",
+    "steps": "num_inference_steps",
+    "levels": "sigmas",
+    "guidance": "guidance_scale",
+    "interval": "guidance_interval",
+}
+
+
+class InterruptedDraw(Exception):  # noqa: N818
+    """Ends the drawing of a call whose callback set `_interrupt`; carries the image as far as it is known."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,82 @@ class RequestedGenerator(Generator):
             return self.latents.to(self.device, torch.float32)
         draw = super().unit_noise
         return torch.cat([draw(images, seed, step) for seed, images in self.seeds])
+
+
+def settings_of(given: Mapping[str, Any], config: Mapping[str, Any], conditional: bool) -> dict[str, Any]:
+    """A pipeline's saved sampling settings with those of a call that are not None laid over them.
+
+    Raises ValueError for what does not fit the model.
+    """
+    kind, noise = config["parameterization"], NOISE | (config["noise"] or {})
+    named = {name: value for name, value in given.items() if value is not None}
+    settings = settled(config["sampling"] or {}, named, kind)
+    limits = (noise["sigma_min"], noise["sigma_max"])
+    for problem in problems(settings, ARGUMENTS, parameterization=kind, conditional=conditional, noise=limits):
+        raise ValueError(problem)
+    return settings
+
+
+def generator_of(
+    transformer: Any,
+    config: Mapping[str, Any],
+    sampling: Mapping[str, Any],
+    seeds: Seeds,
+    latents: Tensor | None,
+    place: torch.device,
+) -> RequestedGenerator:
+    """The generator of a pipeline's model and configuration. Raises ValueError for latents of another shape."""
+    noise = NOISE | (config["noise"] or {})
+    size = transformer.config.sample_size
+    shift = noise.pop("shift", size / 64)
+    expected = (sum(len(images) for _, images in seeds), transformer.config.in_channels, size, size)
+    if latents is not None and latents.shape != expected:
+        raise ValueError(f"latents: shape {tuple(latents.shape)}, but {expected} is expected")
+    return RequestedGenerator(
+        Denoiser(
+            transformer,
+            config["parameterization"],
+            sigma_min=shift * noise["sigma_min"],
+            sigma_data=noise["sigma_data"],
+        ),
+        Normalizer(**(config["normalization"] or {"mean": [0.5] * 3, "std": [0.25] * 3})),
+        SimpleNamespace(**noise),  # type: ignore[arg-type]
+        shift,
+        size,
+        SimpleNamespace(**sampling),  # type: ignore[arg-type]
+        seeds=seeds,
+        latents=latents,
+        place=place,
+    )
+
+
+def labels_of(
+    labels: Labels | None, batch_size: int | None, named: Mapping[str, str], classes: int
+) -> tuple[Tensor | None, int]:
+    """Labels (N,) int64 on the CPU, checked there, as on a GPU a wrong one would end the process; and N.
+
+    Raises ValueError where labels, number of images and model do not fit each other.
+    """
+    if labels is None and classes:
+        raise ValueError(f"class_labels: this model has {classes} classes; which are to be drawn?")
+    if labels is not None and not classes:
+        raise ValueError("class_labels: this model is unconditional; pass batch_size instead")
+    numbers = None if labels is None else torch.tensor(numbers_of(labels, named, classes), dtype=torch.int64)
+    count = (batch_size or 1) if numbers is None else len(numbers)
+    if count < 1:
+        raise ValueError("class_labels, batch_size: nothing is asked for")
+    if batch_size not in (None, count):
+        raise ValueError(f"batch_size {batch_size}: there are {count} class_labels")
+    return numbers, count
+
+
+def numbers_of(labels: Labels, named: Mapping[str, str], classes: int) -> list[int]:
+    """Class numbers by number or name. Raises ValueError for a class that the model does not have."""
+    names = [named.get(str(number), "") for number in range(classes)] if named else []
+    try:
+        return class_numbers(labels, names, classes, "class_labels")
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 def seeds_of(generator: Randomness, count: int, first: int = 0) -> Seeds:
@@ -59,6 +153,14 @@ def seed_of(generator: torch.Generator) -> int:
     fresh = torch.equal(generator.get_state(), untouched)
     drawn = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     return seed if fresh else drawn
+
+
+def refuse_unknown(output_type: str, inputs: Sequence[str]) -> None:
+    """Raises ValueError for a type of output, or tensors for a callback, that there are not."""
+    if output_type not in ("pil", "np", "pt", "latent"):
+        raise ValueError(f"output_type {output_type!r}: choose pil, np, pt or latent")
+    if wrong := set(inputs) - set(CALLBACK_INPUTS):
+        raise ValueError(f"callback_on_step_end_tensor_inputs {sorted(wrong)}: choose latents or denoised")
 
 
 def as_output(values: Tensor, normalizer: Normalizer, output_type: str) -> Any:

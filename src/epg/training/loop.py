@@ -23,10 +23,9 @@ from epg.training.parallel import refuse_uneven_processes
 from epg.training.report import Reporter
 from epg.training.resume import Start, warn_of_threads
 from epg.training.signals import StopSignals
-from epg.training.tracking import Trackers, open_trackers, require_trackers
+from epg.training.trackers import require_trackers
+from epg.training.tracking import Trackers, open_trackers
 from epg.training.watchdog import Watchdog
-
-WRITE_POLL = 0.2  # seconds between questions whether the checkpoint before is written
 
 
 class Trainer:
@@ -114,7 +113,7 @@ class Trainer:
                     numbers = {**damaged, **self._numbers(result, micro_batches[0])}
                     trackers.log(self.step, reporter.line(self.step, numbers))
                 self._after_step(trackers)
-                self.watchdog.beat(self.step)
+                self._alive()
                 if log:
                     reporter.restart()
 
@@ -182,7 +181,7 @@ class Trainer:
         assert self.evaluation is not None
 
         def between() -> None:
-            self.watchdog.beat(self.step)
+            self._alive()
             (self.stop_signal,) = agree(self.signals.received, device=self.device)
             if self.stop_signal:
                 self._stop()
@@ -204,14 +203,17 @@ class Trainer:
             trackers.picture(self.step, file)
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
-        return averaged(self.learner, lambda: self.watchdog.beat(self.step))
+        return averaged(self.learner, self._alive)
+
+    def _alive(self) -> None:
+        self.watchdog.beat(self.step)
 
     # State ----------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Hands the completed step to the checkpoint writer; every process gathers, the first one writes."""
         self.settle()
-        self._await_writer()
+        self.writer.wait(self.device, self._alive)
         tensors = self.learner.tensors()
         if rank() != 0:
             return
@@ -228,25 +230,9 @@ class Trainer:
 
     def _settled(self) -> bool:
         """Waits, on every process, until the newest checkpoint is written or given up; whether it is on disk."""
-        self._await_writer(retrying=True)
+        self.writer.wait(self.device, self._alive, retrying=True)
         (missing,) = agree(not self.writer.intact, device=self.device)
         return not missing
-
-    def _await_writer(self, retrying: bool = False) -> None:
-        """Waits for the write under way, on every process, telling the watchdogs as long as it gets on.
-
-        Without `retrying` a write that has failed is not tried again, as a newer one is waiting.
-        """
-        before = -1.0
-        while True:
-            if not retrying:
-                self.writer.supersede()
-            busy, progress = agree(self.writer.busy(WRITE_POLL), self.writer.progress, device=self.device)
-            if not busy:
-                return
-            if progress != before:
-                self.watchdog.beat(self.step)
-            before = progress
 
     def restore(self) -> None:
         """Continues from the checkpoint that this run starts from, if there is one."""
