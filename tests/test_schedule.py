@@ -49,11 +49,6 @@ def test_sampling_grid_takes_another_range():
     assert torch.equal(grid, S.karras_grid(4, 0.1, 10.0, 3.0))
 
 
-@pytest.mark.parametrize(("size", "shift"), [(256, 4), (64, 1), (32, 0.5)])
-def test_default_shift(size, shift):
-    assert S.default_shift(size) == shift
-
-
 def test_time_condition_and_input_scale():
     t = torch.tensor([0.002, 1.0, 80.0], dtype=torch.float64)
     assert S.time_condition(t).tolist() == pytest.approx([250 * math.log(v) for v in (0.002, 1, 80)], rel=1e-12)

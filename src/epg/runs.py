@@ -19,7 +19,7 @@ from epg.config.yaml_file import read_yaml
 from epg.data.loading.configured import open_training_data
 from epg.data.loading.dataset import ImageDataset
 from epg.distributed import failing_together, pick_device, processes, rank, world_size
-from epg.errors import OutputError, UserError, cause
+from epg.errors import OutputError, UserError
 from epg.networks import Spectrum
 from epg.objectives import OBJECTIVES
 from epg.objectives.base import GeneratorObjective, Objective
@@ -169,12 +169,10 @@ def record(folder: Path, config: RunConfig, weights: EncoderWeights | None, obje
     if rank() != 0:
         return
     refuse_foreign(folder)
-    try:
+    with outputs.writing(folder):
         replace_text(folder / "config.yaml", config.to_yaml())
         if weights is not None:
             replace_text(folder / handover.FILE, weights.record())
-    except OSError as error:
-        raise OutputError(f"--out {folder}: cannot be written ({cause(error)})") from error
     if weights is not None:
         decoder = sum(p.numel() for n, p in objective.network.named_parameters() if not n.startswith("encoder."))
         print(report(weights, decoder), file=sys.stderr)

@@ -60,11 +60,6 @@ def multistep_grid(
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
-def default_shift(image_size: int) -> float:
-    """Simple diffusion's shift of the noise levels, relative to 64x64 images."""
-    return image_size / 64
-
-
 def time_condition(sigma: Tensor) -> Tensor:
     """c(t) = 1000 ln(t) / 4, from shifted levels."""
     return 1000 * sigma.log() / 4

@@ -122,10 +122,10 @@ def test_weights_of_another_architecture():
     weights = read_encoder(GOLDEN / "official_rcm_weights.safetensors", config)
     encoder = build_encoder(config.model, config.data)
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
-    with pytest.raises(ArtefactError, match="of another architecture") as error:
+    with pytest.raises(ArtefactError, match="not a checkpoint of this configuration") as error:
         hand_over(encoder, weights)
-    assert "unexpected: ['blocks.2." in str(error.value)
-    assert "cls_token is (1, 1, 48), not (1, 1, 16)" in str(error.value)
+    assert "unexpected: blocks.2." in str(error.value)
+    assert "cls_token: (1, 1, 48) torch.float32, not (1, 1, 16) torch.float32" in str(error.value)
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 
 
@@ -133,7 +133,7 @@ def test_missing_tensors_are_listed(pretrained):
     weights = read_encoder(pretrained[0], tiny_config())
     short = {k: v for k, v in weights.tensors.items() if k != "norm.bias"}
     encoder = build_encoder(tiny_config().model, tiny_config().data)
-    with pytest.raises(ArtefactError, match=r"missing: \['norm\.bias'\]; unexpected: none; shapes: all match"):
+    with pytest.raises(ArtefactError, match=r"missing: norm\.bias$"):
         hand_over(encoder, EncoderWeights(weights.source, short, ()))
 
 

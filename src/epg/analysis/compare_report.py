@@ -12,11 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from epg.analysis.compare import FLOOR, Cell, Comparison, compare
-from epg.analysis.report import new_figure, save_figure, writing
+from epg.analysis.report import new_figure, save_figure
 from epg.errors import UserError
 from epg.evaluation import receipt
 from epg.evaluation.receipt import Number
 from epg.storage.files import replace_text
+from epg.storage.outputs import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from epg.analysis.memorisation import Distances, Memorisation, distances, left_out, memorisation
-from epg.analysis.report import analysis_folder, new_figure, publish, writing
+from epg.analysis.report import analysis_folder, new_figure, publish
 from epg.config.sections import DataConfig
 from epg.distributed import failing_together, pick_device, processes
 from epg.errors import UserError
@@ -26,6 +26,7 @@ from epg.evaluation.splits import training_and_held_out
 from epg.evaluation.subjects import Subject, open_subject, some_of
 from epg.sampling import Request
 from epg.sampling.pictures import grid
+from epg.storage.outputs import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

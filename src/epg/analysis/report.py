@@ -1,16 +1,15 @@
 """What every analysis leaves: numbers as JSON, a figure, a table on the terminal, and where they went."""
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from epg.errors import OutputError, cause
 from epg.storage.files import replace_text, replacing
+from epg.storage.outputs import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,15 +35,6 @@ def publish(out: Path, name: str, content: Any, figure: "Figure", table: Table, 
     for line in lines:
         print(line)
     print(f"numbers in {out / name}.json, figure in {out / name}.png")
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns what goes wrong in writing below `path` into OutputError naming it."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"--out {path}: cannot be written ({cause(error)})") from error
 
 
 def write_json(content: Any, file: Path) -> None:

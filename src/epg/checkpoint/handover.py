@@ -14,7 +14,7 @@ from epg.checkpoint.official import RCM_NAMES, rename
 from epg.checkpoint.state_dict import read_state_dict
 from epg.config.settings import RunConfig, parse
 from epg.errors import ArtefactError
-from epg.storage.artefact import read_json
+from epg.storage.artefact import match, read_json
 
 FILE = "handover.json"  # in the folder of a run that began with an encoder
 
@@ -96,19 +96,7 @@ def split(source: Path, tensors: dict[str, Tensor], prefix: str) -> EncoderWeigh
 
 def hand_over(encoder: nn.Module, weights: EncoderWeights) -> None:
     """Fills an encoder with exactly these weights; raises ArtefactError listing what does not match."""
-    own = encoder.state_dict()
-    missing = sorted(own.keys() - weights.tensors.keys())
-    unexpected = sorted(weights.tensors.keys() - own.keys())
-    shapes = [
-        f"{name} is {tuple(weights.tensors[name].shape)}, not {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & weights.tensors.keys())
-        if own[name].shape != weights.tensors[name].shape
-    ]
-    if missing or unexpected or shapes:
-        raise ArtefactError(
-            f"--encoder {weights.source}: of another architecture; "
-            f"missing: {missing or 'none'}; unexpected: {unexpected or 'none'}; shapes: {shapes or 'all match'}"
-        )
+    match(weights.tensors, encoder.state_dict(), f"--encoder {weights.source}", types=False)
     encoder.load_state_dict(weights.tensors)
 
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from epg.distributed import failing_together, rank
-from epg.errors import OutputError, cause
 from epg.storage.locks import held
+from epg.storage.outputs import writing
 
 FILE = "run.lock"
 
@@ -21,9 +21,7 @@ def locked(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with failing_together():
             if rank() == 0:
-                try:
+                with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
                     stack.enter_context(held(folder / FILE, f"--out {folder}"))
-                except OSError as error:
-                    raise OutputError(f"--out {folder}: cannot be written ({cause(error)})") from error
         yield

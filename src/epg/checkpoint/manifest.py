@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from epg.config.settings import RunConfig, parse
+from epg.config.settings import parse
 from epg.errors import ArtefactError, UserError
 from epg.storage.artefact import encode_json
 
@@ -133,11 +133,6 @@ def check_state(content: dict[str, Any], where: str) -> State:
     if problems:
         raise IncompatibleError(f"{where}: not complete\n" + "\n".join(problems))
     return state
-
-
-def recorded_config(state: Mapping[str, Any], where: str) -> RunConfig:
-    """The configuration in a checked state."""
-    return parse(state["config"], where)
 
 
 def _validated(kind: type[T], content: dict[str, Any], where: str) -> T:

@@ -1,5 +1,6 @@
 """`epg verify`: is everything in a run folder, a checkpoint, an export or a pipeline folder intact?"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,14 +31,15 @@ def check(path: Path) -> list[Finding]:
     Raises ArtefactError where there is nothing to check.
     """
     if checkpoint.step_of(path) >= 0 or (path / checkpoint.MANIFEST).is_file():
-        return [_check_checkpoint(path)]
+        return [_find(path, _check_checkpoint, checkpoint.step_of(path))]
     if pipeline.is_pipeline(path):
-        return [_check_pipeline(path)]
+        return [_find(path, _check_pipeline)]
     if export.is_export(path):
-        return [_check_export(path)]
-    findings = [_check_checkpoint(p) for p in checkpoint.listing(path / "checkpoints")]
+        return [_find(path, _check_export)]
+    listed = checkpoint.listing(path / "checkpoints")
+    findings = [_find(p, _check_checkpoint, checkpoint.step_of(p)) for p in listed]
     if (path / export.FOLDER).exists():
-        findings.append(_check_export(path / export.FOLDER))
+        findings.append(_find(path / export.FOLDER, _check_export))
     if not findings:
         raise ArtefactError(
             f"{path}: neither checkpoints nor an export here. Pass a run folder."
@@ -52,7 +54,7 @@ def reseal(path: Path) -> None:
     if not (pipeline.is_pipeline(path) or export.is_export(path)):
         raise UserError(f"--reseal {path}: for an export or a pipeline folder; checkpoints are never changed by hand")
     print("\n".join(finding.problem for finding in check(path) if finding.problem) or f"{path}: as it was sealed")
-    with outputs.explained(path):
+    with outputs.writing(path):
         pipeline.reseal(path) if pipeline.is_pipeline(path) else export.reseal(path)
     print(f"{path}: sealed as it is now")
 
@@ -72,40 +74,36 @@ def verify(path: Path) -> None:
         raise ArtefactError(f"{path}: {len(damaged)} of {len(findings)} not intact\n{problems}")
 
 
-def _check_checkpoint(path: Path) -> Finding:
-    problem, step = "", checkpoint.step_of(path)
+def _find(path: Path, check: Callable[[Path], int], step: int = -1) -> Finding:
+    """What `check`, which gives the step, says of a folder; `step` where it fails."""
+    problem = ""
     try:
-        found = checkpoint.read(path)
-        step = found.step
-        for name in sorted(found.groups):
-            found.tensors(name)
+        step = check(path)
     except ArtefactError as error:
         problem = str(error)
     return Finding(path, step, _size(path), problem)
+
+
+def _check_checkpoint(path: Path) -> int:
+    found = checkpoint.read(path)
+    for name in sorted(found.groups):
+        found.tensors(name)
+    return found.step
+
+
+def _check_pipeline(path: Path) -> int:
+    pipeline.check(path)
+    return -1
+
+
+def _check_export(path: Path) -> int:
+    found = export.read(path)
+    found.tensors()
+    return found.step
 
 
 def _state(problem: str) -> str:
     return "changed by hand" if "changed by hand" in problem else "damaged"
-
-
-def _check_pipeline(path: Path) -> Finding:
-    problem = ""
-    try:
-        pipeline.check(path)
-    except ArtefactError as error:
-        problem = str(error)
-    return Finding(path, -1, _size(path), problem)
-
-
-def _check_export(path: Path) -> Finding:
-    problem, step = "", -1
-    try:
-        found = export.read(path)
-        step = found.step
-        found.tensors()
-    except ArtefactError as error:
-        problem = str(error)
-    return Finding(path, step, _size(path), problem)
 
 
 def _size(path: Path) -> int:

@@ -15,8 +15,9 @@ from rich.table import Table
 
 from epg.command_line import without_home
 from epg.distributed import world_size
-from epg.errors import ArtefactError, OutputError, cause
+from epg.errors import ArtefactError
 from epg.storage.files import replace_text
+from epg.storage.outputs import writing
 from epg.storage.plain_file import read_plain
 
 FORMAT = 1
@@ -73,10 +74,8 @@ class Receipt(_Model):
 
     def write(self, file: Path) -> None:
         """Raises OutputError where the file cannot be written."""
-        try:
+        with writing(file):
             replace_text(file, self.model_dump_json(indent=1) + "\n")
-        except OSError as error:
-            raise OutputError(f"--out {file}: cannot be written ({cause(error)})") from error
 
     def table(self) -> RenderableType:
         """For the terminal."""

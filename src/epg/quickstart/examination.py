@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from epg.checkpoint import checkpoint
 from epg.config.settings import RunConfig
 from epg.data.loading.base import ImageDataset
-from epg.errors import OutputError
 from epg.evaluation.bench import Bench, Options, open_bench
 from epg.evaluation.real import FEWEST_TO_SPLIT
 from epg.evaluation.receipt import Receipt
@@ -21,6 +20,7 @@ from epg.quickstart.results import PartResult, StudyResult
 from epg.quickstart.say import say
 from epg.sampling import Request
 from epg.sampling.pictures import save_grid
+from epg.storage.outputs import writing
 from epg.training.tracking import read_log
 
 MOST_REFERENCES = 20_000  # real images that samples are compared with: enough for the statistics of 64 features
@@ -109,10 +109,8 @@ class Examination:
         return generated(str(path), request)
 
     def _save_grid(self, images: torch.Tensor, name: str) -> None:
-        try:
+        with writing(self.folder):
             save_grid(images, self.folder / name, columns=self._columns())
-        except OSError as error:
-            raise OutputError(f"--out {self.folder}: cannot be written ({error.strerror}). Make room.") from error
 
     def _columns(self) -> int:
         classes = self.dataset.num_classes

@@ -3,6 +3,7 @@
 import io
 from typing import TYPE_CHECKING
 
+from epg.analysis.report import new_figure
 from epg.quickstart.results import StudyResult
 
 if TYPE_CHECKING:
@@ -11,9 +12,7 @@ if TYPE_CHECKING:
 
 def draw_curves(result: StudyResult) -> bytes:
     """Loss over steps as a PNG: pre-training, both diffusion runs in one panel, consistency."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.2), dpi=110, layout="constrained")
+    figure = new_figure(11, 3.2)
     panels = figure.subplots(1, 3)
     for axes, title, prefix in zip(
         panels,
@@ -36,9 +35,7 @@ def draw_curves(result: StudyResult) -> bytes:
 
 def draw_progress(result: StudyResult) -> bytes:
     """Distance and recognition over fine-tuning steps, of every run that was evaluated along the way."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.2), dpi=110, layout="constrained")
+    figure = new_figure(9, 3.2)
     distance, recognised = figure.subplots(1, 2)
     ticks = set[int]()
     for part in (p for p in result.generators if len(p.progress) > 1):

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from epg.config.objectives import Stage
-from epg.errors import ArtefactError, OutputError, UserError
-from epg.storage import files
+from epg.errors import ArtefactError, UserError
+from epg.storage.files import replace_text
+from epg.storage.outputs import writing
 
 FILE = "plan.json"
 FEWEST_STEPS = 20
@@ -132,10 +133,8 @@ class Plan:
         """Raises OutputError."""
         content = {**asdict(self), "spent": self.spent + time.monotonic() - self.started}
         del content["started"]
-        try:
-            files.replace_text(folder / FILE, json.dumps(content, indent=1))
-        except OSError as error:
-            raise OutputError(f"--out {folder}: cannot be written ({error.strerror}). Choose another.") from error
+        with writing(folder):
+            replace_text(folder / FILE, json.dumps(content, indent=1))
 
 
 def samples_for(seconds: float, seconds_per_sample: float, plan: Plan) -> int:

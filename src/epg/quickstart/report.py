@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from epg.config.recipe import run_config
-from epg.errors import OutputError
 from epg.quickstart.figures import draw_curves, draw_progress
 from epg.quickstart.results import RESULTS, PartResult, StudyResult
 from epg.storage import files
+from epg.storage.outputs import writing
 
 
 def write_report(result: StudyResult, folder: Path) -> Path:
@@ -28,16 +28,12 @@ def write_report(result: StudyResult, folder: Path) -> Path:
     curves = draw_curves(result)
     progress = draw_progress(result) if any(len(part.progress) > 1 for part in result.generators) else None
     page = folder / "index.html"
-    try:
+    with writing(folder):
         (folder / "curves.png").write_bytes(curves)
         if progress is not None:
             (folder / "progress.png").write_bytes(progress)
         page.write_text(render(result, folder, curves, progress), encoding="utf-8")
         files.replace_text(folder / RESULTS, json.dumps(numbers, indent=1))  # last: with it the study is finished
-    except OSError as error:
-        raise OutputError(
-            f"--out {folder}: cannot be written ({error.strerror}). Make room, and run it again."
-        ) from error
     print_table(result)
     return page
 

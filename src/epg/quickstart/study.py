@@ -38,9 +38,6 @@ from epg.quickstart.say import say
 from epg.runs import prepare_run, resolve
 from epg.storage import files
 
-MOST_REFERENCES = 20_000  # real images that samples are compared with: enough for the statistics of 64 features
-BATCH = 256  # samples at once
-
 
 def run_quickstart(
     data: str = "digits",

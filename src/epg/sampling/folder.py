@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from epg.errors import ArtefactError, OutputError, UserError, cause
+from epg.errors import ArtefactError, UserError
 from epg.sampling.files import is_complete_png, replace_file
 from epg.storage.artefact import encode_json, read_json
 from epg.storage.files import clear_rests
+from epg.storage.outputs import writing
 
 RECORD = "samples.json"
 FORMAT = 2  # 2: noise is Philox's, so images of format 1 are others
@@ -46,13 +47,11 @@ class SampleFolder:
         Raises UserError for other settings, fewer images, or pictures of something else; OutputError.
         """
         file = self.path / RECORD
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             clear_rests(self.path)
             recorded = file.is_file()
             foreign = [] if recorded else [entry.name for entry in self.path.iterdir() if OURS.fullmatch(entry.name)]
-        except OSError as error:
-            raise OutputError(f"--out {self.path}: cannot be written ({cause(error)})") from error
         if foreign:
             raise UserError(
                 f"--out {self.path}: holds pictures already ({min(foreign)}) but no {RECORD} that says what they are. "

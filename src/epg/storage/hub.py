@@ -115,38 +115,30 @@ def split(name: str) -> tuple[str, str | None]:
 @contextmanager
 def explained(name: str) -> Iterator[None]:
     """What can go wrong with the Hub as one ArtefactError that says what to do."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors
 
+    offline = "no such folder here, and the Hub cannot be asked ({why}). Check the path, or network and HF_HUB_OFFLINE."
+    # The first that fits: some are kinds of others further down.
+    told: list[tuple[type[Exception], str]] = [
+        (errors.GatedRepoError, f"a gated repository; ask for access on its page. {LOGIN}"),
+        (
+            errors.RepositoryNotFoundError,
+            f"neither a folder here nor a repository of the Hub that you can read. Check the name; for a private one: "
+            f"{LOGIN}",
+        ),
+        (errors.RevisionNotFoundError, "the repository has no such revision"),
+        (errors.OfflineModeIsEnabled, offline),
+        (errors.LocalEntryNotFoundError, offline),
+        (errors.EntryNotFoundError, "the repository has no such file"),
+        (errors.HFValidationError, "no name of a repository ({why})"),
+        (OSError, "the Hub does not answer ({why}). Try again."),
+        (network_error(), "the Hub does not answer ({why}). Try again."),
+    ]
     try:
         yield
-    except GatedRepoError:
-        raise ArtefactError(f"{name}: a gated repository; ask for access on its page. {LOGIN}") from None
-    except RepositoryNotFoundError:
-        raise ArtefactError(
-            f"{name}: neither a folder here nor a repository of the Hub that you can read. Check the name; for a "
-            f"private one: {LOGIN}"
-        ) from None
-    except RevisionNotFoundError:
-        raise ArtefactError(f"{name}: the repository has no such revision") from None
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        raise ArtefactError(
-            f"{name}: no such folder here, and the Hub cannot be asked ({first_line(error)}). Check the path, or the "
-            "connection and HF_HUB_OFFLINE."
-        ) from None
-    except EntryNotFoundError:
-        raise ArtefactError(f"{name}: the repository has no such file") from None
-    except HFValidationError as error:
-        raise ArtefactError(f"{name}: no name of a repository ({first_line(error)})") from None
-    except (OSError, network_error()) as error:
-        raise ArtefactError(f"{name}: the Hub does not answer ({first_line(error)}). Try again.") from None
+    except tuple(kind for kind, _ in told) as error:
+        text = next(text for kind, text in told if isinstance(error, kind))
+        raise ArtefactError(f"{name}: {text.format(why=first_line(error))}") from None
 
 
 def network_error() -> type[Exception]:

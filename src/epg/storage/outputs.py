@@ -22,7 +22,7 @@ def replacing_folder(folder: Path, foreign: Callable[[Path], str]) -> Iterator[P
     Raises OutputError where something else is there, which stays, or nothing can be written; RunLockedError.
     """
     place = place_of(folder)
-    with explained(folder):
+    with writing(folder):
         place.parent.mkdir(parents=True, exist_ok=True)
         with held(place.with_name(f".{place.name}.lock"), f"--out {folder}", keep=False):
             clear_rests(place.parent, place.name)
@@ -72,8 +72,8 @@ def swap(temporary: Path, folder: Path) -> None:
 
 
 @contextmanager
-def explained(out: Path) -> Iterator[None]:
-    """OSErrors as OutputErrors that name the flag."""
+def writing(out: Path) -> Iterator[None]:
+    """OSErrors inside the `with` as OutputErrors that name the flag."""
     try:
         yield
     except OSError as error:
@@ -97,7 +97,7 @@ def new_file(file: Path) -> Iterator[Path]:
     Raises OutputError where something has one of these names already, or nothing can be written; RunLockedError.
     """
     place = file.absolute()
-    with explained(file):
+    with writing(file):
         place.parent.mkdir(parents=True, exist_ok=True)
         with held(place.with_name(f".{place.name}.lock"), f"--out {file}", keep=False):
             clear_rests(place.parent, place.name)
