@@ -10,7 +10,7 @@ from PIL import Image
 from epg import pipeline
 from epg.checkpoint import saving
 from epg.checkpoint.loading import generator_of, load
-from epg.checkpoint.loading import read as read_weights
+from epg.checkpoint.loading import read_trained as read_weights
 from epg.cli import main
 from epg.cli.info import list_recipes, print_info
 from epg.config.recipe import recipe_names, run_config

@@ -13,9 +13,8 @@ from PIL import Image
 from epg.checkpoint import checkpoint
 from epg.cli import main
 from epg.quickstart.length import at_length
-from epg.quickstart.plan import PARTS, Part, Plan
-from epg.quickstart.plan import read as read_plan
-from epg.quickstart.report import moments, reading
+from epg.quickstart.page import moments, reading
+from epg.quickstart.plan import PARTS, Part, Plan, read_plan
 from epg.quickstart.results import PartResult, StudyResult
 from epg.quickstart.study import advice
 from tests.test_runs import folder_of_images

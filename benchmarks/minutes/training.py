@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from epg.checkpoint.loading import read
+from epg.checkpoint.loading import read_trained
 from epg.config.objectives import Stage
 from epg.config.settings import RunConfig
 from epg.errors import InterruptedRunError
@@ -94,7 +94,7 @@ def train_for(study: Study, stage: Stage, seconds: float, folder: Path, encoder:
 
 def recorded(run: Path) -> dict[str, Any]:
     """What a run of the command line did."""
-    trained = read(run)
+    trained = read_trained(run)
     return {
         "stage": trained.config.stage,
         "steps": trained.step,

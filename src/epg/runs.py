@@ -33,8 +33,8 @@ from epg.training.judging import Judge, Preview
 from epg.training.loop import Trainer
 from epg.training.parallel import refuse_uneven_processes
 from epg.training.resume import Start
-from epg.training.signals import StopSignals
 from epg.training.spectra import measure
+from epg.training.stopping import StopSignals
 
 
 def resolve(config: RunConfig, dataset: ImageDataset, before: RunConfig | None = None) -> RunConfig:
@@ -214,8 +214,8 @@ def judge_for(
     if not (config.evaluation.linear_every and config.objective.predicts in MEANS):
         return None
     assert isinstance(objective, GeneratorObjective)
+    from epg.evaluation.held_out import held_out_of
     from epg.evaluation.linear import linear_judge
-    from epg.evaluation.splits import held_out_of
 
     with failing_together():
         known = None if spectrum is None else spectrum.overall()

@@ -13,8 +13,8 @@ from epg.cli import main
 from epg.config.sections import DataConfig
 from epg.data.loading.dataset import open_dataset
 from epg.errors import UserError
+from epg.evaluation.held_out import training_and_held_out
 from epg.evaluation.sources import DatasetSource, TensorSource
-from epg.evaluation.splits import training_and_held_out
 from epg.runs import train
 from tests.test_runs import folder_of_images
 from tests.training.test_loop import tiny

@@ -14,7 +14,7 @@ from epg.cli import main
 from epg.data.loading.dataset import open_dataset
 from epg.errors import ArtefactError, UserError
 from epg.evaluation.noisy_features import NoisyEncoder, noise_of, open_encoder
-from epg.evaluation.probe import nearest_vote, take
+from epg.evaluation.voting import nearest_vote, take
 from epg.objectives.pretraining import Pretraining
 from epg.runs import build_objective, train
 from tests.helpers import GOLDEN

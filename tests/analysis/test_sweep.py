@@ -16,7 +16,7 @@ from epg.analysis.sweep_report import lines, notes, rank_by, run_sweep
 from epg.cli import main
 from epg.errors import UserError
 from epg.evaluation import receipt
-from epg.evaluation.bench import Options
+from epg.evaluation.jury import Options
 from epg.runs import train
 from tests.training.test_loop import tiny
 

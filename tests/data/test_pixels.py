@@ -14,7 +14,7 @@ from epg.data.loading.dataset import open_dataset
 from epg.data.pixels.decode import decode_image, look_at, open_flat
 from epg.data.pixels.rules import RULES, PixelRules
 from epg.errors import DataError, UserError
-from epg.evaluation.folder import FolderSource
+from epg.evaluation.image_folder import ImageFolder
 
 SIZE = 24
 RNG = np.random.default_rng(0)
@@ -297,7 +297,7 @@ def test_samples_are_turned_upright_and_grey_palettes_and_big_endian_tiffs_are_g
     wide = Image.fromarray(values(8, 3)[:10])
     wide.save(tmp_path / "0.png", exif=exif)
     wide.transpose(Image.Transpose.ROTATE_270).save(tmp_path / "1.png")
-    source = FolderSource(tmp_path)
+    source = ImageFolder(tmp_path)
     assert source.shape == (3, SIZE, 10)
     first, second = source.read(0, 2)
     assert (first == second).all()
@@ -306,7 +306,7 @@ def test_samples_are_turned_upright_and_grey_palettes_and_big_endian_tiffs_are_g
     (greys / "0.tif").write_bytes(tiff(values(16), 1, ">"))
     Image.fromarray(values(8)).convert("P").save(greys / "1.png")
     (greys / "2.png").write_bytes(png(values(16, 2), 16, 4))
-    assert FolderSource(greys).read(0, 3).shape == (3, 1, SIZE, SIZE)
+    assert ImageFolder(greys).read(0, 3).shape == (3, 1, SIZE, SIZE)
 
 
 def test_exact_scaling_keeps_the_mean_that_adms_brightens(tmp_path, capsys):

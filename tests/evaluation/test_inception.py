@@ -13,7 +13,7 @@ from epg.errors import ArtefactError
 from epg.evaluation import receipt
 from epg.evaluation.extractors import FEATURES, LOGITS, SPATIAL, weights
 from epg.evaluation.extractors.inception import SPATIAL_LAYER, WEIGHTS, inception
-from epg.evaluation.folder import FolderSource
+from epg.evaluation.image_folder import ImageFolder
 from epg.evaluation.metrics import frechet_between
 from tests.evaluation.helpers import random_inception
 from tests.evaluation.test_sources import write_folder
@@ -89,7 +89,7 @@ def test_from_the_command_line(random_weights: Path, photographs: Tensor, tmp_pa
     found = receipt.read(tmp_path / "receipt.json")
     assert list(found.metrics) == ["fid", "inception_score", "precision", "recall"]
     assert any("another file" in warning for warning in found.warnings)
-    x, y = (inception(random_weights).compute(FolderSource(f).read(0, 8)) for f in (real, fake))
+    x, y = (inception(random_weights).compute(ImageFolder(f).read(0, 8)) for f in (real, fake))
     expected = frechet_between(x[FEATURES].numpy(), y[FEATURES].numpy())
     assert found.metrics["fid"].value == pytest.approx(expected, rel=1e-5)
 

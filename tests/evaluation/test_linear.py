@@ -11,8 +11,8 @@ from epg.cli import main
 from epg.data.loading.configured import open_training_data
 from epg.denoiser import Denoiser
 from epg.errors import UserError
+from epg.evaluation.held_out import held_out_of
 from epg.evaluation.linear import LEVELS, MEAN, linear_judge
-from epg.evaluation.splits import held_out_of
 from epg.objectives.base import normalizer_for
 from epg.runs import train
 from epg.training.spectra import measure

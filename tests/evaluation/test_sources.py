@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from epg.errors import DataError
-from epg.evaluation.folder import FolderSource
+from epg.evaluation.image_folder import ImageFolder
 from epg.evaluation.npz import NpzSource
 from epg.sampling.files import write_npz
 from tests.evaluation.helpers import random_images
@@ -114,7 +114,7 @@ def test_folder(tmp_path: Path, channels: int) -> None:
     images = random_images(12, channels=channels)
     write_folder(tmp_path, images)
     Image.new("RGB", (99, 50)).save(tmp_path / "grid.png")  # as `epg sample` leaves one
-    source = FolderSource(tmp_path)
+    source = ImageFolder(tmp_path)
     assert (source.count, source.shape, source.labels, source.warnings) == (12, (channels, 8, 8), None, [])
     assert torch.equal(source.read(3, 12), images[3:])
 
@@ -122,7 +122,7 @@ def test_folder(tmp_path: Path, channels: int) -> None:
 def test_class_folders_are_labels(tmp_path: Path) -> None:
     for name in ("b", "a"):
         write_folder(tmp_path / name, random_images(2))
-    source = FolderSource(tmp_path)
+    source = ImageFolder(tmp_path)
     assert source.labels is not None
     assert source.labels.tolist() == [0, 0, 1, 1]
 
@@ -131,16 +131,16 @@ def test_sizes_are_not_mixed_and_not_scaled(tmp_path: Path) -> None:
     write_folder(tmp_path, random_images(3))
     Image.new("RGB", (9, 8)).save(tmp_path / "z.png")
     with pytest.raises(DataError, match=r"z.png: 9x8 colour, but 000000.png is 8x8 colour"):
-        FolderSource(tmp_path).read(0, 4)
+        ImageFolder(tmp_path).read(0, 4)
     Image.new("L", (8, 8)).save(tmp_path / "z.png")
     with pytest.raises(DataError, match=r"z.png: 8x8 grey, but"):
-        FolderSource(tmp_path).read(0, 4)
+        ImageFolder(tmp_path).read(0, 4)
 
 
 def test_jpeg_samples_are_told(tmp_path: Path) -> None:
     write_folder(tmp_path, random_images(3))
     write_folder(tmp_path, random_images(2), ".jpg")
-    (told,) = FolderSource(tmp_path).warnings
+    (told,) = ImageFolder(tmp_path).warnings
     assert "2 of the samples are JPEG files; the other 3 are not" in told
 
 
@@ -149,10 +149,10 @@ def test_broken_and_missing_images(tmp_path: Path) -> None:
     whole = (tmp_path / "000001.png").read_bytes()
     (tmp_path / "000001.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"000001.png: cannot decode"):
-        FolderSource(tmp_path).read(0, 2)
+        ImageFolder(tmp_path).read(0, 2)
     (tmp_path / "000001.png").write_text("no image")
     with pytest.raises(DataError, match=r"000001.png: no image"):
-        FolderSource(tmp_path).read(0, 2)
+        ImageFolder(tmp_path).read(0, 2)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
-        FolderSource(tmp_path / "empty")
+        ImageFolder(tmp_path / "empty")

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from epg.checkpoint.loading import load, read
+from epg.checkpoint.loading import load, read_trained
 from epg.cli import main
 from epg.config.objectives import KINDS, ObjectiveConfig, Parameterization
 from epg.config.recipe import run_config
@@ -220,7 +220,7 @@ def test_info_help_and_cost(place: Path, capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         main(["finetune", recipe, "--stage", "toy", "--help"])
     assert "--objective.lowest" in capsys.readouterr().out
-    config = read(place / "toy").config
+    config = read_trained(place / "toy").config
     assert training_flops(config) == training_flops(config.model_copy(update={"objective": KINDS["diffusion"]()}))
 
 

@@ -117,7 +117,7 @@ def test_control_prune_before_save(scratch: Path, monkeypatch: pytest.MonkeyPatc
             files.discard(path)
         return careful(folder, *args, **more)
 
-    monkeypatch.setattr(checkpoint, "save", eager)
+    monkeypatch.setattr(saving, "save", eager)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         broken = 0

@@ -23,9 +23,9 @@ from epg.checkpoint.lock import locked
 from epg.distributed import processes
 from epg.errors import DivergedError, InterruptedRunError
 from epg.runs import prepare_run, train
-from epg.training import signals
+from epg.training import stopping
 from epg.training.faults import LossScale, explain_non_finite
-from epg.training.signals import ECHO, StopSignals
+from epg.training.stopping import ECHO, StopSignals
 from epg.training.tracking import read_log
 from epg.training.watchdog import STUCK_EXIT_CODE
 from tests.reliability import inside
@@ -337,7 +337,7 @@ def test_a_signal_at_the_start_that_somebody_swallowed_stops_the_first_step(tmp_
 def test_losing_the_others_after_a_stop_signal_is_an_interruption(
     processes: int, told: bool, expected: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signals, "world_size", lambda: processes)
+    monkeypatch.setattr(stopping, "world_size", lambda: processes)
 
     def lose_the_others() -> None:
         with StopSignals().caught():

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from epg.checkpoint import checkpoint
-from epg.checkpoint.manifest import FORMAT
+from epg.checkpoint.manifest import FORMAT, Manifest, make_manifest
 from epg.cli import main
 from epg.config import objectives, sections
 from epg.config.objectives import Stage
@@ -270,10 +270,10 @@ def changed_one_by_one(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
 
 def found(config: RunConfig, version: str | None = None) -> checkpoint.Checkpoint:
     state = {"format": FORMAT, "step": 4, **json.loads(json.dumps(run_state(config)))}
-    content = checkpoint.make_manifest({}, state)
+    content = make_manifest({}, state)
     if version is not None:
         content["versions"]["epg"] = version
-    return checkpoint.Checkpoint(Path("run/checkpoints/step-00000004"), state, checkpoint.Manifest(**content))
+    return checkpoint.Checkpoint(Path("run/checkpoints/step-00000004"), state, Manifest(**content))
 
 
 @pytest.mark.parametrize("stage", ["pretraining", "diffusion", "consistency"])

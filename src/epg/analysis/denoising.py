@@ -17,13 +17,13 @@ from rich.table import Table
 
 from epg import schedule
 from epg.analysis.report import analysis_folder, curve, new_figure, publish
-from epg.checkpoint.loading import read
+from epg.checkpoint.loading import read_trained
 from epg.distributed import pick_device
 from epg.errors import UserError
+from epg.evaluation.held_out import training_and_held_out
 from epg.evaluation.linear import MEAN, PREFIX, linear_judge
 from epg.evaluation.noisy_features import noise_of
 from epg.evaluation.sources import ImageSource
-from epg.evaluation.splits import training_and_held_out
 from epg.evaluation.subjects import some_of
 from epg.generator import Generator
 from epg.objectives.base import at_levels
@@ -127,7 +127,7 @@ def run_denoising(
     Args:
         count: training images, and held-out images, at most.
     """
-    trained = read(model, ema)
+    trained = read_trained(model, ema)
     config, generator = trained.config, trained.generator(pick_device(device))
     grid = levels_between(generator, levels)
     sets = training_and_held_out(config.data, held_out)

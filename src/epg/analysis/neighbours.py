@@ -18,11 +18,11 @@ from epg.analysis.report import analysis_folder, new_figure, publish
 from epg.config.sections import DataConfig
 from epg.distributed import failing_together, pick_device, processes
 from epg.errors import UserError
-from epg.evaluation.bench import reporting
 from epg.evaluation.extraction import Collector, extract
 from epg.evaluation.extractors import FEATURES, Extractor, choices, open_extractor
+from epg.evaluation.held_out import training_and_held_out
+from epg.evaluation.jury import reporting
 from epg.evaluation.sources import DatasetSource, ImageSource, Progress
-from epg.evaluation.splits import training_and_held_out
 from epg.evaluation.subjects import Subject, open_subject, some_of
 from epg.sampling import Request
 from epg.sampling.pictures import grid

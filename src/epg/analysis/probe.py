@@ -18,7 +18,7 @@ from epg.analysis.report import analysis_folder, curve, new_figure, publish
 from epg.distributed import pick_device
 from epg.errors import UserError
 from epg.evaluation.noisy_features import Features, NoisyEncoder, Pool, open_encoder
-from epg.evaluation.probe import Labels, Split, labelled_splits, nearest_vote, take
+from epg.evaluation.voting import Labels, Split, labelled_splits, nearest_vote, take
 from epg.progress import reporting
 from epg.randomness import permutation
 

@@ -18,7 +18,7 @@ from epg.checkpoint.loading import Trained, open_weights
 from epg.distributed import failing_together, from_first, rank
 from epg.errors import UserError
 from epg.evaluation import receipt
-from epg.evaluation.bench import Bench, Options, open_bench
+from epg.evaluation.jury import Jury, Options, open_jury
 from epg.evaluation.periodic import default_metric
 from epg.evaluation.receipt import Number, Receipt
 from epg.evaluation.sources import GeneratorSource
@@ -118,7 +118,7 @@ class Sweep:
     _run: Trained | Saved | None = None
     _subjects: dict[Point, Subject] = field(default_factory=dict)
     """The one with the weights of the last point."""
-    _bench: Bench | None = None
+    _jury: Jury | None = None
 
     def check(self, points: Sequence[Point]) -> None:
         """Raises UserError for a point that cannot be sampled, before any is: each may take an hour."""
@@ -135,12 +135,12 @@ class Sweep:
         sampling = changed(own.opened.model, point.changes(own.opened.model.sampling.interval))
         source = replace(own, opened=replace(own.opened, sampling=sampling))
         subject = replace(self._subjects[point.weights], source=source)
-        if self._bench is None:
-            self._bench = open_bench(subject, str(self.run), self.reference, self.words, self.request.ema, self.options)
-        file = self.out / f"{point.name}_{self._key(source, self._bench)}.json"
+        if self._jury is None:
+            self._jury = open_jury(subject, str(self.run), self.reference, self.words, self.request.ema, self.options)
+        file = self.out / f"{point.name}_{self._key(source, self._jury)}.json"
         found = receipt.intact(file) if rank() == 0 else None
         if not from_first(found is not None):
-            found = self._bench.judge(subject)
+            found = self._jury.judge(subject)
             self.fresh += 1
             with failing_together():
                 if found is not None:
@@ -188,15 +188,15 @@ class Sweep:
         if found is None or found.step != find(self.run).step:
             synthesise(self.run, width, place)
 
-    def _key(self, source: GeneratorSource, bench: Bench) -> str:
+    def _key(self, source: GeneratorSource, jury: Jury) -> str:
         """Whatever else the numbers depend on."""
-        against = bench.against
+        against = jury.against
         told: dict[str, Any] = {
             "count": source.count,
             "samples": {k: v for k, v in source.describe().items() if k not in ("nfe", "name")},
             "words": self.words,
             "seed": self.options.seed,
-            "extractors": [(e.name, e.sha256) for e in bench.extractors],
+            "extractors": [(e.name, e.sha256) for e in jury.extractors],
             "reference": against and (against.manifest.get("pixels") or against.sha256),
             "kept": against and against.manifest.get("kept"),
         }

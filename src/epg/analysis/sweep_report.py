@@ -13,7 +13,7 @@ from epg.analysis.report import curve, new_figure, publish
 from epg.analysis.sweep import FOLDER, Axes, Point, Result, Sweep, metric_of, search
 from epg.distributed import processes
 from epg.errors import UserError
-from epg.evaluation.bench import Options
+from epg.evaluation.jury import Options
 from epg.evaluation.periodic import default_metric
 from epg.sampling import Request
 

@@ -55,7 +55,7 @@ def open_weights(path: str | Path, ema: float | None = None) -> "Trained | pipel
     """What `load` takes, verified, with all that is recorded of it; raises what `load` does, but of an encoder."""
     place = hub.local(path)
     if not pipeline.is_pipeline(place):
-        return read(place, ema)
+        return read_trained(place, ema)
     if ema is not None:
         raise ArtefactError(f"{path}: a pipeline folder holds one set of weights; leave out --ema")
     return pipeline.read(place)
@@ -79,7 +79,7 @@ class Trained:
 
     def other(self, ema: float | None) -> "Trained":
         """The weights of another decay in the same checkpoint, which is not verified again. Raises ArtefactError."""
-        return read(self.path, ema) if self.checkpoint is None else of_checkpoint(self.checkpoint, ema)
+        return read_trained(self.path, ema) if self.checkpoint is None else of_checkpoint(self.checkpoint, ema)
 
     def generator(self, device: torch.device | str = "cpu") -> Generator:
         """The generator of stage 2, ready to sample; it needs no `torch.no_grad()`. Raises ArtefactError."""
@@ -97,7 +97,7 @@ class Trained:
         return generator_of(self.config, network, self.class_names, self.class_counts)
 
 
-def read(path: Path, ema: float | None = None) -> Trained:
+def read_trained(path: Path, ema: float | None = None) -> Trained:
     """The weights to use of a run folder, checkpoint or export. Raises ArtefactError."""
     if not (path / "checkpoints").is_dir() and export.is_export(path / export.FOLDER):
         path = path / export.FOLDER

@@ -58,8 +58,8 @@ class Evaluate(Drawing):
     """Keep statistics of the reference in the cache (EPG_CACHE)."""
 
     def __call__(self) -> None:
-        from epg.evaluation.bench import Options
         from epg.evaluation.command import run_evaluate
+        from epg.evaluation.jury import Options
 
         names = ("features", "inception", "image_size", "split", "kept", "seed", "batch_size", "device", "cache")
         run_evaluate(
@@ -102,8 +102,8 @@ class MakeReference:
     device: str = "auto"
 
     def __call__(self) -> None:
-        from epg.evaluation.bench import Options
         from epg.evaluation.command import run_reference
+        from epg.evaluation.jury import Options
 
         names = ("features", "inception", "image_size", "split", "kept", "seed", "batch_size", "device")
         options = Options(**{name: getattr(self, name) for name in names}, pixels=pixels_of(self))

@@ -62,7 +62,7 @@ class Sweep:
     def __call__(self) -> None:
         from epg.analysis.sweep import Axes
         from epg.analysis.sweep_report import run_sweep
-        from epg.evaluation.bench import Options
+        from epg.evaluation.jury import Options
         from epg.sampling import Request
 
         run_sweep(

@@ -40,7 +40,7 @@ class Classifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class Judge:
+class TrainedClassifier:
     """A trained classifier and how well it does on images it has not seen."""
 
     network: Classifier
@@ -56,7 +56,7 @@ def train_classifier(
     batch_size: int = 128,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Judge:
+) -> TrainedClassifier:
     """Trains on (images uint8 (N, C, H, W), labels (N,)) with small random shifts, measures on the held-out pair."""
     images, labels = train
     with torch.random.fork_rng(devices=[]):
@@ -78,7 +78,7 @@ def train_classifier(
     images, labels = held_out
     with torch.no_grad():
         predicted = torch.cat([network(part).argmax(1) for part in images.split(512)])
-    return Judge(network, float((predicted == labels).double().mean()))
+    return TrainedClassifier(network, float((predicted == labels).double().mean()))
 
 
 def shifted(images: Tensor, x: float, y: float) -> Tensor:

@@ -10,8 +10,8 @@ from epg.command_line import written
 from epg.distributed import failing_together, processes
 from epg.errors import UserError
 from epg.evaluation import reference_files
-from epg.evaluation.bench import Options, open_bench, open_extractors, reporting
 from epg.evaluation.extractors import choices
+from epg.evaluation.jury import Options, open_extractors, open_jury, reporting
 from epg.evaluation.npz import NpzSource
 from epg.evaluation.receipt import Receipt
 from epg.evaluation.reference import Reference, make_reference
@@ -39,7 +39,7 @@ def run_evaluate(
     with processes():
         with failing_together():
             subject = open_subject(samples, count, request, image_size=options.image_size, split=samples_split)
-        receipt = open_bench(subject, samples, reference, words, request.ema, options).judge(subject)
+        receipt = open_jury(subject, samples, reference, words, request.ema, options).judge(subject)
     if receipt is None:
         return None
     file = out or (Path(samples) / OUT if Path(samples).is_dir() else Path(OUT))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.evaluation import FEATURES, LOGITS, SPATIAL, metrics
-from epg.evaluation.extractors.base import Extractor
+from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.metrics import Manifold, uncertainty
 from epg.evaluation.metrics.accuracy import recognised
 from epg.evaluation.metrics.uncertainty import JACKKNIFE, jackknife

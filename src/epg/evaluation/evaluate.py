@@ -9,7 +9,7 @@ from epg.errors import UserError
 from epg.evaluation import receipt
 from epg.evaluation.estimates import Evidence
 from epg.evaluation.extraction import Collector, check_shapes, extract
-from epg.evaluation.extractors.base import LOGITS, Extractor
+from epg.evaluation.extractors.extractor import LOGITS, Extractor
 from epg.evaluation.measures import Metric, choose
 from epg.evaluation.receipt import ClassAccuracy, Number, Receipt
 from epg.evaluation.reference import Reference

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from epg.distributed import failing_together, rank, world_size
 from epg.errors import ArtefactError, UserError
-from epg.evaluation.extractors.base import Extractor
+from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.sources import ImageSource, Progress
 
 BLOCK = 32  # images that a network sees at once

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from epg.checkpoint.handover import hand_over, read_encoder, split
-from epg.checkpoint.loading import Trained, read
+from epg.checkpoint.loading import Trained, read_trained
 from epg.checkpoint.official import recognise
 from epg.checkpoint.state_dict import read_state_dict
 from epg.config.settings import RunConfig
@@ -93,7 +93,7 @@ def open_encoder(
     Raises ArtefactError where there is no encoder, or one of unknown architecture.
     """
     if not path.is_file():
-        return encoder_of(read(path, ema), device)
+        return encoder_of(read_trained(path, ema), device)
     weights = read_state_dict(path)
     config = recognise(weights, path, None, recipe)
     classes = weights.get("class_embed.weight")

@@ -22,8 +22,8 @@ from epg.data.loading.base import ImageDataset
 from epg.distributed import all_gather, failing_together, from_first, rank, world_size
 from epg.errors import OutputError, UserError
 from epg.evaluation import receipt
-from epg.evaluation.bench import Bench, Options, open_bench
 from epg.evaluation.evaluate import evaluate
+from epg.evaluation.jury import Jury, Options, open_jury
 from epg.evaluation.receipt import Receipt
 from epg.evaluation.sources import TensorSource
 from epg.evaluation.subjects import like
@@ -152,20 +152,20 @@ def default_metric(found: Receipt) -> str:
 class GeneratorExamination:
     """Metrics of `epg evaluate` on samples of a network in training."""
 
-    def __init__(self, config: RunConfig, network: EPG, class_names: Sequence[str], bench: Bench) -> None:
-        self.config, self.bench = config, bench
+    def __init__(self, config: RunConfig, network: EPG, class_names: Sequence[str], jury: Jury) -> None:
+        self.config, self.jury = config, jury
         self.model = generator_of(config, network, class_names)
 
     def __call__(self, step: int, between: Between) -> Receipt | None:
-        evaluation, bench = self.config.evaluation, self.bench
+        evaluation, jury = self.config.evaluation, self.jury
         count = evaluation.count
         images = draw(self.model, count, self.config.seed, between)
         labels = self.model.make_labels(count, balanced=True)
         found = evaluate(
             TensorSource(images, labels),
-            bench.against,
-            bench.extractors,
-            bench.words,
+            jury.against,
+            jury.extractors,
+            jury.words,
             seed=self.config.seed,
             on_progress=lambda done, total: between(),
         )
@@ -233,6 +233,6 @@ def open_evaluation(
             features = [f"encoder={encoder}"]
         subject = like(dataset, config.data)
         options = Options(features, seed=config.seed, device=config.training.device)
-        bench = open_bench(subject, str(run), wanted.reference, list(wanted.metrics) or None, None, options)
-        examination = GeneratorExamination(config, network, dataset.class_names, bench)
+        jury = open_jury(subject, str(run), wanted.reference, list(wanted.metrics) or None, None, options)
+        examination = GeneratorExamination(config, network, dataset.class_names, jury)
     return PeriodicEvaluation(run, wanted.every, config.training.steps, start, examination, wanted.best)

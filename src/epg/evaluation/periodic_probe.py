@@ -8,8 +8,8 @@ from epg.distributed import rank, world_size
 from epg.errors import UserError
 from epg.evaluation import receipt
 from epg.evaluation.noisy_features import NoisyEncoder
-from epg.evaluation.probe import labelled_splits, nearest_vote, take
 from epg.evaluation.receipt import Number, Receipt
+from epg.evaluation.voting import labelled_splits, nearest_vote, take
 from epg.networks.encoder import Encoder
 
 LEVELS = (0.002, 0.5)  # unshifted: clean, and as noisy as the data varies

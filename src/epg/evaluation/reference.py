@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from epg.errors import DataError
 from epg.evaluation.extraction import Outputs, extract
-from epg.evaluation.extractors.base import FEATURES, SPATIAL, Extractor
+from epg.evaluation.extractors.extractor import FEATURES, SPATIAL, Extractor
 from epg.evaluation.metrics import Manifold, Moments, MomentsAccumulator
 from epg.evaluation.sources import DatasetSource, ImageSource, Progress
 from epg.randomness import permutation

@@ -17,7 +17,7 @@ import torch
 from epg.checkpoint.manifest import signed
 from epg.errors import ArtefactError, DataError, OutputError, RunLockedError, UserError
 from epg.evaluation.extraction import Collector, extract
-from epg.evaluation.extractors.base import FEATURES, SPATIAL, Extractor
+from epg.evaluation.extractors.extractor import FEATURES, SPATIAL, Extractor
 from epg.evaluation.metrics import Moments
 from epg.evaluation.npz import MAX_WIDTH, Npz, NpzSource
 from epg.evaluation.receipt import environment, now

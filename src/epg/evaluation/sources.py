@@ -11,7 +11,7 @@ from torch import Tensor
 from epg.data.loading.base import ImageDataset
 from epg.data.sources.classes import renumbered, some
 from epg.errors import DataError, UserError
-from epg.sampling.settings import Opened, label_kind
+from epg.sampling.request import Opened, label_kind
 
 
 class ImageSource(Protocol):

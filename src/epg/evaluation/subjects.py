@@ -17,7 +17,7 @@ from epg.data.prepared.store import is_store, read_manifest
 from epg.data.sources.open import is_packed
 from epg.data.sources.remote import is_remote
 from epg.errors import UserError
-from epg.evaluation.folder import FolderSource
+from epg.evaluation.image_folder import ImageFolder
 from epg.evaluation.npz import NpzSource
 from epg.evaluation.sources import DatasetSource, GeneratorSource, ImageSource, TensorSource
 from epg.pipeline import folder as pipeline
@@ -77,7 +77,7 @@ def open_subject(
         raise UserError(f"{path}: {found}. Pass a run folder, an .npz, a folder of images, or a data set.")
     if runs := checkpoint.offer(place):
         raise UserError(f"{path}: holds runs; pass one of them.{runs}")
-    folder = FolderSource(place, count)
+    folder = ImageFolder(place, count)
     return Subject(folder, folder.warnings)
 
 
@@ -91,7 +91,7 @@ def some_of(
 
 
 def like(dataset: ImageDataset, data: DataConfig) -> Subject:
-    """In the place of samples to come of a model of these images, for a bench to be opened for them."""
+    """In the place of samples to come of a model of these images, for a jury to be opened for them."""
     shape = (1, dataset.channels, dataset.image_size, dataset.image_size)
     return Subject(TensorSource(torch.zeros(shape, dtype=torch.uint8)), data=data)
 

@@ -13,16 +13,16 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from torch import Tensor
 
 from epg.labels import Labels
-from epg.pipeline.request import (
+from epg.pipeline.arguments import (
     CALLBACK_INPUTS,
     InterruptedDraw,
     Randomness,
     RequestedGenerator,
     as_output,
-    generator_of,
-    labels_of,
-    numbers_of,
+    label_ids,
     refuse_unknown,
+    requested_generator,
+    requested_labels,
     seeds_of,
     settings_of,
 )
@@ -118,7 +118,7 @@ class EPGPipeline(DiffusionPipeline):
 
     def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
         """Class numbers of one or several names. Raises ValueError for a name that the model does not know."""
-        return numbers_of(label, self.config.id2label or {}, self.transformer.num_classes)
+        return label_ids(label, self.config.id2label or {}, self.transformer.num_classes)
 
     @torch.no_grad()
     def __call__(
@@ -171,10 +171,10 @@ class EPGPipeline(DiffusionPipeline):
         }
         classes = self.transformer.num_classes
         settings = settings_of(given, self.config, conditional=classes > 0)
-        labels, count = labels_of(class_labels, batch_size, self.config.id2label or {}, classes)
+        labels, count = requested_labels(class_labels, batch_size, self.config.id2label or {}, classes)
         refuse_unknown(output_type, callback_on_step_end_tensor_inputs)
         seeds = seeds_of(generator, count, first_index)
-        model = generator_of(self.transformer, self.config, settings, seeds, latents, self._execution_device)
+        model = requested_generator(self.transformer, self.config, settings, seeds, latents, self._execution_device)
         self._guidance_scale, self._interrupt = float(settings["guidance"]), False
         values = self._walk(model, labels, count, callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.maybe_free_model_hooks()

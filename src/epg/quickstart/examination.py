@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from epg.checkpoint import checkpoint
 from epg.config.settings import RunConfig
 from epg.data.loading.base import ImageDataset
-from epg.evaluation.bench import Bench, Options, open_bench
+from epg.evaluation.jury import Jury, Options, open_jury
 from epg.evaluation.real import FEWEST_TO_SPLIT
 from epg.evaluation.receipt import Receipt
 from epg.evaluation.subjects import Subject, generated, like
@@ -40,19 +40,19 @@ class Examination:
 
     def result(self, advice: str) -> StudyResult:
         """Samples every generator; recognition and distances where there are labels."""
-        bench, floor = None, None
+        jury, floor = None, None
         samples = self.plan.begin_evaluation()
         self.plan.write(self.folder)
         if self.dataset.num_classes >= 2 and len(self.dataset) >= FEWEST_TO_SPLIT:
             say("\nevaluation: training a classifier on the real images")
-            bench = self._bench()
+            jury = self._jury()
         parts = []
         for part in PARTS:
             log = read_log(self.folder / part.name)
             result = PartResult(part.name, part.title, self.plan.steps[part.name], log)
             if part.stage != "pretraining":
                 say(f"evaluation: {part.title}")
-                result, receipt = self._judge(result, bench)
+                result, receipt = self._judge(result, jury)
                 floor = receipt.metrics["fd_classifier_floor"].value if receipt else None
             parts.append(result)
         shown = torch.stack([torch.from_numpy(self.dataset[int(i)][0].copy()) for i in self._shown_indices()])
@@ -66,7 +66,7 @@ class Examination:
             class_names=tuple(self.dataset.class_names),
             parts=tuple(parts),
             floor=floor,
-            classifier_accuracy=bench.extractors[0].held_out_accuracy if bench else None,
+            classifier_accuracy=jury.extractors[0].held_out_accuracy if jury else None,
             samples=samples,
             seconds=60 * self.plan.minutes - self.plan.left,
             seed=self.configs["diffusion"].seed,
@@ -75,24 +75,24 @@ class Examination:
             advice=advice,
         )
 
-    def _bench(self) -> Bench:
+    def _jury(self) -> Jury:
         """What all generators are judged with: a classifier of the data's own labels, and real images."""
         data = self.configs["diffusion"].data
         if len(self.dataset) > MOST_REFERENCES:
             data = data.model_copy(update={"fraction": data.fraction * MOST_REFERENCES / len(self.dataset)})
         options = Options(["classifier"], seed=self.configs["diffusion"].seed, batch_size=BATCH)
-        return open_bench(like(self.dataset, data), str(self.folder), None, ["accuracy", "fd"], None, options)
+        return open_jury(like(self.dataset, data), str(self.folder), None, ["accuracy", "fd"], None, options)
 
-    def _judge(self, result: PartResult, bench: Bench | None) -> tuple[PartResult, Receipt | None]:
+    def _judge(self, result: PartResult, jury: Jury | None) -> tuple[PartResult, Receipt | None]:
         """The part with its numbers, at several steps where parts are compared; the receipt of the last."""
         folder, receipt = self.folder / result.name, None
         samples = self._samples(folder)
-        if bench is not None:
+        if jury is not None:
             progress = []
             milestones = self.plan.milestones if compared(result.name) else 1
             for path in halvings(checkpoint.listing(folder / "checkpoints"), milestones):
                 samples = self._samples(path)
-                receipt = bench.judge(samples)
+                receipt = jury.judge(samples)
                 assert receipt is not None
                 accuracy, distance = (receipt.metrics[key].value for key in ("accuracy", "fd_classifier"))
                 progress.append((checkpoint.step_of(path), accuracy, distance))

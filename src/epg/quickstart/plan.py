@@ -149,7 +149,7 @@ def milestones_for(minutes: float, seconds_per_sample: float) -> int:
     return MOST_MILESTONES if affordable / MOST_MILESTONES >= MOST_SAMPLES / 4 else 1
 
 
-def read(folder: Path) -> Plan | None:
+def read_plan(folder: Path) -> Plan | None:
     """The plan of the study in a folder; None where there is none. Raises ArtefactError for a damaged one."""
     file = folder / FILE
     if not file.is_file():

@@ -18,6 +18,7 @@ from epg.errors import UserError
 from epg.grids import evaluations
 from epg.quickstart.examination import Examination
 from epg.quickstart.length import at_length, halvings, keep_only, seconds_per_step, with_milestones
+from epg.quickstart.page import write_report
 from epg.quickstart.plan import (
     CLASSIFIER_SECONDS,
     MARGIN,
@@ -29,10 +30,9 @@ from epg.quickstart.plan import (
     Plan,
     compared,
     milestones_for,
-    read,
+    read_plan,
     refuse_other,
 )
-from epg.quickstart.report import write_report
 from epg.quickstart.results import StudyResult, finished
 from epg.quickstart.say import say
 from epg.runs import prepare_run, resolve
@@ -72,7 +72,7 @@ def run_quickstart(
 def free_folder(data: str, minutes: float) -> Path:
     """Where a study goes unless told otherwise; one of another length than the study that is there gets its own."""
     folder = Path("runs") / f"quickstart-{Path(data).stem or Path(data).resolve().stem}"
-    plan = read(folder)
+    plan = read_plan(folder)
     if plan is None or plan.minutes == minutes:
         return folder
     other = folder.with_name(f"{folder.name}-{minutes:g}min")
@@ -114,7 +114,7 @@ class Study:
             "--image-size": self.dataset.image_size,
             "--seed": self.seed,
         }
-        plan = read(folder)
+        plan = read_plan(folder)
         if plan is None:
             self.plan = self._measured_plan(about, minutes, started)
             self.plan.write(folder)

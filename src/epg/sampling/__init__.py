@@ -2,6 +2,6 @@
 
 from epg.labels import class_numbers
 from epg.sampling.command import write_samples
-from epg.sampling.settings import Opened, Request, changed, fitted, open_request
+from epg.sampling.request import Opened, Request, changed, fitted, open_request
 
 __all__ = ["Opened", "Request", "changed", "class_numbers", "fitted", "open_request", "write_samples"]

@@ -8,7 +8,7 @@ from epg.checkpoint.lock import locked
 from epg.distributed import failing_together, processes, rank
 from epg.errors import InterruptedRunError, UserError
 from epg.sampling.job import Job
-from epg.sampling.settings import Request, open_request
+from epg.sampling.request import Request, open_request
 from epg.signals import name_of
 
 

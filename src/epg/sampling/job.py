@@ -24,7 +24,7 @@ from epg.sampling.animation import save_animation, trajectory
 from epg.sampling.files import images_in_npz, png, read_pngs, replace_file, write_npz, writing
 from epg.sampling.folder import RECORD, SampleFolder
 from epg.sampling.pictures import grid
-from epg.sampling.settings import Opened, columns_for, label_kind
+from epg.sampling.request import Opened, columns_for, label_kind
 
 LARGEST_GRID = 256
 ANIMATED = 16

@@ -22,7 +22,7 @@ from epg.training.learner import Learner, StepResult
 from epg.training.parallel import refuse_uneven_processes
 from epg.training.report import Reporter
 from epg.training.resume import Start, warn_of_threads
-from epg.training.signals import StopSignals
+from epg.training.stopping import StopSignals
 from epg.training.trackers import require_trackers
 from epg.training.tracking import Trackers, open_trackers
 from epg.training.watchdog import Watchdog

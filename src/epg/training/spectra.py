@@ -43,12 +43,12 @@ def blocks(dataset: ImageDataset, normalizer: Normalizer, max_damaged: int) -> I
     """Network values (N, C, H, W) and labels (N,) of at most MOST_IMAGES images, in order."""
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(MOST_IMAGES, len(dataset))).round().astype(np.int64))
     for start in range(0, len(chosen), BLOCK):
-        images, labels = read(dataset, chosen[start : start + BLOCK], max_damaged)
+        images, labels = read_images(dataset, chosen[start : start + BLOCK], max_damaged)
         if len(labels):
             yield normalizer.encode(images), labels
 
 
-def read(dataset: ImageDataset, indices: np.ndarray, max_damaged: int) -> tuple[Tensor, Tensor]:
+def read_images(dataset: ImageDataset, indices: np.ndarray, max_damaged: int) -> tuple[Tensor, Tensor]:
     """uint8 (N, C, H, W) and labels (N,), without damaged images where some are allowed."""
     if isinstance(dataset, CachedDataset) and not dataset.damaged:
         return dataset.images[torch.from_numpy(indices)], torch.from_numpy(dataset.labels[indices])

@@ -8,7 +8,7 @@ import torch
 
 from epg.data.loading.base import ImageDataset
 from epg.errors import UserError
-from epg.evaluation.extractors.base import FEATURES, LOGITS, SPATIAL, Extractor
+from epg.evaluation.extractors.extractor import FEATURES, LOGITS, SPATIAL, Extractor
 from epg.evaluation.sources import Progress
 
 __all__ = ["FEATURES", "IN_DOMAIN", "LOGITS", "SPATIAL", "Choice", "Extractor", "choices", "open_extractor"]

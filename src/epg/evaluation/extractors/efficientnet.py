@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from epg.errors import ArtefactError, UserError
-from epg.evaluation.extractors.base import FEATURES, LOGITS, Extractor
+from epg.evaluation.extractors.extractor import FEATURES, LOGITS, Extractor
 from epg.evaluation.extractors.inception import colour
 from epg.evaluation.extractors.weights import read_weights
 from epg.extras import install
@@ -108,7 +108,7 @@ def efficientnet(path: Path | None = None, device: torch.device | str = "cpu") -
     network = load(read_weights(file, "--features efficientnet"), str(file)).to(device)
 
     def compute(images: Tensor) -> dict[str, Tensor]:
-        features, logits = network(prepare(colour(images).to(device)))
+        features, logits = network(normalised(colour(images).to(device)))
         return {FEATURES: features.float().cpu(), LOGITS: logits.float().cpu()}
 
     told = f"grey as RGB; bicubic with antialiasing to {SIDE}x{SIDE}; (x - 127) / 128; pooled features"
@@ -117,7 +117,7 @@ def efficientnet(path: Path | None = None, device: torch.device | str = "cpu") -
     return Extractor("efficientnet", sha256, told, compute, note="" if sha256 == SHA256 else other)
 
 
-def prepare(images: Tensor) -> Tensor:
+def normalised(images: Tensor) -> Tensor:
     """uint8 (N, 3, H, W) -> what the network takes."""
     x = F.interpolate(images.float(), (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 255)
     return (x - 127) / 128

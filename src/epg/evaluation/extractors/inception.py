@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from epg.errors import ArtefactError, UserError
-from epg.evaluation.extractors.base import FEATURES, LOGITS, SPATIAL, Extractor
-from epg.evaluation.extractors.weights import Published, find, read_weights
+from epg.evaluation.extractors.extractor import FEATURES, LOGITS, SPATIAL, Extractor
+from epg.evaluation.extractors.weights import Published, find_published, read_weights
 from epg.extras import install
 from epg.storage.artefact import fingerprint
 
@@ -43,7 +43,7 @@ def inception(path: Path | None = None, device: torch.device | str = "cpu") -> E
     Raises:
         UserError: torch-fidelity is not installed. ArtefactError: weights that are missing, damaged or others.
     """
-    file = find(WEIGHTS) if path is None else path
+    file = find_published(WEIGHTS) if path is None else path
     network = load(read_weights(file, WEIGHTS.flag), str(file)).to(device, memory_format=torch.channels_last)
     captured: list[Tensor] = []
     network.get_submodule(SPATIAL_LAYER).register_forward_hook(lambda _module, _input, output: captured.append(output))

@@ -17,8 +17,8 @@ from epg.data.loading.base import DerivedDataset, ImageDataset
 from epg.distributed import failing_together, rank, world_size
 from epg.errors import ArtefactError, UserError
 from epg.evaluation.classifier import FEATURES as WIDTH
-from epg.evaluation.classifier import Classifier, Judge, train_classifier
-from epg.evaluation.extractors.base import FEATURES, LOGITS, Extractor
+from epg.evaluation.classifier import Classifier, TrainedClassifier, train_classifier
+from epg.evaluation.extractors.extractor import FEATURES, LOGITS, Extractor
 from epg.evaluation.extractors.weights import cache_folder
 from epg.evaluation.sources import Progress
 from epg.randomness import permutation
@@ -85,7 +85,7 @@ def _cached_or_trained(
     network: Classifier,
     seed: int,
     on_progress: Progress | None,
-) -> Judge:
+) -> TrainedClassifier:
     parts = [dataset.fingerprint(), held_out.fingerprint(), str(seed), str(VERSION)]
     file = cache_folder() / "classifiers" / f"{digest_of({}, *parts)[:32]}.safetensors"
     if file.is_file():
@@ -94,7 +94,7 @@ def _cached_or_trained(
             accuracy = tensors.pop("held_out_accuracy")
             match(tensors, network.state_dict(), str(file))
             network.load_state_dict(tensors)
-            return Judge(network, float(accuracy))
+            return TrainedClassifier(network, float(accuracy))
     judge = _train(dataset, held_out, seed, on_progress)
     with contextlib.suppress(OSError):  # without a cache it is trained every time
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def _cached_or_trained(
     return judge
 
 
-def _train(dataset: ImageDataset, held_out: ImageDataset, seed: int, on_progress: Progress | None) -> Judge:
+def _train(dataset: ImageDataset, held_out: ImageDataset, seed: int, on_progress: Progress | None) -> TrainedClassifier:
     affordable = MOST_BYTES // (dataset.channels * dataset.image_size**2)
     count = min(MOST_IMAGES, affordable, len(dataset))
     return train_classifier(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from epg.errors import ArtefactError, UserError
-from epg.evaluation.extractors.base import FEATURES, Extractor
+from epg.evaluation.extractors.extractor import FEATURES, Extractor
 from epg.evaluation.extractors.inception import colour
 from epg.extras import install
 from epg.storage.artefact import digest_of

@@ -32,7 +32,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "epg"
 
 
-def find(published: Published) -> Path:
+def find_published(published: Published) -> Path:
     """The published file in our cache or torch-fidelity's, downloaded if it is in neither; all processes must call it.
 
     Raises ArtefactError where it cannot be downloaded, or is not the published one.

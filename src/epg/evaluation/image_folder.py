@@ -24,7 +24,7 @@ DECODERS = 4  # threads
 JPEG = (".jpg", ".jpeg")
 
 
-class FolderSource:
+class ImageFolder:
     """Image files, in the order of their names; sub-folders are classes, by their names.
 
     Raises DataError for a folder without images, and on reading one that has another size or mixes grey and colour.

@@ -60,7 +60,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Jury:
     """Extractors and reference, opened once, on which several sets of samples are judged alike."""
 
     real: Real | None
@@ -113,14 +113,14 @@ class Bench:
         return {f"{key}_floor": n.model_copy(update={"name": f"{n.name} {told}"}) for key, n in numbers.items()}
 
 
-def open_bench(
+def open_jury(
     subject: Subject,
     samples: str,
     reference: str | None,
     words: Sequence[str] | None,
     ema: float | None,
     options: Options,
-) -> Bench:
+) -> Jury:
     """What a subject, and others like it, is judged with; every process must call it.
 
     Args:
@@ -139,7 +139,7 @@ def open_bench(
         real = with_fifth(real, [choice.name for choice in chosen])
         choose(words, [choice.name for choice in chosen])  # before weights are fetched and classifiers trained
     extractors = open_extractors(chosen, real, ema, options)
-    return Bench(real, extractors, _reference(place, real, extractors, options), words, options)
+    return Jury(real, extractors, _reference(place, real, extractors, options), words, options)
 
 
 def _features(

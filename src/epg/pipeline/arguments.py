@@ -67,7 +67,7 @@ def settings_of(given: Mapping[str, Any], config: Mapping[str, Any], conditional
     return settings
 
 
-def generator_of(
+def requested_generator(
     transformer: Any,
     config: Mapping[str, Any],
     sampling: Mapping[str, Any],
@@ -100,7 +100,7 @@ def generator_of(
     )
 
 
-def labels_of(
+def requested_labels(
     labels: Labels | None, batch_size: int | None, named: Mapping[str, str], classes: int
 ) -> tuple[Tensor | None, int]:
     """Labels (N,) int64 on the CPU, checked there, as on a GPU a wrong one would end the process; and N.
@@ -111,7 +111,7 @@ def labels_of(
         raise ValueError(f"class_labels: this model has {classes} classes; which are to be drawn?")
     if labels is not None and not classes:
         raise ValueError("class_labels: this model is unconditional; pass batch_size instead")
-    numbers = None if labels is None else torch.tensor(numbers_of(labels, named, classes), dtype=torch.int64)
+    numbers = None if labels is None else torch.tensor(label_ids(labels, named, classes), dtype=torch.int64)
     count = (batch_size or 1) if numbers is None else len(numbers)
     if count < 1:
         raise ValueError("class_labels, batch_size: nothing is asked for")
@@ -120,7 +120,7 @@ def labels_of(
     return numbers, count
 
 
-def numbers_of(labels: Labels, named: Mapping[str, str], classes: int) -> list[int]:
+def label_ids(labels: Labels, named: Mapping[str, str], classes: int) -> list[int]:
     """Class numbers by number or name. Raises ValueError for a class that the model does not have."""
     names = [named.get(str(number), "") for number in range(classes)] if named else []
     try:
