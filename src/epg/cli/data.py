@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import tyro
 
@@ -10,9 +10,39 @@ from epg.cli.numbers import Side, Workers
 from epg.cli.paths import Place
 from epg.command_line import written
 
+if TYPE_CHECKING:
+    from epg.data.sources.base import SourceOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a source is read; verbs add their own."""
+
+    background: str = "white"
+    """Colour behind transparent pixels: a name or #rrggbb; none ignores transparency (a fourth band of other data)."""
+    range: tuple[float, float] | None = None
+    """LOW HIGH: which values of more than 8 bits are black and white, such as 0 4095; by default all of the format."""
+    split: str = "train"
+    """Which split of the source: train, test, validation or val."""
+    labels: Literal["auto", "folder", "column", "none"] = "auto"
+    """Where labels come from; auto finds out."""
+    image_column: str | None = None
+    """Column of a table (array of an .npz, member of a WebDataset sample) that holds the images; found by itself."""
+    label_column: str | None = None
+    """Column of a table or label file (array of an .npz) that holds the labels; found by itself."""
+    label_file: str | None = None
+    """File within the source that names images and labels, such as labels.csv; metadata.csv is found by itself."""
+    workers: Workers | None = None
+    """Processes; one per core if not given."""
+
+    def source_options(self) -> "SourceOptions":
+        from epg.data.sources.base import SourceOptions
+
+        return SourceOptions(self.split, self.labels, self.image_column, self.label_column, self.label_file)
+
 
 @dataclass(frozen=True)
-class Prepare:
+class Prepare(Reading):
     """Any images (folders, archives, parquet, Hub, s3://) into one checked, fast set of equal size.
 
     Running the same command again continues an interrupted preparation; a finished one is left alone.
@@ -33,26 +63,10 @@ class Prepare:
     """1 (grey) or 3 (colour)."""
     format: Literal["png", "webp", "raw"] = "png"
     """How pixels are stored, losslessly; JPEG files of the right size stay as they are (except with raw)."""
-    background: str = "white"
-    """Colour behind transparent pixels: a name or #rrggbb; none ignores transparency (a fourth band of other data)."""
-    range: tuple[float, float] | None = None
-    """LOW HIGH: which values of more than 8 bits are black and white, such as 0 4095; by default all of the format."""
     resize: Literal["adm", "exact"] = "adm"
     """adm rounds after every halving, as ADM, which brightens a little; exact rounds once."""
-    split: str = "train"
-    """Which split of the source: train, test, validation or val."""
-    labels: Literal["auto", "folder", "column", "none"] = "auto"
-    """Where labels come from; auto finds out."""
-    image_column: str | None = None
-    """Column of a table (array of an .npz, member of a WebDataset sample) that holds the images; found by itself."""
-    label_column: str | None = None
-    """Column of a table or label file (array of an .npz) that holds the labels; found by itself."""
-    label_file: str | None = None
-    """File within the source that names images and labels, such as labels.csv; metadata.csv is found by itself."""
     on_error: Literal["skip", "fail"] = "skip"
     """Images that cannot be used: leave them out, or end with an error. Either way report.jsonl lists them."""
-    workers: Workers | None = None
-    """Processes; one per core if not given."""
     shard: str = "1/1"
     """I/N: do the I-th of N parts; N machines share the folder."""
     parquet: Path | None = None
@@ -61,7 +75,6 @@ class Prepare:
     def __call__(self) -> None:
         from epg.data.prepared.commands import run_prepare
         from epg.data.prepared.encode import PixelOptions
-        from epg.data.sources.base import SourceOptions
 
         run_prepare(
             self.source,
@@ -75,7 +88,7 @@ class Prepare:
                 range=self.range,
                 resize=self.resize,
             ),
-            SourceOptions(self.split, self.labels, self.image_column, self.label_column, self.label_file),
+            self.source_options(),
             on_error=self.on_error,
             workers=self.workers,
             shard=self.shard,
@@ -85,7 +98,7 @@ class Prepare:
 
 
 @dataclass(frozen=True)
-class Inspect:
+class Inspect(Reading):
     """What is in a set: counts, sizes, balance, duplicates, mean and std, and a contact sheet."""
 
     dataset: tyro.conf.Positional[Place]
@@ -98,25 +111,15 @@ class Inspect:
     """Compare every byte of a prepared set with its checksums first."""
     image_size: Side = 64
     """For sources that are not prepared: the size at which mean, std and duplicates are computed."""
-    background: str = "white"
-    range: tuple[float, float] | None = None
-    split: str = "train"
-    labels: Literal["auto", "folder", "column", "none"] = "auto"
-    image_column: str | None = None
-    label_column: str | None = None
-    label_file: str | None = None
-    workers: Workers | None = None
-    """Processes; one per core if not given."""
 
     def __call__(self) -> None:
         from epg.data.prepared.commands import run_inspect
         from epg.data.prepared.encode import PixelOptions
-        from epg.data.sources.base import SourceOptions
 
         run_inspect(
             self.dataset,
             PixelOptions(self.image_size, background=self.background, range=self.range),
-            SourceOptions(self.split, self.labels, self.image_column, self.label_column, self.label_file),
+            self.source_options(),
             sheet=self.sheet,
             report=self.report,
             verify=self.verify,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from epg.cli.judging import Judging
 from epg.cli.numbers import BatchSize, Between, Compared, Decay, Level, Seed
 from epg.cli.paths import Place
 
@@ -46,7 +47,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbours(Judging):
     """The training images nearest to samples, and a memorisation score against held-out images.
 
     The score is 0 for a generator that cannot tell training from held-out images, and 1 for one that only copies.
@@ -58,10 +59,6 @@ class Neighbours:
     """Images it was trained on; a run's own if not given."""
     held_out: Place | None = None
     """Images of the same kind it has never seen; the test split, and what --data.fraction left out, if not given."""
-    features: tuple[str, ...] = ()
-    """Compared besides pixels: inception, encoder=RUN."""
-    inception: Path | None = None
-    """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""
     count: Compared | None = None
     """Number of samples; 1000 of a generator and all otherwise if not given."""
     most: Compared = 50_000

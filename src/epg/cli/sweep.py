@@ -6,14 +6,14 @@ from typing import ClassVar
 
 import tyro
 
-from epg.cli.evaluate import Metrics
+from epg.cli.judging import Judging, Metrics
 from epg.cli.numbers import BatchSize, Compared, Decay, Seed
 from epg.cli.paths import Place
 from epg.evaluation.measures import known
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Judging):
     """Evaluate a run over guidance, interval, steps and EMA, and find the best settings.
 
     Points share labels and noise. Each is a receipt in the sweep's folder: running it again continues, and other
@@ -45,10 +45,6 @@ class Sweep:
     distance if not given."""
     metrics: Metrics = ()
     """What is computed, as for `epg evaluate`."""
-    features: tuple[str, ...] = ()
-    """inception, efficientnet, classifier, encoder=RUN, as for `epg evaluate`."""
-    inception: Path | None = None
-    """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""
     reference: Place | None = None
     """As for `epg evaluate`; the run's own training images if not given."""
     count: Compared | None = None
@@ -62,7 +58,6 @@ class Sweep:
     def __call__(self) -> None:
         from epg.analysis.sweep import Axes
         from epg.analysis.sweep_report import run_sweep
-        from epg.evaluation.jury import Options
         from epg.sampling import Request
 
         run_sweep(
@@ -75,8 +70,6 @@ class Sweep:
             reference=self.reference,
             words=known(self.metrics) or None,
             request=Request(seed=self.seed, batch_size=self.batch_size, device=self.device),
-            options=Options(
-                self.features, self.inception, seed=self.seed, batch_size=self.batch_size, device=self.device
-            ),
+            options=self.options(),
             out=self.out,
         )
