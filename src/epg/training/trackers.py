@@ -1,12 +1,12 @@
 """Trackers of libraries that are chosen by name: TensorBoard, W&B and Trackio."""
 
+import importlib
 import importlib.util
 import os
 import uuid
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from epg.config.settings import RunConfig
 from epg.errors import UserError
@@ -49,59 +49,33 @@ class TensorBoardTracker:
         self.writer.close()
 
 
-class WandbTracker:
-    """A run on Weights & Biases; WANDB_MODE=offline keeps it in `wandb/` of the run folder. Resuming continues it."""
+class ServiceTracker:
+    """A run on Weights & Biases (WANDB_MODE=offline keeps it in `wandb/` of the run folder), or in Trackio's local
+    database (`trackio show`; TRACKIO_SPACE_ID or TRACKIO_SERVER_URL send it elsewhere). Resuming continues it."""
 
-    def __init__(self, folder: Path, config: RunConfig) -> None:
-        import wandb
-
-        self.image = wandb.Image
-        self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "epg"),
-            name=f"{config.recipe} {config.stage}",
-            id=tracker_id(folder),
-            resume="allow",
-            dir=folder,
-            config=config.model_dump(mode="json"),
-        )
-        # With a step of our own, a resumed run may log steps again that the killed one had logged already.
-        self.run.define_metric("*", step_metric="step")
+    def __init__(self, name: str, folder: Path, config: RunConfig) -> None:
+        self.name, self.library = name, importlib.import_module(name)
+        title, own = f"{config.recipe} {config.stage}", tracker_id(folder)
+        further: dict[str, dict[str, Any]] = {
+            "wandb": {"name": title, "id": own, "dir": folder},
+            "trackio": {"name": f"{title} {own}", "embed": False, "auto_log_gpu": False, "auto_log_cpu": False},
+        }
+        project, settings = os.environ.get(f"{name.upper()}_PROJECT", "epg"), config.model_dump(mode="json")
+        self.run = self.library.init(project=project, config=settings, resume="allow", **further[name])
+        if name == "wandb":  # with a step of our own, a resumed run may log steps again that the killed one had logged
+            self.run.define_metric("*", step_metric="step")
 
     def log(self, step: int, numbers: Numbers) -> None:
-        self.run.log({"step": step, **numbers})
+        self._send(step, dict(numbers))
 
     def picture(self, step: int, file: Path) -> None:
-        self.run.log({"step": step, "samples": self.image(str(file))})
+        self._send(step, {"samples": self.library.Image(str(file))})
+
+    def _send(self, step: int, content: dict[str, Any]) -> None:
+        self.run.log({"step": step, **content}) if self.name == "wandb" else self.run.log(content, step=step)
 
     def close(self) -> None:
-        self.run.finish()
-
-
-class TrackioTracker:
-    """A run in Trackio's local database (`trackio show`); TRACKIO_SPACE_ID or TRACKIO_SERVER_URL send it elsewhere."""
-
-    def __init__(self, folder: Path, config: RunConfig) -> None:
-        import trackio
-
-        self.trackio = trackio
-        self.run = trackio.init(
-            project=os.environ.get("TRACKIO_PROJECT", "epg"),
-            name=f"{config.recipe} {config.stage} {tracker_id(folder)}",
-            config=config.model_dump(mode="json"),
-            resume="allow",
-            embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
-
-    def log(self, step: int, numbers: Numbers) -> None:
-        self.run.log(dict(numbers), step=step)
-
-    def picture(self, step: int, file: Path) -> None:
-        self.run.log({"samples": self.trackio.Image(str(file))}, step=step)
-
-    def close(self) -> None:
-        self.trackio.finish()
+        (self.run if self.name == "wandb" else self.library).finish()
 
 
 def tracker_id(folder: Path) -> str:
@@ -128,13 +102,10 @@ def opened(name: str, config: RunConfig, folder: Path, resumed_at: int) -> list[
 
     Raises UserError where it does not start for a new one.
     """
-    makers: dict[str, Callable[[], Tracker]] = {
-        "tensorboard": lambda: TensorBoardTracker(folder, resumed_at),
-        "wandb": lambda: WandbTracker(folder, config),
-        "trackio": lambda: TrackioTracker(folder, config),
-    }
     try:
-        return [makers[name]()]
+        if name == "tensorboard":
+            return [TensorBoardTracker(folder, resumed_at)]
+        return [ServiceTracker(name, folder, config)]
     except Exception as error:  # of somebody's library, a service or a disk
         text = f"--training.trackers {name}: could not start ({said(error)})"
         if resumed_at == 0:

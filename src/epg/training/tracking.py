@@ -109,7 +109,7 @@ class Trackers:
             self._try(tracker, action)
 
     def _try(self, tracker: Tracker, action: Callable[[Tracker], None]) -> None:
-        name = type(tracker).__name__
+        name = getattr(tracker, "name", type(tracker).__name__)
         try:
             action(tracker)
         except Exception as error:  # libraries, services and disks, each with errors of its own
