@@ -125,7 +125,7 @@ def test_weights_of_another_architecture():
     with pytest.raises(ArtefactError, match="not a checkpoint of this configuration") as error:
         hand_over(encoder, weights)
     assert "unexpected: blocks.2." in str(error.value)
-    assert "cls_token: (1, 1, 48) torch.float32, not (1, 1, 16) torch.float32" in str(error.value)
+    assert "blocks.0.norm1.weight: (48,) torch.float32, not (16,) torch.float32" in str(error.value)
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 
 
