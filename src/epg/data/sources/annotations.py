@@ -2,7 +2,6 @@
 
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,9 +10,8 @@ from numpy.typing import NDArray
 
 from epg.data.sources.base import Labelled, Rejected, SourceOptions, readable
 from epg.data.sources.classes import some
-from epg.data.sources.kinds import is_image
 from epg.data.sources.labels import LABEL_WORDS, find_label_column, is_identity, labels_of, rule_of, unlabelled
-from epg.data.sources.lists import Row, headless, rows_of, split_column
+from epg.data.sources.lists import Index, Row, headless, plain, rows_of, split_column
 from epg.data.sources.names import Names
 from epg.data.sources.splits import pick_split
 from epg.errors import DataError
@@ -51,45 +49,6 @@ class Described:
 def unlabelled_all(names: Names, rule: str, used: str = "") -> Described:
     """All images, without labels."""
     return Described(np.arange(len(names)), unlabelled(len(names)), rule, used=used)
-
-
-class Index:
-    """Finds images by what label files call them: path, file name or stem, in either Unicode form.
-
-    A path may begin with folders of another place (/kaggle/input/train/0.jpg), which are kept in `foreign`.
-    """
-
-    def __init__(self, names: Names) -> None:
-        self.paths: dict[str, int] = {}
-        self.short: dict[str, int | None] = {}
-        self.foreign: set[str] = set()
-        for i, name in enumerate(names):
-            path = plain(name.decode("utf-8", "surrogateescape"))
-            base = path.rpartition("/")[2]
-            for key in {base, base.rpartition(".")[0], path.rpartition(".")[0]} - {path}:
-                self.short[key] = None if key in self.short else i  # None: several are called so
-            self.paths[path] = i
-
-    def find(self, value: object, folder: str = "") -> int | None:
-        wanted = plain(str(value))
-        if (found := self._place(folder + wanted)) is not None or (found := self._place(wanted)) is not None:
-            return found
-        for k in [match.end() for match in re.finditer("/", wanted)]:
-            if (found := self._place(wanted[k:])) is not None:
-                self.foreign.add(wanted[:k])
-                return found
-        return self.short.get(wanted)
-
-    def _place(self, path: str) -> int | None:
-        """The image at a path, of whatever ending where it names none or another of an image."""
-        if path in self.paths:
-            return self.paths[path]
-        stem, _, ending = path.rpartition(".")
-        return self.short.get(stem if is_image(f".{ending}".encode()) else path)
-
-
-def plain(path: str) -> str:
-    return unicodedata.normalize("NFC", path.strip().replace("\\", "/").removeprefix("./"))
 
 
 def by_rows(

@@ -1,11 +1,15 @@
-"""The rows of a label file: CSV of any dialect, JSON, JSON lines, parquet, or a list without names of columns."""
+"""The rows of a label file (CSV of any dialect, JSON, JSON lines, parquet, with or without a header) and their images."""
 
 import csv
 import io
 import json
+import re
+import unicodedata
 from typing import Any
 
+from epg.data.sources.kinds import is_image
 from epg.data.sources.labels import LABEL_WORDS
+from epg.data.sources.names import Names
 from epg.data.sources.splits import split_names
 from epg.errors import DataError
 
@@ -83,3 +87,42 @@ def split_column(rows: list[Row], columns: list[str]) -> tuple[str, dict[str, st
         if len(set(splits.values())) > 1 and values == splits.keys():
             return column, splits
     return None
+
+
+class Index:
+    """Finds images by what label files call them: path, file name or stem, in either Unicode form.
+
+    A path may begin with folders of another place (/kaggle/input/train/0.jpg), which are kept in `foreign`.
+    """
+
+    def __init__(self, names: Names) -> None:
+        self.paths: dict[str, int] = {}
+        self.short: dict[str, int | None] = {}
+        self.foreign: set[str] = set()
+        for i, name in enumerate(names):
+            path = plain(name.decode("utf-8", "surrogateescape"))
+            base = path.rpartition("/")[2]
+            for key in {base, base.rpartition(".")[0], path.rpartition(".")[0]} - {path}:
+                self.short[key] = None if key in self.short else i  # None: several are called so
+            self.paths[path] = i
+
+    def find(self, value: object, folder: str = "") -> int | None:
+        wanted = plain(str(value))
+        if (found := self._place(folder + wanted)) is not None or (found := self._place(wanted)) is not None:
+            return found
+        for k in [match.end() for match in re.finditer("/", wanted)]:
+            if (found := self._place(wanted[k:])) is not None:
+                self.foreign.add(wanted[:k])
+                return found
+        return self.short.get(wanted)
+
+    def _place(self, path: str) -> int | None:
+        """The image at a path, of whatever ending where it names none or another of an image."""
+        if path in self.paths:
+            return self.paths[path]
+        stem, _, ending = path.rpartition(".")
+        return self.short.get(stem if is_image(f".{ending}".encode()) else path)
+
+
+def plain(path: str) -> str:
+    return unicodedata.normalize("NFC", path.strip().replace("\\", "/").removeprefix("./"))
