@@ -1,4 +1,4 @@
-"""The rows of a label file (CSV of any dialect, JSON, JSON lines, parquet, with or without a header) and their images."""
+"""The rows of a label file (CSV of any dialect, JSON, JSON lines, parquet, with a header or not) and their images."""
 
 import csv
 import io
