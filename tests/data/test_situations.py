@@ -247,6 +247,18 @@ def test_paths_of_another_place_in_a_list(tmp_path, path):
     assert any("are taken without" in line for line in dataset.report()) == ("x/" in path)
 
 
+def test_one_list_for_folders_with_files_of_the_same_names(tmp_path):
+    rows = [(s, i, CLASSES[(i + (s == "test")) % 2]) for s in ("train", "test") for i in range(4)]
+    text = "file_name,label\n" + "".join(f"{s}/{i}.jpg,{label}\n" for s, i, label in rows)
+    put(tmp_path, *(f"{s}/{i}.jpg" for s, i, _ in rows), ("metadata.csv", text.encode()))
+    for split in ("train", "test"):
+        labels = labels_by_name(opened(tmp_path, split=split))
+        assert labels == {f"{i}.jpg": label for s, i, label in rows if s == split}
+    (tmp_path / "test/metadata.csv").write_bytes(text.encode())
+    with pytest.raises(DataError, match="none of the 8 images"):
+        opened(tmp_path / "test")  # whether train/0.jpg or test/0.jpg is meant cannot be known
+
+
 def test_captions_beside_class_folders_are_told(tmp_path):
     rows = "".join(f"{c}/{i}.png,a photo {i}\n" for c in CLASSES for i in range(3))
     classes(tmp_path / "in", ".")

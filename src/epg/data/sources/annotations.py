@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.data.sources.base import Labelled, Rejected, SourceOptions, readable
-from epg.data.sources.classes import some
 from epg.data.sources.labels import LABEL_WORDS, find_label_column, is_identity, labels_of, rule_of, unlabelled
 from epg.data.sources.lists import Index, Row, headless, plain, rows_of, split_column
 from epg.data.sources.names import Names
@@ -67,6 +66,7 @@ def by_rows(
     if any(index.find(name, folder) is not None for name in columns):  # no header: the first row names an image
         rows, columns = headless(content)
     column, total, rule = _file_column(rows, columns, file), len(rows), ""
+    index.settle([row.get(column) for row in rows], folder)
     if not divided and (found := split_column(rows, columns)) is not None:
         by, splits = found
         wanted = set(pick_split(splits, options.split, file))
@@ -97,7 +97,7 @@ def by_rows(
     if (left := len(names) - len(taken)) > 0:
         notes.append(f"{left} images that no row of {file} names were left out")
     if index.foreign:
-        notes.append(f"paths of {file} are taken without {some(sorted(index.foreign))}, which is not here")
+        notes.append(f"paths of {file} are taken without {index.foreign}, which is not here")
     others = [name for name in columns if name != column]
     if label is None and options.labels != "none" and others:
         notes.append(f"labels could be in {file}: {options.flag('label-column')} one of {', '.join(others)}")

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from epg.data.sources.kinds import is_image
@@ -90,38 +91,36 @@ def split_column(rows: list[Row], columns: list[str]) -> tuple[str, dict[str, st
 
 
 class Index:
-    """Finds images by what label files call them: path, file name or stem, in either Unicode form.
-
-    A path may begin with folders of another place (/kaggle/input/train/0.jpg), which are kept in `foreign`.
-    """
+    """Finds images by what label files call them: path, file name or stem, in either Unicode form."""
 
     def __init__(self, names: Names) -> None:
         self.paths: dict[str, int] = {}
-        self.short: dict[str, int | None] = {}
-        self.foreign: set[str] = set()
+        self.short: dict[str, int | None] = {}  # file names and stems; None: several are called so
+        self.foreign = ""
+        """What all paths of a list begin with that is of another place: /kaggle/input/."""
         for i, name in enumerate(names):
             path = plain(name.decode("utf-8", "surrogateescape"))
             base = path.rpartition("/")[2]
             for key in {base, base.rpartition(".")[0], path.rpartition(".")[0]} - {path}:
-                self.short[key] = None if key in self.short else i  # None: several are called so
+                self.short[key] = None if key in self.short else i
             self.paths[path] = i
 
-    def find(self, value: object, folder: str = "") -> int | None:
-        wanted = plain(str(value))
-        if (found := self._place(folder + wanted)) is not None or (found := self._place(wanted)) is not None:
-            return found
-        for k in [match.end() for match in re.finditer("/", wanted)]:
-            if (found := self._place(wanted[k:])) is not None:
-                self.foreign.add(wanted[:k])
-                return found
-        return self.short.get(wanted)
+    def settle(self, values: Sequence[object], folder: str) -> None:
+        """Find out what comes before the paths in a list whose file lies in `folder`."""
+        wanted = [plain(str(value)) for value in values]
+        if all(self.find(path, folder) is None for path in wanted):
+            starts = (wanted[0][: match.end()] for match in re.finditer("/", wanted[0]))
+            common = (start for start in starts if all(path.startswith(start) for path in wanted))
+            self.foreign = next((s for s in common if self.find(wanted[0].removeprefix(s), folder) is not None), "")
 
-    def _place(self, path: str) -> int | None:
-        """The image at a path, of whatever ending where it names none or another of an image."""
-        if path in self.paths:
-            return self.paths[path]
-        stem, _, ending = path.rpartition(".")
-        return self.short.get(stem if is_image(f".{ending}".encode()) else path)
+    def find(self, value: object, folder: str = "") -> int | None:
+        wanted = plain(str(value)).removeprefix(self.foreign)
+        stem, _, ending = wanted.rpartition(".")
+        other = stem if is_image(f".{ending}".encode()) else wanted  # whatever the ending
+        for path in (folder + wanted, wanted):
+            if path in self.paths:
+                return self.paths[path]
+        return self.short.get(wanted, self.short.get(folder + other, self.short.get(other)))
 
 
 def plain(path: str) -> str:
