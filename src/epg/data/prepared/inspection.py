@@ -17,7 +17,7 @@ from epg.data.prepared.duplicates import Groups, equal_groups, similar_groups
 from epg.data.prepared.encode import PixelOptions
 from epg.data.prepared.finish import joined, rejected_of, summary_of
 from epg.data.prepared.plan import make_job, settings
-from epg.data.prepared.prepare import Progress
+from epg.data.prepared.prepare import Progress, told
 from epg.data.prepared.store import NAMES_FILE, REPORT_FILE, SHARDS, Store, is_store
 from epg.data.sources.base import Rejected, SourceOptions
 from epg.data.sources.open import open_source
@@ -94,11 +94,6 @@ def inspect_dataset(
     )
 
 
-def told(progress: Progress | None, total: int) -> Callable[[int], None]:
-    """What hears of further images, of so many in all."""
-    return lambda images: progress(images, total) if progress else None
-
-
 def read_report(path: Path) -> list[Rejected]:
     """The images that a preparation could not use."""
     try:
@@ -113,7 +108,7 @@ def size_histogram(sizes: NDArray[np.int64]) -> list[tuple[str, int]]:
     edges = [1, *(2**power for power in range(5, 14)), 2**31]
     counts, _ = np.histogram(short, bins=edges)
     used = np.flatnonzero(counts)
-    rows = range(used[0], used[-1] + 1) if len(used) else range(0)
+    rows = range(used[0], used[-1] + 1) if len(used) else ()
     return [(f"{edges[k]}-{edges[k + 1] - 1}" if k < 9 else f"{edges[k]}+", int(counts[k])) for k in rows]
 
 

@@ -8,19 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from epg.data.prepared import plan as plans
 from epg.data.prepared.encode import PixelOptions
 from epg.data.prepared.finish import finish
-from epg.data.prepared.plan import (
-    PLAN,
-    check_options,
-    claim,
-    make_job,
-    make_plan,
-    read_plan,
-    refuse_changes,
-    refuse_outdated,
-    settings,
-)
+from epg.data.prepared.plan import PLAN, make_job
 from epg.data.prepared.shards import PARTS, ShardJob, part_file
 from epg.data.prepared.store import MANIFEST, SHARDS, is_store, read_manifest
 from epg.data.sources.base import SourceOptions
@@ -69,7 +60,7 @@ def prepare(
     Raises UserError for other settings than the folder was begun with, RunLockedError while another process works on
     it, OutputError where it cannot be written (what is done stays done).
     """
-    check_options(pixels, workers, shard)
+    plans.check_options(pixels, workers, shard)
     if is_store(Path(source).expanduser()):
         raise UserError(f"{source}: is a prepared set already; it is trained on with --data.source {source}")
     try:
@@ -82,14 +73,14 @@ def prepare(
             now = open_source(source, options)
         except (UserError, OSError):  # one that is gone says nothing
             return done
-        refuse_outdated(done.manifest, now.digest(), len(now), folder)
+        plans.refuse_outdated(done.manifest, now.digest(), len(now), folder)
         return done
     opened = open_source(source, options)
     try:
         with locked(folder, shard):
             if (done := finished(folder, source, pixels, options)) is not None:
                 return done
-            plan = claim(folder, make_plan(source, opened, pixels, options))
+            plan = plans.claim(folder, plans.make_plan(source, opened, pixels, options))
             build_missing(make_job(opened, pixels, folder), folder, workers, progress, shard)
             if not all(part_file(folder, number).exists() for number in range(plan["shards"])):
                 return Prepared(folder, None, already=False)
@@ -111,13 +102,14 @@ def build_missing(job: ShardJob, folder: Path, workers: int, progress: Progress 
     ours = range(shard[0] - 1, len(job), shard[1])
     missing = [number for number in ours if not part_file(folder, number).exists()]
     total = sum(len(job.items(number)) for number in ours)
-
-    def report(images: int) -> None:
-        if progress is not None:
-            progress(images, total)
-
+    report = told(progress, total)
     report(total - sum(len(job.items(number)) for number in missing))
     run_jobs(job, missing, workers, report)
+
+
+def told(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """What hears of further images, of so many in all."""
+    return lambda images: progress(images, total) if progress else None
 
 
 def finished(folder: Path, address: str, pixels: PixelOptions, options: SourceOptions) -> Prepared | None:
@@ -125,7 +117,7 @@ def finished(folder: Path, address: str, pixels: PixelOptions, options: SourceOp
     if not (is_store(folder) and (folder / MANIFEST).exists()):
         return None
     manifest = read_manifest(folder)
-    refuse_changes(manifest, settings(address, pixels, options), folder)
+    plans.refuse_changes(manifest, plans.settings(address, pixels, options), folder)
     clean(folder)
     return Prepared(folder, manifest, already=True)
 
@@ -147,9 +139,8 @@ def clean(folder: Path) -> None:
 def _still_needed(folder: Path) -> str:
     """What to add of the space that the rest takes, guessed from the shards that are done; "" before the first."""
     try:
-        plan = read_plan(folder / PLAN)
+        shards = plans.read_plan(folder / PLAN)["shards"]
         done = [path.stat().st_size for path in (folder / SHARDS).glob("*.arrow")]
-        shards = plan["shards"]
     except (OSError, UserError):
         return ""
     return f"; the rest needs about {(shards - len(done)) * sum(done) / len(done) / 1e9:.2f} GB" if done else ""

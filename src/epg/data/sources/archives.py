@@ -52,7 +52,6 @@ class ArchiveSource(Source):
     def __init__(
         self,
         archives: list[tuple[str, Open, bytes]],
-        kind: str,
         name: str,
         options: SourceOptions,
         rule: str = "",
@@ -68,7 +67,8 @@ class ArchiveSource(Source):
         listing.kinds.update(kind_of(os.fsencode(file)) for file in beside)
         listing.complete(ordered=not self.sequential)
         images = arrange(listing, lambda _, number: self._read(table[number]), options, name, rule, divided=divided)
-        super().__init__(kind, name, images)
+        zipped = all(file.lower().endswith(ZIP_SUFFIXES) for file, _ in self.archives)
+        super().__init__("zip" if zipped else "tar", name, images)
         self.entries = pick(table, images.numbers)
 
     def read(self, index: int) -> bytes:
@@ -169,8 +169,7 @@ def open_archive(address: str, options: SourceOptions) -> Source | None:
     path = Path(address).expanduser()
     if not (path.name.lower().endswith(ARCHIVE_SUFFIXES) and path.is_file()):
         return None
-    kind = "zip" if path.name.lower().endswith(ZIP_SUFFIXES) else "tar"
-    return ArchiveSource([(path.name, LocalFile(path.resolve()), b"")], kind, path.name, options)
+    return ArchiveSource([(path.name, LocalFile(path.resolve()), b"")], path.name, options)
 
 
 @dataclass(frozen=True)

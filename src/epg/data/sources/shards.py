@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from epg.data.sources.archives import ARCHIVE_SUFFIXES, ZIP_SUFFIXES, ArchiveSource, LocalFile, Open
+from epg.data.sources.archives import ARCHIVE_SUFFIXES, ArchiveSource, LocalFile, Open
 from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.kinds import is_image, list_folder
 from epg.data.sources.splits import pick_split, refuse_split, split_names
@@ -67,9 +67,8 @@ def of_archives(
                 f"classes, {column} if each image has its label beside it, {none} for none"
             )
     archives = [(file, opener, b"" if numbered else f"{stems[file]}/".encode()) for file, opener in files]
-    kind = "zip" if all(file.lower().endswith(ZIP_SUFFIXES) for file, _ in files) else "tar"
     divided, rule = bool(rule) or whole, (rule or f"{len(files)} archives; ") + missing_shards(stems.values())
-    return ArchiveSource(archives, kind, name, options, rule, divided, beside)
+    return ArchiveSource(archives, name, options, rule, divided, beside)
 
 
 def of_split(stems: Mapping[str, str], split: str, where: str) -> tuple[list[str], str]:
