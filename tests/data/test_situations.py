@@ -228,6 +228,8 @@ def test_files_beside_archives_are_told(tmp_path, capsys):
 def test_lists_of_splits_that_are_not_followed_are_told(tmp_path):
     put(tmp_path, *(f"images/{c}/{i}.jpg" for c in CLASSES for i in range(3)), ("meta/test.txt", b"cat/1\n"))
     assert any("meta/test.txt may list the images of splits" in line for line in opened(tmp_path).report())
+    put(tmp_path, ("meta/test.txt", b"images/cat/0.jpg a\nimages/dog/0.jpg b\n"))
+    assert not any("list the images" in line for line in opened(tmp_path, label_file="meta/test.txt").report())
 
 
 def test_several_frames_are_counted(tmp_path):

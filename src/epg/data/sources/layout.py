@@ -82,7 +82,7 @@ def arrange(
     if not len(names):
         raise DataError(nothing(found, where))
     notes = [*found.notes, *described.notes, *left_labels(found, described, options), *doubtful(described, options)]
-    notes += [] if divided or described.divided else left_splits(found)
+    notes += [] if divided or described.divided else left_splits(found, described)
     unused = Counter(kind_of(name) for name in found.texts if not described.reads(name))
     overview = Overview(f"{rule}{place.rule}{described.rule}", (found.kinds + unused).most_common(), notes)
     rejected = [*found.rejected, *described.rejected]

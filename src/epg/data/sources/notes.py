@@ -74,14 +74,14 @@ def left_labels(found: Listing, described: Described, options: SourceOptions) ->
     ]
 
 
-def left_splits(found: Listing) -> list[str]:
+def left_splits(found: Listing, described: Described) -> list[str]:
     """A note on lists that name the images of splits, where nothing else divides them: meta/train.txt."""
-    bases = ((name, name.rpartition(b"/")[2]) for name in found.texts)
+    bases = ((name, name.rpartition(b"/")[2]) for name in found.texts if not described.reads(name))
     stems = ((name, readable(base).partition(".")[0]) for name, base in bases if SPLIT_LISTS.match(base))
     lists = sorted(readable(name) for name, stem in stems if (spelled(stem) or ("", stem))[1] in ("", "list"))
     if not lists:
         return []
-    return [f"{some(lists, 3)} may list the images of splits and is not followed: all images are read"]
+    return [f"{some(lists, 3)} may list the images of splits, which is not followed: all are read"]
 
 
 def nothing(found: Listing, where: str) -> str:
