@@ -27,6 +27,11 @@ def quoted(word: str) -> str:
     return f"~/{shlex.quote(word[2:])}" if word.startswith("~/") and len(word) > 2 else shlex.quote(word)
 
 
+def flag(keys: tuple[str, ...]) -> str:
+    """A setting as the command line calls it, without a place in a list."""
+    return "--" + ".".join(key.replace("_", "-") for key in keys if not key.isdigit())
+
+
 def of_sections(flags: Sequence[str], sections: Sequence[str] = SHARED) -> list[str]:
     """Those of the flags of a recipe, each with its values, that belong to these sections."""
     kept, keep = list[str](), False

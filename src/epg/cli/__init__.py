@@ -21,6 +21,10 @@ OUTPUT_GONE = 141  # 128 + SIGPIPE, as a shell says of a program whose reader ha
 
 def __getattr__(name: str) -> Any:
     """`VERBS`, `configure` and `parse`, imported when they are first asked for."""
+    if name == "configure":
+        from epg.cli.train import configure
+
+        return configure
     if name in __all__:
         from epg.cli import verbs
 

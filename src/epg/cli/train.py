@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 import tyro
 
 from epg.cli.paths import Place
-from epg.command_line import of_sections, written
-from epg.config.complaints import flag
+from epg.command_line import flag, of_sections, written
 from epg.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ class Training:
     """Options of both stages."""
 
     CONTINUES: ClassVar[bool] = True
+    TAKES_OVERRIDES: ClassVar[bool] = True
 
     recipe: tyro.conf.Positional[Place]
     """Name of a recipe (`epg info` lists them), or the path of a .yaml file."""

@@ -1,52 +1,57 @@
 """The verbs, and from a command line to one of them. Heavy modules are imported by the verb that needs them."""
 
 import difflib
+import importlib
 import re
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from epg import signals
-from epg.cli.compare import Compare
-from epg.cli.convert import Convert
-from epg.cli.data import Inspect, Prepare
-from epg.cli.evaluate import Evaluate, MakeReference
 from epg.cli.numbers import in_range
 from epg.cli.paths import usable
-from epg.cli.probe import Denoising, Neighbours, Probe
-from epg.cli.quickstart import Quickstart
-from epg.cli.sample import Sample
-from epg.cli.sweep import Sweep
-from epg.cli.tools import Ema, Info, Verify
-from epg.cli.train import Finetune, Pretrain, configure
 from epg.errors import InterruptedRunError, UserError, shortened
 
-__all__ = ["VERBS", "configure", "parse", "run"]
+__all__ = ["VERBS", "parse", "run"]
 
-# Each verb is a dataclass of its options, and calling it does what it says.
-VERBS: dict[str, type] = {
-    "quickstart": Quickstart,
-    "prepare": Prepare,
-    "inspect": Inspect,
-    "pretrain": Pretrain,
-    "finetune": Finetune,
-    "sample": Sample,
-    "evaluate": Evaluate,
-    "reference": MakeReference,
-    "compare": Compare,
-    "sweep": Sweep,
-    "neighbours": Neighbours,
-    "denoising": Denoising,
-    "probe": Probe,
-    "convert": Convert,
-    "verify": Verify,
-    "ema": Ema,
-    "info": Info,
-}
-TAKES_OVERRIDES = (Pretrain, Finetune)
+
+class Verbs(Mapping[str, type]):
+    """Each verb is a dataclass of its options, and calling it does what it says. It is imported when it is asked for."""
+
+    PLACES = {  # noqa: RUF012
+        "quickstart": "quickstart:Quickstart",
+        "prepare": "data:Prepare",
+        "inspect": "data:Inspect",
+        "pretrain": "train:Pretrain",
+        "finetune": "train:Finetune",
+        "sample": "sample:Sample",
+        "evaluate": "evaluate:Evaluate",
+        "reference": "evaluate:MakeReference",
+        "compare": "compare:Compare",
+        "sweep": "sweep:Sweep",
+        "neighbours": "probe:Neighbours",
+        "denoising": "probe:Denoising",
+        "probe": "probe:Probe",
+        "convert": "convert:Convert",
+        "verify": "tools:Verify",
+        "ema": "tools:Ema",
+        "info": "tools:Info",
+    }
+
+    def __getitem__(self, name: str) -> type:
+        module, _, kind = self.PLACES[name].partition(":")
+        found: type = getattr(importlib.import_module(f"epg.cli.{module}"), kind)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.PLACES)
+
+    def __len__(self) -> int:
+        return len(self.PLACES)
+
+
+VERBS = Verbs()
 
 
 def run(arguments: list[str]) -> None:
@@ -56,11 +61,13 @@ def run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
     elif arguments[0] == "--version":
+        from importlib.metadata import version  # as slow to import as everything else here
+
         print(version("epg"))
     else:
         verb, overrides = parse(arguments)
         try:
-            verb(overrides) if isinstance(verb, TAKES_OVERRIDES) else verb()
+            verb() if overrides is None else verb(overrides)
         except (Exception, KeyboardInterrupt) as error:
             number = signals.answered()
             if not number or not getattr(verb, "CONTINUES", False) or isinstance(error, InterruptedRunError):
@@ -69,8 +76,8 @@ def run(arguments: list[str]) -> None:
             raise InterruptedRunError(text) from error
 
 
-def parse(arguments: list[str]) -> tuple[Any, list[str]]:
-    """The verb with its options, ready to be called, and the flags left for the recipe."""
+def parse(arguments: list[str]) -> tuple[Any, list[str] | None]:
+    """The verb with its options, ready to be called, and the flags left for the recipe if it takes one's."""
     name, rest = arguments[0], arguments[1:]
     for before, argument in pairwise(arguments):
         if "\0" in argument:
@@ -84,10 +91,14 @@ def parse(arguments: list[str]) -> tuple[Any, list[str]]:
         close = difflib.get_close_matches(name, VERBS, n=1)
         hint = f"; did you mean {close[0]}?" if close else "."
         raise UserError(f"{name!r} is no command{hint} Commands: {', '.join(VERBS)}")
-    if VERBS[name] in TAKES_OVERRIDES:
-        verb, overrides = parse_with_overrides(name, rest)
-        return in_range(usable(verb)), overrides
-    return in_range(usable(tyro.cli(VERBS[name], args=rest, prog=f"epg {name}"))), []
+    options: Any
+    if getattr(VERBS[name], "TAKES_OVERRIDES", False):
+        options, overrides = parse_with_overrides(name, rest)
+    else:
+        import tyro
+
+        options, overrides = tyro.cli(VERBS[name], args=rest, prog=f"epg {name}"), None
+    return in_range(usable(options)), overrides
 
 
 def refuse_oblong(arguments: list[str]) -> None:
@@ -108,6 +119,8 @@ def refuse_oblong(arguments: list[str]) -> None:
 
 def parse_with_overrides(verb: str, rest: list[str]) -> tuple[Any, list[str]]:
     """The verb's own options, and the rest for the recipe's fields. `--help` after a recipe lists those."""
+    import tyro
+
     asked = [argument for argument in rest if argument not in ("-h", "--help")]
     wants_help = len(asked) < len(rest)
     if wants_help and not asked:
@@ -115,6 +128,7 @@ def parse_with_overrides(verb: str, rest: list[str]) -> tuple[Any, list[str]]:
     options: Any
     options, overrides = tyro.cli(VERBS[verb], args=asked, prog=f"epg {verb}", return_unknown_args=True)
     if wants_help:
+        from epg.cli.train import configure
         from epg.config.objectives import KINDS
         from epg.config.recipe import stages_of
 

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from epg.command_line import flag
 from epg.config.sections import Section
 
 Locate = Callable[[tuple[str, ...]], str]
@@ -48,11 +49,6 @@ def inside_of(found: Mapping[str, Any]) -> float | None:
     if "gt" in bounds:
         return bounds["gt"] + 1
     return bounds["lt"] / 2 if "lt" in bounds else None
-
-
-def flag(keys: tuple[str, ...]) -> str:
-    """A setting as the command line calls it, without a place in a list."""
-    return "--" + ".".join(key.replace("_", "-") for key in keys if not key.isdigit())
 
 
 def shown(value: Any) -> str:
