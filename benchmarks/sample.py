@@ -32,10 +32,10 @@ import tyro
 from epg.checkpoint.loading import generator_of
 from epg.cli import configure
 from epg.config.settings import RunConfig
+from epg.cost.network import epg_cost
 from epg.denoiser import Denoiser
 from epg.generator import Generator
 from epg.networks.build import build_epg
-from epg.networks.cost import epg_cost
 from epg.sampling import Request, fitted
 from epg.sampling.job import Job
 from epg.training.throughput import peak_flops, peak_memory, synchronize

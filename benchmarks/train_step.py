@@ -38,14 +38,14 @@ from epg.cli import configure
 from epg.config.objectives import Stage
 from epg.config.settings import RunConfig
 from epg.config.validation import check
+from epg.cost.training import training_flops
 from epg.data.loading.base import CachedDataset, ImageDataset
 from epg.data.loading.loader import Batch
 from epg.distributed import processes, rank, world_size
-from epg.networks.cost import parameters
 from epg.runs import build_objective, resolve
 from epg.training.loop import Trainer
 from epg.training.parallel import gradient_sync
-from epg.training.throughput import peak_flops, peak_memory, synchronize, training_flops
+from epg.training.throughput import peak_flops, peak_memory, synchronize
 
 Switch = Literal["recipe", "off", "on", "both"]
 
@@ -191,7 +191,7 @@ def measure(config: RunConfig, options: Options) -> dict[str, Any]:
         "mfu": rate * training_flops(config) / (peak_flops(trainer.device, training.precision) * world_size()),
         "peak_flops": peak_flops(trainer.device, training.precision),
         "peak_memory_gib": peak_memory(trainer.device),
-        "parameters": parameters(trainer.objective.network),
+        "parameters": sum(p.numel() for p in trainer.objective.network.parameters()),
         "batch_size": training.batch_size,
         "processes": world_size(),
         "threads": torch.get_num_threads(),

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 
 from epg.config.recipe import run_config
+from epg.cost.training import training_flops
 from epg.errors import UserError
-from epg.training.throughput import training_flops
 
 FILE = Path(__file__).parent.parent / "benchmarks" / "train_step.py"
 TINY = [

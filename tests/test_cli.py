@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from PIL import Image
 
 from epg.cli import VERBS, configure, main, wait_politely
 from epg.config.recipe import recipe_names, stages_of
+from epg.config.yaml_file import read_yaml
 from epg.extras import install
 
 SMALL = [
@@ -329,6 +331,26 @@ def test_the_package_and_help_import_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.count("usage: epg") == len(VERBS) + 1
     assert not HEAVY & set(done.stderr.split())
+
+
+@pytest.mark.parametrize("place", [".", "export", "checkpoints/step-00000004"])
+def test_info_of_weights_needs_no_torch(place: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = runs / "diffusion" / place
+    assert main(["info", str(folder)]) == 0
+    told = capsys.readouterr().out
+    steps = read_yaml(runs / "diffusion" / "config.yaml")["training"]["steps"]
+    assert re.search(rf"steps +│ {steps} ", told)
+    assert "decoder" in told
+    assert not {"torch", "numpy"} & modules_after("info", str(folder))
+
+
+def test_info_of_a_folder_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(tmp_path)]) == 77
+    assert "no run folder" in capsys.readouterr().err
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text("[1]")
+    assert main(["info", str(tmp_path)]) == 77
+    assert "config.json: damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [(), ("imagenet256-xl",), ("small",)])

@@ -7,8 +7,8 @@ from epg.config.objectives import KINDS, AffineViewsConfig, MocoViewsConfig
 from epg.config.recipe import merge, read_recipe, recipe_names, run_config, stages_of
 from epg.config.settings import RunConfig, parse
 from epg.config.validation import check, checked, problems
+from epg.cost.network import epg_cost
 from epg.errors import UserError
-from epg.networks.cost import epg_cost
 from tests.helpers import tiny_config, tiny_content
 
 STAGES_OF_ALL = [(name, stage) for name in recipe_names() for stage in stages_of(name)]

@@ -14,10 +14,10 @@ from epg.checkpoint.loading import read_trained as read_weights
 from epg.cli import main
 from epg.cli.info import list_recipes, print_info
 from epg.config.recipe import recipe_names, run_config
-from epg.config.sections import SamplingConfig
+from epg.config.sections import NoiseConfig, SamplingConfig
 from epg.errors import ArtefactError, UserError
 from epg.generator import to_half_precision
-from epg.grids import evaluations
+from epg.grids import evaluations, grid_of, levels_of
 from epg.labels import class_numbers
 from epg.networks.build import build_rcm
 from epg.objectives.pretraining import Pretraining
@@ -96,6 +96,13 @@ def test_info_reports_the_paper_figure(recipe):
     for stage, counts in expected.items():
         config = run_config(recipe, stage)
         assert evaluations(config.sampling, config.noise, config.shift) == counts
+
+
+@pytest.mark.parametrize("changes", [{}, {"sampler": "multistep", "steps": 3}, {"sampler": "one_step", "steps": 1}])
+@pytest.mark.parametrize("given", [None, (5.0, 0.5)])
+def test_levels_in_plain_numbers_are_those_that_are_sampled_with(changes, given):
+    noise, sampling = NoiseConfig(), SamplingConfig(**changes, levels=given)
+    assert levels_of(sampling, noise, 1.5) == pytest.approx(grid_of(sampling, noise, 1.5).tolist(), rel=1e-12)
 
 
 def test_info(capsys):

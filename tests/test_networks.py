@@ -3,13 +3,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from epg.config.sections import DataConfig, ModelConfig
+from epg.cost.network import Cost, epg_cost, generator_cost, rcm_parameters
 from epg.networks import EPG, RCM, Encoder, NetworkShape, Projector
 from epg.networks.build import build_epg, build_rcm, without_numbers
-from epg.networks.cost import Cost, epg_cost, forward_macs, generator_cost, parameters, rcm_parameters
-from epg.networks.layers import BatchNorm, LayerNorm, sinusoidal_embedding
+from epg.networks.layers import Attention, BatchNorm, LayerNorm, sinusoidal_embedding
 from epg.randomness import Draws
 from tests.helpers import random_batch, randomize, tiny_config, tiny_epg
 
@@ -83,6 +83,36 @@ def test_multiply_adds(name, paper, with_attention):
     cost = cost_of(name)
     assert cost.macs / 1e9 == pytest.approx(paper, abs=0.05)
     assert cost.macs_with_attention / 1e9 == pytest.approx(with_attention, abs=0.05)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def forward_macs(network: nn.Module, *inputs: Tensor | None) -> tuple[int, int]:
+    """Multiply-adds of one forward pass, without and with the attention's products."""
+    linear, attention = 0, 0
+
+    def count_linear(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal linear
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        linear += output.numel() // len(weight) * weight.numel()
+
+    def count_attention(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal attention
+        n, tokens, width = args[0].shape
+        attention += 2 * n * tokens * tokens * width
+
+    hooks = [
+        module.register_forward_hook(count_attention if isinstance(module, Attention) else count_linear)
+        for module in network.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d | Attention)
+    ]
+    network(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return linear, linear + attention
 
 
 @pytest.mark.parametrize("changes", [{}, {"stem": 4}, {"num_classes": 0}, {"mlp_ratio": 3.0}, {"decoder_width": 12}])

@@ -9,8 +9,8 @@ from PIL import Image
 
 from epg.cli import main
 from epg.config.recipe import Expected, expected, recipe_names, run_config, stages_of
+from epg.cost.network import epg_cost, rcm_parameters
 from epg.errors import UserError
-from epg.networks.cost import epg_cost, rcm_parameters
 
 NARROW = shlex.split(
     "--model.encoder.depth 1 --model.encoder.width 24 --model.encoder.heads 2 --model.decoder.width 24 "

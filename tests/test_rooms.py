@@ -14,6 +14,7 @@ ROOMS = [
     ("schedule", "labels"),
     ("samplers",),
     ("config",),
+    ("cost",),
     ("data", "data.order", "data.workers"),
     ("data.pixels",),
     ("data.sources",),

@@ -31,7 +31,7 @@ def test_rho_1_is_a_linear_grid():
 def test_karras_continues_beyond_the_last_index():
     after = S.karras(1280, 1280, 0.002, 80.0, 7.0)
     high, low = 80 ** (1 / 7), 0.002 ** (1 / 7)
-    assert after.item() == pytest.approx((low - (high - low) / 1279) ** 7, rel=1e-12)
+    assert after == pytest.approx((low - (high - low) / 1279) ** 7, rel=1e-12)
     assert 0 < after < 0.002
 
 

@@ -11,11 +11,12 @@ from typing import Any
 from epg.checkpoint.loading import read_trained
 from epg.config.objectives import Stage
 from epg.config.settings import RunConfig
+from epg.cost.training import training_flops
 from epg.errors import InterruptedRunError
 from epg.evaluation.linear import PREFIX
 from epg.runs import prepare_run
 from epg.training.loop import Trainer
-from epg.training.throughput import peak_flops, training_flops
+from epg.training.throughput import peak_flops
 from epg.training.tracking import read_log
 from minutes.study import Study
 

@@ -1,19 +1,22 @@
 """The levels at which an image is drawn, and how many evaluations that takes (NFE)."""
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from array import array
+from typing import TYPE_CHECKING, Any
 
 from epg import samplers, schedule
-from epg.guidance import acts
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # NFE are counted where torch would take too long to import
+    from torch import Tensor
+
     from epg.config.sections import NoiseConfig, SamplingConfig
 
 
-def grid_of(sampling: "SamplingConfig", noise: "NoiseConfig", shift: float) -> Tensor:
+def grid_of(sampling: SamplingConfig, noise: NoiseConfig, shift: float) -> Tensor:
     """The shifted grid of sampling settings, float64, ending in 0."""
+    import torch
+
     if sampling.levels is not None:
         return torch.tensor([*(shift * level for level in sampling.levels), 0.0], dtype=torch.float64)
     sampler = samplers.SAMPLERS[sampling.sampler]
@@ -22,16 +25,23 @@ def grid_of(sampling: "SamplingConfig", noise: "NoiseConfig", shift: float) -> T
     return grid(sampler.steps or sampling.steps, shift=shift, **options)
 
 
-def evaluations(sampling: "SamplingConfig", noise: "NoiseConfig", shift: float) -> tuple[int, int]:
-    """How often sampling evaluates a denoiser, found by running it on nothing, and how often guidance acts then."""
-    levels: list[float] = []
+def levels_of(sampling: SamplingConfig, noise: NoiseConfig, shift: float) -> list[float]:
+    """`grid_of` in plain numbers, the same to rounding."""
+    sampler = samplers.SAMPLERS[sampling.sampler]
+    steps, options = sampler.steps or sampling.steps, (noise.sigma_min, noise.sigma_max, noise.rho)
+    grid = sampling.levels or [schedule.karras(n, steps + sampler.jumps, *options) for n in range(steps)]
+    return [*(shift * level for level in grid), 0.0]
 
-    def denoise(x: Tensor, sigma: float) -> Tensor:
-        levels.append(sigma)
+
+def evaluations(sampling: SamplingConfig, noise: NoiseConfig, shift: float) -> tuple[int, int]:
+    """How often sampling evaluates a denoiser, found by running it on nothing, and how often guidance acts then."""
+    seen: list[float] = []
+
+    def denoise(x: Any, sigma: float) -> Any:
+        seen.append(sigma)
         return x
 
-    nothing = torch.zeros(1)
-    sampler = samplers.SAMPLERS[sampling.sampler]
-    sampler(denoise, nothing, grid_of(sampling, noise, shift), lambda step: nothing, shift)
+    sampler: Any = samplers.SAMPLERS[sampling.sampler]  # numbers take the place of its tensors
+    sampler(denoise, 0.0, array("d", levels_of(sampling, noise, shift)), lambda step: 0.0, shift)
     interval = (shift * sampling.interval[0], shift * sampling.interval[1])
-    return len(levels), sum(acts(sampling.guidance, interval, level) for level in levels)
+    return len(seen), sum(samplers.acts(sampling.guidance, interval, level) for level in seen)

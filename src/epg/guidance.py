@@ -6,14 +6,9 @@ import torch
 from torch import Tensor
 
 from epg.denoiser import Denoiser
-from epg.samplers import Denoise
+from epg.samplers import Denoise, acts
 
 EVERYWHERE = (0.0, math.inf)
-
-
-def acts(scale: float, interval: tuple[float, float], sigma: float) -> bool:
-    """Whether guidance of this scale changes anything at a level: inside (low, high]."""
-    return scale != 1 and interval[0] < sigma <= interval[1]
 
 
 class IntervalGuidance:

@@ -163,6 +163,11 @@ SAMPLERS = {
 }
 
 
+def acts(scale: float, interval: tuple[float, float], sigma: float) -> bool:
+    """Whether guidance of this scale changes anything at a level: inside (low, high]."""
+    return scale != 1 and interval[0] < sigma <= interval[1]
+
+
 # Settings -----------------------------------------------------------------------------------------------------------
 
 MOST_STEPS = 10_000

@@ -6,10 +6,15 @@ densities and weights, and *shifted* levels, which touch images: `shifted = shif
 take a `shift`.
 """
 
-import math
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:  # a grid in plain numbers is computed where torch would take too long to import
+    from torch import Tensor
+
+Index = TypeVar("Index", float, "Tensor")
 
 SIGMA_MIN = 0.002
 SIGMA_MAX = 80.0
@@ -17,12 +22,11 @@ SIGMA_DATA = 0.5
 RHO = 7.0
 
 
-def karras(n: Tensor | float, num_levels: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-    """Level `n` (0 = noisiest) of the Karras grid with `num_levels` levels, eq. 10, in float64.
+def karras(n: Index, num_levels: int, sigma_min: float, sigma_max: float, rho: float) -> Index:
+    """Level `n` (0 = noisiest) of the Karras grid with `num_levels` levels, eq. 10.
 
-    `n` may be any number: beyond `num_levels - 1` the formula is simply continued.
+    `n` may be any number, or float64 numbers: beyond `num_levels - 1` the formula is simply continued.
     """
-    n = torch.as_tensor(n, dtype=torch.float64)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return (high + n / (num_levels - 1) * (low - high)) ** rho
 
@@ -31,7 +35,9 @@ def karras_grid(
     num_levels: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
 ) -> Tensor:
     """All `num_levels` levels of eq. 10, noisiest first, float64 (num_levels,)."""
-    return karras(torch.arange(num_levels), num_levels, sigma_min, sigma_max, rho)
+    import torch
+
+    return karras(torch.arange(num_levels, dtype=torch.float64), num_levels, sigma_min, sigma_max, rho)
 
 
 def sampling_grid(
@@ -45,7 +51,7 @@ def sampling_grid(
 ) -> Tensor:
     """Shifted levels a sampler walks down: `steps` Karras levels and, with `to_zero`, a final 0. Float64."""
     sigmas = shift * karras_grid(steps, sigma_min, sigma_max, rho)
-    return torch.cat([sigmas, sigmas.new_zeros(1)]) if to_zero else sigmas
+    return sigmas.new_tensor([*sigmas.tolist(), 0.0]) if to_zero else sigmas
 
 
 def multistep_grid(
@@ -57,7 +63,7 @@ def multistep_grid(
     and an evaluation would be wasted. Two steps are 80 and 2.52.
     """
     sigmas = shift * karras_grid(steps + 1, sigma_min, sigma_max, rho)[:-1]
-    return torch.cat([sigmas, sigmas.new_zeros(1)])
+    return sigmas.new_tensor([*sigmas.tolist(), 0.0])
 
 
 def time_condition(sigma: Tensor) -> Tensor:
@@ -105,14 +111,16 @@ def lognormal(unit_normal: Tensor, mean: float, std: float) -> Tensor:
 
 def nearest_level(sigma: Tensor, grid: Tensor) -> Tensor:
     """Index of the grid level nearest to each sigma (nearest in sigma, not in ln sigma). `grid` falls. int64."""
+    import torch
+
     ascending = grid.flip(0).to(sigma)
     midpoints = (ascending[1:] + ascending[:-1]) / 2
     return len(grid) - 1 - torch.searchsorted(midpoints, sigma)
 
 
-def denoising_weight(grid: Tensor, after_last: Tensor) -> Tensor:
+def denoising_weight(grid: Tensor, after_last: float) -> Tensor:
     """lambda = 1 / (t_n - t_{n+1}) for every level of the grid; `after_last` is the formula's next level."""
-    return 1 / (grid - torch.cat([grid[1:], after_last.reshape(1)]))
+    return 1 / (grid - grid.new_tensor([*grid[1:].tolist(), after_last]))
 
 
 # Consistency --------------------------------------------------------------------------------------------------------
@@ -136,11 +144,11 @@ def consistency_gap(
     t: Tensor, stage: Tensor | int, q: float = 2.0, k: float = 8.0, b: float = 1.0, sigma_min: float = SIGMA_MIN
 ) -> Tensor:
     """t - r(t) without the cancellation of a difference: `min(t (1 + k sigmoid(-b t)) / q^stage, t - sigma_min)`."""
-    return torch.minimum(t * (1 + k * torch.sigmoid(-b * t)) * q**-stage, t - sigma_min)
+    return (t * (1 + k * (-b * t).sigmoid()) * q**-stage).minimum(t - sigma_min)
 
 
 def consistency_target_level(
     t: Tensor, stage: Tensor | int, q: float = 2.0, k: float = 8.0, b: float = 1.0, sigma_min: float = SIGMA_MIN
 ) -> Tensor:
     """r(t) = max(t * (1 - (1 + k sigmoid(-b t)) / q^stage), sigma_min): the level of the target (ECT)."""
-    return (t * (1 - (1 + k * torch.sigmoid(-b * t)) * q**-stage)).clamp(min=sigma_min)
+    return (t * (1 - (1 + k * (-b * t).sigmoid()) * q**-stage)).clamp(min=sigma_min)

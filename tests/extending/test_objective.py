@@ -12,17 +12,17 @@ from torch import Tensor
 
 from epg.checkpoint.loading import load, read_trained
 from epg.cli import main
-from epg.config.objectives import KINDS, ObjectiveConfig, Parameterization
+from epg.config.objectives import KINDS, ObjectiveConfig, Parameterization, Passes
 from epg.config.recipe import run_config
 from epg.config.settings import RunConfig
+from epg.cost.training import training_flops
 from epg.data.loading.loader import Batch
 from epg.errors import UserError
 from epg.networks import EPG, RCM
-from epg.networks.build import build_encoder, build_epg, build_rcm
+from epg.networks.build import build_rcm
 from epg.objectives import OBJECTIVES
-from epg.objectives.base import Drawn, GeneratorObjective, Objective, Terms, at_levels, macs_of_image
+from epg.objectives.base import Drawn, GeneratorObjective, Objective, Terms, at_levels
 from epg.objectives.diagnostics import quarter
-from epg.training.throughput import training_flops
 from epg.training.tracking import read_log
 
 
@@ -52,10 +52,6 @@ class Toy(GeneratorObjective):
         assert isinstance(config.objective, ToyConfig)
         self.config = config.objective
 
-    @classmethod
-    def macs(cls, config: RunConfig) -> float:
-        return 3 * macs_of_image(build_epg(config.model, config.data), config)
-
     def levels(self, unit: Tensor) -> Tensor:
         """Unshifted levels (N,) from standard normal numbers (N,)."""
         low, high = (torch.tensor(level).log() for level in (self.config.lowest, self.config.highest))
@@ -80,6 +76,11 @@ class CalmConfig(ObjectiveConfig):
 
     kind: Literal["calm"] = "calm"
 
+    @property
+    def passes(self) -> Passes:
+        """One trained, and one as target."""
+        return Passes(encoder=3 + 1)
+
 
 class Calm(Objective):
     """Another stage 1: squared distance of the projections of noisy and of clean images."""
@@ -93,10 +94,6 @@ class Calm(Objective):
     @classmethod
     def build(cls, config: RunConfig) -> Self:
         return cls(build_rcm(config.model, config.data), config)
-
-    @classmethod
-    def macs(cls, config: RunConfig) -> float:
-        return (3 + 1) * macs_of_image(build_encoder(config.model, config.data), config)
 
     def draw(self, batch: Batch, step: int) -> Drawn:
         draws = self.draws(batch, step)

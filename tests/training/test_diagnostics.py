@@ -22,6 +22,8 @@ from epg.checkpoint import checkpoint
 from epg.config.objectives import Stage
 from epg.config.recipe import merge, run_config
 from epg.config.settings import RunConfig, parse
+from epg.cost.devices import known_peak
+from epg.cost.training import training_flops
 from epg.networks.build import build_encoder, build_epg
 from epg.objectives.base import Losses, Objective
 from epg.objectives.consistency import Consistency
@@ -30,7 +32,7 @@ from epg.runs import build_objective, prepare_run, train
 from epg.training.meter import Meter, Speed, means
 from epg.training.optim import learning_rate
 from epg.training.spikes import LossSpikeWarning, Spike, SpikeDetector
-from epg.training.throughput import known_peak, measured_peak, peak_memory, training_flops
+from epg.training.throughput import measured_peak, peak_memory
 from epg.training.tracking import read_log
 from tests.helpers import change_losses, random_batch, randomize, tiny_config
 

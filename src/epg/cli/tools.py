@@ -43,9 +43,10 @@ class Ema:
 
 @dataclass(frozen=True)
 class Info:
-    """Size and cost of a recipe: parameters, GFLOPs, tokens, NFE. Without a recipe, list them."""
+    """Size and cost of a recipe or a run: parameters, GFLOPs, tokens, NFE. Without one, list the recipes."""
 
     recipe: tyro.conf.Positional[Place | None] = None
+    """Name of a recipe or path of a .yaml file; run folder, checkpoint or export."""
 
     def __call__(self) -> None:
         from epg.cli.info import list_recipes, print_info

@@ -17,7 +17,7 @@ __all__ = ["VERBS", "parse", "run"]
 
 
 class Verbs(Mapping[str, type]):
-    """Each verb is a dataclass of its options, and calling it does what it says. It is imported when it is asked for."""
+    """Each verb is a dataclass of its options, and calling it does what it says. Imported when it is asked for."""
 
     PLACES = {  # noqa: RUF012
         "quickstart": "quickstart:Quickstart",

@@ -5,7 +5,7 @@ CONTRIBUTING.md. Nothing in this file needs torch, so that flags and recipes are
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from pydantic_core import PydanticCustomError
@@ -34,6 +34,16 @@ Parameterization = Literal["x", "edm", "spectral"]
 RISING = ("crop_scale", "blur_sigma")
 
 
+class Passes(NamedTuple):
+    """Forward passes of each network, as many as one image in one step costs. What is trained counts three times (the
+    backward pass takes the gradient by the input and by the weight), a frozen network that only passes a gradient on
+    twice, a target without gradient once."""
+
+    encoder: int = 0
+    projector: int = 0
+    generator: int = 0
+
+
 class ObjectiveConfig(Section):
     """Settings of one objective. Validating plain data by this class gives the one that its `kind` names."""
 
@@ -60,6 +70,11 @@ class ObjectiveConfig(Section):
     def frozen_encoder(self) -> bool:
         """Whether a loss needs the encoder of stage 1 as it was."""
         return False
+
+    @property
+    def passes(self) -> Passes:
+        """What a step costs: one trained pass, unless the objective says otherwise."""
+        return Passes(generator=3) if self.samples else Passes(encoder=3)
 
     def from_scratch(self) -> Self:
         """The settings of a run that starts without an encoder of stage 1."""
@@ -143,6 +158,12 @@ class PretrainingConfig(ObjectiveConfig):
     def contrastive(self) -> bool:
         return True
 
+    @property
+    def passes(self) -> Passes:
+        """Three passes of the trained encoder (two views, noisy image), one as target, two of the momentum encoder; two
+        trained and two momentum projections."""
+        return Passes(encoder=3 * 3 + 1 + 2, projector=2 * 3 + 2)
+
     def problems(self) -> Iterator[str]:
         if self.s1 < self.s0:
             yield f"--objective.s1 {self.s1}: must be at least --objective.s0 {self.s0}"
@@ -222,6 +243,12 @@ class ConsistencyConfig(ObjectiveConfig):
     @property
     def frozen_encoder(self) -> bool:
         return self.auxiliary_weight > 0
+
+    @property
+    def passes(self) -> Passes:
+        """One trained pass and one as target; with the auxiliary loss the frozen encoder forward on the clean and
+        forward and back on the denoised image."""
+        return Passes(generator=3 + 1, encoder=1 + 2 if self.frozen_encoder else 0)
 
     def from_scratch(self) -> "ConsistencyConfig":
         return self.model_copy(update={"auxiliary_weight": 0.0})

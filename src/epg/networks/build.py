@@ -8,27 +8,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from epg.config.sections import DataConfig, ModelConfig
+from epg.cost.shape import shape_of
 from epg.networks.decoder import EPG
 from epg.networks.encoder import RCM, Encoder, Projector
-from epg.networks.shape import NetworkShape
-
-
-def shape_of(model: ModelConfig, data: DataConfig, gaussians: int = 0) -> NetworkShape:
-    """The shape that a configuration describes. `gaussians`: those of a generator's `spectrum`."""
-    return NetworkShape(
-        sample_size=data.image_size,
-        patch_size=model.patch_size,
-        depth=model.encoder.depth,
-        encoder_width=model.encoder.width,
-        encoder_heads=model.encoder.heads,
-        decoder_width=model.decoder.width,
-        decoder_heads=model.decoder.heads,
-        in_channels=data.channels,
-        num_classes=model.num_classes or 0,
-        mlp_ratio=model.mlp_ratio,
-        stem=model.stem,
-        gaussians=gaussians,
-    )
 
 
 def build_encoder(model: ModelConfig, data: DataConfig) -> Encoder:

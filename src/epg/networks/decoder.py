@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from epg.cost.shape import NetworkShape
 from epg.networks.encoder import PATCHES, Encoder
 from epg.networks.layers import DecoderBlock, LayerNorm, conv_pair, init_linear, sinusoidal_embedding, zero_linear
-from epg.networks.shape import NetworkShape
 from epg.networks.spectrum import Spectrum
 
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from epg.cost.shape import NetworkShape
 from epg.networks.layers import BatchNorm, EncoderBlock, LayerNorm, conv_pair, init_linear, sinusoidal_embedding
-from epg.networks.shape import NetworkShape
 
 CLS, TIME, PATCHES = 0, 1, slice(2, None)  # places in the token sequence
 

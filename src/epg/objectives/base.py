@@ -16,7 +16,6 @@ from epg.data.views.normalize import Normalizer
 from epg.denoiser import Denoiser
 from epg.networks import EPG, Encoder, Spectrum
 from epg.networks.build import build_epg
-from epg.networks.cost import forward_macs
 from epg.objectives.diagnostics import by_quarter
 from epg.randomness import Draws
 
@@ -62,13 +61,6 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def build(cls, config: RunConfig) -> Self:
         """The objective of a resolved configuration, its networks initialised by torch's global generator."""
-
-    @classmethod
-    @abstractmethod
-    def macs(cls, config: RunConfig) -> float:
-        """Multiply-adds of one image in one step. What is trained counts three times its forward pass (the backward
-        pass takes the gradient by the input and by the weight), a frozen network that only passes a gradient on twice,
-        a target without gradient once. Called under `without_numbers`."""
 
     @abstractmethod
     def draw(self, batch: Batch, step: int) -> Drawn:
@@ -156,13 +148,6 @@ def denoiser_of(network: EPG, config: RunConfig) -> Denoiser:
     assert parameterization is not None, f"{config.stage} trains no generator"
     sigma_min = config.shift * config.noise.sigma_min
     return Denoiser(network, parameterization, sigma_min=sigma_min, sigma_data=config.noise.sigma_data)
-
-
-def macs_of_image(network: nn.Module, config: RunConfig) -> int:
-    """Multiply-adds of a forward pass of an encoder or a generator, with the attention's products."""
-    data = config.data
-    image = torch.zeros(1, data.channels, data.image_size, data.image_size)
-    return forward_macs(network, image, torch.zeros(1))[1]
 
 
 def at_levels(images: Tensor, sigma: Tensor | float, noise: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from epg.data.loading.loader import Batch
 from epg.networks import EPG, Encoder
 from epg.networks.build import build_encoder, build_epg
 from epg.networks.encoder import CLS
-from epg.objectives.base import Drawn, GeneratorObjective, Terms, at_levels, keep_masks, macs_of_image
+from epg.objectives.base import Drawn, GeneratorObjective, Terms, at_levels, keep_masks
 from epg.objectives.diagnostics import quarter
 
 # The relative distance of neighbouring numbers, of what is multiplied in training.
@@ -45,15 +45,6 @@ class Consistency(GeneratorObjective):
         network = build_epg(config.model, config.data, config.gaussians)
         frozen = build_encoder(config.model, config.data) if config.objective.frozen_encoder else None
         return cls(network, config, frozen)
-
-    @classmethod
-    def macs(cls, config: RunConfig) -> float:
-        """One trained pass and one as target; with the auxiliary loss the frozen encoder forward on the clean and
-        forward and back on the denoised image."""
-        generator = macs_of_image(build_epg(config.model, config.data), config)
-        if not config.objective.frozen_encoder:
-            return (3 + 1) * generator
-        return (3 + 1) * generator + (1 + 2) * macs_of_image(build_encoder(config.model, config.data), config)
 
     @property
     def encoders(self) -> list[Encoder]:

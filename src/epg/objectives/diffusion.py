@@ -10,8 +10,7 @@ from epg.config.settings import RunConfig
 from epg.data.loading.loader import Batch
 from epg.losses import x_prediction
 from epg.networks import EPG
-from epg.networks.build import build_epg
-from epg.objectives.base import Drawn, GeneratorObjective, Terms, at_levels, macs_of_image
+from epg.objectives.base import Drawn, GeneratorObjective, Terms, at_levels
 from epg.objectives.diagnostics import quarter
 
 
@@ -31,11 +30,6 @@ class Diffusion(GeneratorObjective):
         after_last = schedule.karras(count, count, *options)
         self.register_buffer("grid", grid.float(), persistent=False)
         self.register_buffer("weights", schedule.denoising_weight(grid, after_last).float(), persistent=False)
-
-    @classmethod
-    def macs(cls, config: RunConfig) -> float:
-        """One trained pass."""
-        return 3 * macs_of_image(build_epg(config.model, config.data), config)
 
     def draw(self, batch: Batch, step: int) -> Drawn:
         draws = self.draws(batch, step)

@@ -15,8 +15,7 @@ from epg.data.views.augment import AffineViews, MocoViews
 from epg.losses import nt_xent
 from epg.networks import RCM
 from epg.networks.build import build_rcm
-from epg.networks.cost import forward_macs
-from epg.objectives.base import Drawn, Losses, Objective, Terms, at_levels, macs_of_image
+from epg.objectives.base import Drawn, Losses, Objective, Terms, at_levels
 from epg.objectives.diagnostics import feature_std
 from epg.randomness import Draws
 
@@ -40,15 +39,6 @@ class Pretraining(Objective):
     @classmethod
     def build(cls, config: RunConfig) -> Self:
         return cls(build_rcm(config.model, config.data), config)
-
-    @classmethod
-    def macs(cls, config: RunConfig) -> float:
-        """Three passes of the trained encoder (two views, noisy image), one as target, two of the momentum encoder;
-        two trained and two momentum projections."""
-        rcm = build_rcm(config.model, config.data).eval()  # in training the BatchNorm would talk to other processes
-        encoder = macs_of_image(rcm.encoder, config)
-        projector = forward_macs(rcm.projector, torch.zeros(1, rcm.encoder.width))[1]
-        return (3 * 3 + 1 + 2) * encoder + (2 * 3 + 2) * projector
 
     def draw(self, batch: Batch, step: int) -> Drawn:
         draws = self.draws(batch, step)

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from epg.cost.network import generator_cost
 from epg.distributed import pick_device, rank, world_size
 from epg.errors import DivergedError, UserError
 from epg.generator import Generator
-from epg.networks.cost import generator_cost
 from epg.networks.layers import transformer_blocks
 from epg.progress import Display
 from epg.sampling.animation import save_animation, trajectory

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from epg.config.settings import RunConfig
+from epg.cost.training import training_flops
 from epg.distributed import all_reduce_sum, world_size
 from epg.networks.layers import full_precision
 from epg.objectives.diagnostics import SHARE
-from epg.training.throughput import peak_flops, training_flops
+from epg.training.throughput import peak_flops
 
 
 @dataclass

@@ -1,6 +1,10 @@
 """The sizes of a network, in one place: of the configuration, of the network itself, and of a saved pipeline."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from epg.config.sections import DataConfig, ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,3 +43,21 @@ class NetworkShape:
             raise ValueError(
                 f"{self.gaussians} gaussians are neither 0, 1, nor one more than {self.num_classes} classes"
             )
+
+
+def shape_of(model: "ModelConfig", data: "DataConfig", gaussians: int = 0) -> NetworkShape:
+    """The shape that a configuration describes. `gaussians`: those of a generator's `spectrum`."""
+    return NetworkShape(
+        sample_size=data.image_size,
+        patch_size=model.patch_size,
+        depth=model.encoder.depth,
+        encoder_width=model.encoder.width,
+        encoder_heads=model.encoder.heads,
+        decoder_width=model.decoder.width,
+        decoder_heads=model.decoder.heads,
+        in_channels=data.channels,
+        num_classes=model.num_classes or 0,
+        mlp_ratio=model.mlp_ratio,
+        stem=model.stem,
+        gaussians=gaussians,
+    )

@@ -1,13 +1,11 @@
-"""What a model costs: parameters and multiply-adds, from its shape by arithmetic, or counted in a forward pass."""
+"""What a network costs: parameters and multiply-adds, from its shape."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-
 from epg.config.sections import DataConfig, ModelConfig
-from epg.networks.build import shape_of
-from epg.networks.layers import Attention
-from epg.networks.shape import NetworkShape
+from epg.config.settings import RunConfig
+from epg.cost.shape import NetworkShape, shape_of
 
 NORM = 2  # parameters of a channel
 KERNEL = 3 * 3  # of the convolutions of stem and head
@@ -30,15 +28,22 @@ class Cost:
         return Cost(*(times * number for number in vars(self).values()))
 
 
-def parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def parts(config: RunConfig) -> dict[str, Cost]:
+    """The network that a stage trains, part by part: one forward pass of one image (tables 1, 7 and 8)."""
+    shape = shape_of(config.model, config.data)
+    if not config.objective.samples:
+        return {"encoder": encoder_cost(shape), "projector": projector_cost(config.model)}
+    embedding = {"class embedding": _embedding(shape)} if shape.num_classes else {}
+    return {"encoder": encoder_cost(shape), **embedding, "decoder": _decoder(shape)}
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    return sum(costs, Cost(0, 0, 0))
 
 
 def rcm_parameters(model: ModelConfig, data: DataConfig) -> int:
     """Encoder and projector (table 8)."""
-    width, hidden, out = model.encoder.width, model.projector_hidden, model.projector_out
-    projector = hidden * (width + hidden + out) + 2 * NORM * hidden
-    return _encoder(shape_of(model, data)).parameters + projector
+    return (encoder_cost(shape_of(model, data)) + projector_cost(model)).parameters
 
 
 def epg_cost(model: ModelConfig, data: DataConfig) -> Cost:
@@ -48,11 +53,22 @@ def epg_cost(model: ModelConfig, data: DataConfig) -> Cost:
 
 def generator_cost(shape: NetworkShape) -> Cost:
     """One forward pass of one image in a generator of this shape."""
-    embedding = (shape.num_classes + 1) * shape.encoder_width if shape.num_classes else 0
-    return _encoder(shape) + _decoder(shape) + _free(embedding)
+    return encoder_cost(shape) + _decoder(shape) + _embedding(shape)
 
 
-def _encoder(shape: NetworkShape) -> Cost:
+def projector_cost(model: ModelConfig) -> Cost:
+    """Of one feature vector."""
+    width, hidden, out = model.encoder.width, model.projector_hidden, model.projector_out
+    layers = ((width, hidden), (hidden, hidden), (hidden, out))
+    return total(_layer(*sizes, places=1, bias=False) for sizes in layers) + _free(2 * NORM * hidden)
+
+
+def _embedding(shape: NetworkShape) -> Cost:
+    return _free((shape.num_classes + 1) * shape.encoder_width if shape.num_classes else 0)
+
+
+def encoder_cost(shape: NetworkShape) -> Cost:
+    """One forward pass of one image in the encoder of a network of this shape."""
     width, tokens = shape.encoder_width, _tokens(shape)
     features, pixels = shape.stem or shape.in_channels, shape.sample_size**2
     cost = _layer(shape.patch_size**2 * features, width, tokens - 2) + _free((1 + tokens + NORM) * width)
@@ -95,29 +111,3 @@ def _layer(inputs: int, outputs: int, places: int, bias: bool = True) -> Cost:
 def _free(numbers: int) -> Cost:
     """Parameters that cost nothing, as multiply-adds are counted."""
     return Cost(numbers, 0, 0)
-
-
-def forward_macs(network: nn.Module, *inputs: Tensor | None) -> tuple[int, int]:
-    """Multiply-adds of one forward pass, without and with the attention's products."""
-    linear, attention = 0, 0
-
-    def count_linear(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal linear
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        linear += output.numel() // len(weight) * weight.numel()
-
-    def count_attention(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal attention
-        n, tokens, width = args[0].shape
-        attention += 2 * n * tokens * tokens * width
-
-    hooks = [
-        module.register_forward_hook(count_attention if isinstance(module, Attention) else count_linear)
-        for module in network.modules()
-        if isinstance(module, nn.Linear | nn.Conv2d | Attention)
-    ]
-    network(*inputs)
-    for hook in hooks:
-        hook.remove()
-    return linear, linear + attention

@@ -1,0 +1,1 @@
+"""What networks, training and sampling cost, by arithmetic from a configuration: nothing here needs torch."""

@@ -1,0 +1,25 @@
+"""What training costs: FLOPs, and the hours that they take."""
+
+from epg.config.settings import RunConfig
+from epg.cost.network import encoder_cost, generator_cost, projector_cost
+from epg.cost.shape import shape_of
+
+
+def training_flops(config: RunConfig) -> float:
+    """FLOPs that training spends on one image in one step: two for each multiply-add of linear layers, convolutions and
+    the attention's products, see `ObjectiveConfig.passes`. Elementwise work, the losses and what activation
+    checkpointing computes again do not count."""
+    passes, shape = config.objective.passes, shape_of(config.model, config.data)
+    costs = (encoder_cost(shape), projector_cost(config.model), generator_cost(shape))
+    return 2 * sum(times * cost.macs_with_attention for times, cost in zip(passes, costs, strict=True))
+
+
+def hours(config: RunConfig, peak: float, mfu: float, devices: int = 1) -> float:
+    """Of all steps of a run.
+
+    Args:
+        peak: FLOP/s of a device, see `epg.cost.devices`.
+        mfu: the share of it that training reaches.
+    """
+    flops = training_flops(config) * config.training.batch_size * config.training.steps
+    return flops / (peak * mfu * devices) / 3600
