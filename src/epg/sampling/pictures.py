@@ -2,14 +2,15 @@
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from epg.data.loading.dataset import ImageDataset
-from epg.data.loading.loader import BatchLoader
-from epg.objectives.base import Objective
+if TYPE_CHECKING:
+    from epg.data.loading.base import ImageDataset
+    from epg.objectives.base import Objective
 
 SMALLEST_TILE = 48  # pixels on screen; smaller images are enlarged by whole factors
 
@@ -35,8 +36,10 @@ def save_grid(images: Tensor, file: Path, columns: int | None = None) -> None:
     grid(images, columns).save(file)
 
 
-def examples_picture(objective: Objective, dataset: ImageDataset, file: Path, count: int = 8) -> None:
+def examples_picture(objective: "Objective", dataset: "ImageDataset", file: Path, count: int = 8) -> None:
     """What an objective learns from, one column per image."""
+    from epg.data.loading.loader import BatchLoader  # which drawing samples does not need
+
     batch = next(iter(BatchLoader(dataset, batch_size=count, seed=objective.seed)))[0]
     rows = objective.examples(batch.to(next(objective.parameters()).device))
     save_grid(torch.cat(rows), file, columns=count)
