@@ -21,14 +21,13 @@ tests() {
     tests/test_gpu.py tests/test_randomness.py tests/data/test_augment.py tests/test_generator.py tests/data/test_loader.py
 }
 
-tiny_step=(--model.encoder.depth 1 --model.encoder.width 32 --model.encoder.heads 2 --model.decoder.width 32 --model.decoder.heads 2
-  --model.projector-hidden 32 --training.batch-size 16 --training.device cpu --training.precision fp32 --compile off)
-tiny_sample=("${tiny_step[@]:0:12}" --dtype fp32 --device cpu --count 2 --batch-size 2 --sampling.steps 3)
+tiny_sample=(--model.encoder.depth 1 --model.encoder.width 32 --model.encoder.heads 2 --model.decoder.width 32
+  --model.decoder.heads 2 --model.projector-hidden 32 --dtype fp32 --device cpu --count 2 --batch-size 2 --sampling.steps 3)
 
 step() { # recipe stage batch size
   local more=(--training.batch-size "$3" --compile both)
-  [ -n "${TINY:-}" ] && more=("${tiny_step[@]}")
-  "$python" "$root/benchmarks/train_step.py" "$1" --stage "$2" --blocks 3 --block-steps 5 --warm-up 4 --json "$out/step-$1-$2.json" "${more[@]}"
+  [ -n "${TINY:-}" ] && more=(--tiny --device cpu --seconds 0)
+  "$python" -m epg.cli bench "$1" --stages "$2" --json "$out/step-$1-$2.json" "${more[@]}"
 }
 
 sample() { # recipe batch size

@@ -27,19 +27,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import tyro
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from epg.bench.images import RandomImages
 from epg.cli import configure
 from epg.config.objectives import Stage
 from epg.config.settings import RunConfig
 from epg.config.validation import check
 from epg.cost.training import training_flops
-from epg.data.loading.base import CachedDataset, ImageDataset
+from epg.data.loading.base import CachedDataset
 from epg.data.loading.loader import Batch
 from epg.distributed import processes, rank, world_size
 from epg.runs import build_objective, resolve
@@ -72,27 +71,6 @@ class Options:
     """Print where the time of bare steps goes."""
     json: Path | None = None
     """File for all figures."""
-
-
-class RandomImages(ImageDataset):
-    """Random pixels and labels."""
-
-    def __init__(self, config: RunConfig, count: int) -> None:
-        random = np.random.default_rng(0)
-        classes = 10 if config.model.num_classes is None else config.model.num_classes
-        labels = random.integers(classes, size=count) if classes else np.full(count, -1)
-        super().__init__(labels, tuple(map(str, range(classes))), config.data.image_size, config.data.channels)
-        shape = (count, config.data.channels, config.data.image_size, config.data.image_size)
-        self.pixels = random.integers(256, size=shape, dtype=np.uint8)
-
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        return self.pixels[index], int(self.labels[index])
-
-    def describe(self, index: int) -> str:
-        return f"random image {index}"
-
-    def fingerprint(self) -> str:
-        return self._digest("random", [])
 
 
 class Finished(Exception):  # noqa: N818

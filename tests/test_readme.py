@@ -19,6 +19,8 @@ def test_command_is_understood(item) -> None:  # type: ignore[no-untyped-def]
     if type(options).__name__ in ("Pretrain", "Finetune"):
         stage = getattr(options, "stage", "pretraining")
         assert configure(options.recipe, stage, overrides).stage == stage
+    elif type(options).__name__ == "Bench":
+        assert configure(options.recipe, options.chosen()[0], overrides)
     else:
         assert not overrides
 

@@ -33,6 +33,7 @@ ROOMS = [
     ("evaluation",),
     ("analysis", "publish"),
     ("runs",),
+    ("bench",),
     ("quickstart",),
     ("cli",),
 ]

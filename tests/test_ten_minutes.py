@@ -113,3 +113,11 @@ def test_gpu_sh_says_what_it_can_do(tmp_path: Path) -> None:
     wrong = subprocess.run([script, "speed", "everything"], capture_output=True, text=True, env=environment)
     assert "choose small, photos32" in wrong.stdout
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_gpu_sh_times_a_stage(tmp_path: Path) -> None:
+    environment = {**os.environ, "OUT": str(tmp_path / "out"), "PYTHON": sys.executable, "TINY": "1"}
+    done = subprocess.run([FILE.with_name("gpu.sh"), "speed", "small"], capture_output=True, text=True, env=environment)
+    assert "images/s" in done.stdout
+    (found,) = json.loads((tmp_path / "out" / "step-small-diffusion.json").read_text())
+    assert found["images_per_second"] > 0

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from epg.bench.steps import time_steps
 from epg.checkpoint.loading import read_trained
 from epg.config.objectives import Stage
 from epg.config.settings import RunConfig
@@ -32,30 +33,13 @@ def compiling_anew() -> Iterator[None]:
         yield
 
 
-class MeasuredError(Exception):
-    """Ends the calibration."""
-
-
 def step_seconds(study: Study, config: RunConfig, encoder: Path | None) -> tuple[float, float]:
     """Seconds of preparing a run, and of a step of the loop as it is, measured after everything is compiled."""
-    begun, done = study.elapsed, 0
+    begun = study.elapsed
     with tempfile.TemporaryDirectory() as folder:
         trainer = prepare_run(config, Path(folder), encoder=encoder, dataset=study.train).trainer
         preparing = study.elapsed - begun
-
-        def step(batches: Any) -> Any:
-            nonlocal begun, done
-            if done == WARM:
-                begun = study.elapsed
-            if done == WARM + TIMED:
-                raise MeasuredError
-            done += 1
-            return Trainer.train_step(trainer, batches)
-
-        trainer.train_step = step  # type: ignore[method-assign]
-        with contextlib.suppress(MeasuredError):
-            trainer.run()
-    return preparing, (study.elapsed - begun) / TIMED
+        return preparing, time_steps(trainer, warm_up=WARM, fewest=TIMED)
 
 
 def train_for(study: Study, stage: Stage, seconds: float, folder: Path, encoder: Path | None) -> dict[str, Any]:

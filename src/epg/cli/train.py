@@ -30,7 +30,9 @@ class Training:
 
     CONTINUES: ClassVar[bool] = True
     TAKES_OVERRIDES: ClassVar[bool] = True
+    GENERATOR: ClassVar[bool]
 
+    stage: str
     recipe: tyro.conf.Positional[Place]
     """Name of a recipe (`epg info` lists them), or the path of a .yaml file."""
     out: Path | None = None
@@ -39,6 +41,14 @@ class Training:
     """Continue from exactly this run folder (its newest checkpoint) or checkpoint; anything else is an error."""
     override: Overrides = ()
     """A setting that may differ from the run that is continued, such as optimizer.lr; repeat the flag for more."""
+
+    def chosen(self) -> list[str]:
+        """The stage of the recipe to speak of: the one asked for, or else what the verb could train."""
+        from epg.config.objectives import KINDS
+        from epg.config.recipe import stages_of
+
+        fits = [stage for stage in stages_of(self.recipe) if KINDS[stage].samples == self.GENERATOR]
+        return [self.stage] if self.stage in fits or not fits else fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +59,15 @@ class Pretrain(Training):
     continues an interrupted run.
     """
 
+    GENERATOR: ClassVar[bool] = False
+
     stage: str = "pretraining"
     """What to train: pretraining, or another encoder that the recipe describes."""
 
     def __call__(self, overrides: list[str]) -> None:
         from epg.runs import train
 
-        refuse_stage(self.stage, generator=False)
+        refuse_stage(self.stage, self.GENERATOR)
         config = configure(self.recipe, self.stage, overrides)
         run = train(config, self.out, resume=self.resume, overrides=self.override)
         print(f"Pre-trained encoder: {run.folder}\nNext: {self.next(run.folder, overrides)}")
@@ -78,6 +90,8 @@ class Finetune(Training):
     Any field of the recipe is a flag too. Running the same command again continues an interrupted run.
     """
 
+    GENERATOR: ClassVar[bool] = True
+
     stage: str = "diffusion"
     """What to train: diffusion, consistency, or what else the recipe describes."""
     encoder: Path | None = None
@@ -96,7 +110,7 @@ class Finetune(Training):
             )
         if self.encoder is not None and self.from_scratch:
             raise UserError("--encoder and --from-scratch: choose one")
-        refuse_stage(self.stage, generator=True)
+        refuse_stage(self.stage, self.GENERATOR)
         config = configure(self.recipe, self.stage, overrides)
         encoder = None if self.encoder is None else hub.local(self.encoder)
         run = train(config, self.out, encoder=encoder, resume=self.resume, overrides=self.override)

@@ -37,6 +37,7 @@ class Verbs(Mapping[str, type]):
         "verify": "tools:Verify",
         "ema": "tools:Ema",
         "info": "tools:Info",
+        "bench": "bench:Bench",
     }
 
     def __getitem__(self, name: str) -> type:
@@ -129,12 +130,9 @@ def parse_with_overrides(verb: str, rest: list[str]) -> tuple[Any, list[str]]:
     options, overrides = tyro.cli(VERBS[verb], args=asked, prog=f"epg {verb}", return_unknown_args=True)
     if wants_help:
         from epg.cli.train import configure
-        from epg.config.objectives import KINDS
-        from epg.config.recipe import stages_of
 
         print(f"Flags of the recipe (those of the command: epg {verb} --help)\n", flush=True)
-        stages = [stage for stage in stages_of(options.recipe) if KINDS[stage].samples == (verb == "finetune")]
-        configure(options.recipe, options.stage if options.stage in stages or not stages else stages[0], ["--help"])
+        configure(options.recipe, options.chosen()[0], ["--help"])
     return options, overrides
 
 

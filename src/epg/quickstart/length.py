@@ -1,17 +1,12 @@
-"""How long the parts of a study take and last: training for another number of steps, and checkpoints to compare."""
+"""How long the parts of a study last: training for another number of steps, and checkpoints to compare."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from epg.checkpoint.checkpoint import listing, step_of
 from epg.checkpoint.saving import is_ours
 from epg.config.settings import RunConfig
-from epg.data.loading.dataset import ImageDataset
-from epg.data.loading.loader import BatchLoader
-from epg.runs import build_objective
 from epg.storage import files
-from epg.training.loop import Trainer
 
 
 def at_length(config: RunConfig, steps: int) -> RunConfig:
@@ -62,18 +57,3 @@ def keep_only(checkpoints: Sequence[Path]) -> None:
     for path in listing(checkpoints[0].parent) if checkpoints else []:
         if path not in checkpoints and is_ours(path):
             files.discard(path)
-
-
-def seconds_per_step(config: RunConfig, dataset: ImageDataset, timed: int = 6) -> float:
-    """Median time of a training step, after two that warm up; nothing is written."""
-    objective = build_objective(config)
-    trainer = Trainer(objective, dataset, config, Path())
-    batches = iter(BatchLoader(dataset, batch_size=config.training.batch_size, seed=config.seed))
-    times = []
-    for i in range(2 + timed):
-        begin = time.perf_counter()
-        result = trainer.train_step(next(batches))
-        float(result.losses["grad_norm"])  # waits for an accelerator
-        if i >= 2:
-            times.append(time.perf_counter() - begin)
-    return sorted(times)[timed // 2]

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from epg.bench.steps import seconds_per_step
 from epg.checkpoint import checkpoint
 from epg.checkpoint.lock import locked
 from epg.config.objectives import Stage
@@ -17,7 +18,7 @@ from epg.data.loading.configured import open_training_data
 from epg.errors import UserError
 from epg.grids import evaluations
 from epg.quickstart.examination import Examination
-from epg.quickstart.length import at_length, halvings, keep_only, seconds_per_step, with_milestones
+from epg.quickstart.length import at_length, halvings, keep_only, with_milestones
 from epg.quickstart.page import write_report
 from epg.quickstart.plan import (
     CLASSIFIER_SECONDS,

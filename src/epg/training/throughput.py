@@ -15,7 +15,12 @@ def peak_flops(device: torch.device, precision: str) -> float:
         known = known_peak(torch.cuda.get_device_name(device))
         if known is not None:
             return known
-    return measured_peak(device, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32))
+    return measured_peak(device, multiplied(precision))
+
+
+def multiplied(precision: str) -> torch.dtype:
+    """What large products are computed in."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
 
 @functools.cache
