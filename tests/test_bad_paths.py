@@ -42,6 +42,7 @@ NEEDS: dict[str, dict[str, str]] = {
     "verify": {"run": "{run}"},
     "ema": {"run": "{run}", "out": "{out}", "sigma_rel": "0.1"},
     "info": {},
+    "bench": {"recipe": "digits", "stages": "diffusion", "seconds": "0", "json": "{out}.json"},
 }
 TINY = [
     *("--training.steps", "1", "--training.batch-size", "2", "--training.device", "cpu", "--training.trackers"),
@@ -140,7 +141,7 @@ def command(verb: str, option: PathOption, path: str, good: dict[str, Path], out
     flags = [
         w for name, value in words.items() if name not in positional for w in (f"--{name.replace('_', '-')}", value)
     ]
-    recipe = TINY if verb in ("pretrain", "finetune") else []
+    recipe = TINY if verb in ("pretrain", "finetune", "bench") else []
     return [verb, *(words[name] for name in positional), *flags, *recipe]
 
 

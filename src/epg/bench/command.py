@@ -30,6 +30,8 @@ def run_bench(
 
     Raises OutputError where the file cannot be written.
     """
+    if file is not None and file.is_dir():
+        raise OutputError(f"--json {file}: is a folder; name a file")
     jobs = [variant for config in configs for variant in variants(config, compiled)]
     with processes():
         if len(jobs) == 1 or world_size() > 1:
