@@ -3,10 +3,11 @@ import re
 import pytest
 import yaml
 
-from epg.config.objectives import KINDS, AffineViewsConfig, MocoViewsConfig
+from epg.config.objectives import KINDS
 from epg.config.recipe import merge, read_recipe, recipe_names, run_config, stages_of
 from epg.config.settings import RunConfig, parse
 from epg.config.validation import check, checked, problems
+from epg.config.views import AffineViewsConfig, MocoViewsConfig
 from epg.cost.network import epg_cost
 from epg.errors import UserError
 from tests.helpers import tiny_config, tiny_content
