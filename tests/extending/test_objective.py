@@ -12,7 +12,7 @@ from torch import Tensor
 
 from epg.checkpoint.loading import load, read_trained
 from epg.cli import main
-from epg.config.objectives import KINDS, ObjectiveConfig, Parameterization, Passes
+from epg.config.objectives import KINDS, ObjectiveConfig, Parameterization, Passes, Work
 from epg.config.recipe import run_config
 from epg.config.settings import RunConfig
 from epg.cost.training import training_flops
@@ -77,9 +77,9 @@ class CalmConfig(ObjectiveConfig):
     kind: Literal["calm"] = "calm"
 
     @property
-    def passes(self) -> Passes:
-        """One trained, and one as target."""
-        return Passes(encoder=3 + 1)
+    def work(self) -> Work:
+        """One trained pass, and one as target."""
+        return Work(spent=Passes(encoder=3 + 1), kept=Passes(encoder=1))
 
 
 class Calm(Objective):

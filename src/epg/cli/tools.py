@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
+from epg.cli.numbers import Between
 from epg.cli.paths import Place
 
 
@@ -43,15 +45,25 @@ class Ema:
 
 @dataclass(frozen=True)
 class Info:
-    """Size and cost of a recipe or a run: parameters, GFLOPs, tokens, NFE. Without one, list the recipes."""
+    """Size and cost of a recipe or a run: parameters, GFLOPs, NFE, memory, hours. Without one, list the recipes."""
 
     recipe: tyro.conf.Positional[Place | None] = None
     """Name of a recipe or path of a .yaml file; run folder, checkpoint or export."""
+    tables: bool = False
+    """The paper's sizes, GFLOPs and hours, recomputed beside its own."""
+    gpu: str = "H200"
+    """Whose data-sheet peak hours are computed from: H100, A100, RTX 4090..."""
+    gpus: Annotated[int, Between(1, 10**6)] = 8
+    """Among them the batch is divided."""
+    mfu: Annotated[float, Between(0, 1, open_low=True)] = 0.235
+    """Share of the peak that training reaches; 23.5 % gives the paper's hours within a fifth."""
 
     def __call__(self) -> None:
-        from epg.cli.info import list_recipes, print_info
+        from epg.cli.info import Machine, list_recipes, print_info, print_tables
 
-        if self.recipe is None:
+        if self.tables:
+            print_tables()
+        elif self.recipe is None:
             list_recipes()
         else:
-            print_info(self.recipe)
+            print_info(self.recipe, Machine(self.gpu, self.gpus, self.mfu))

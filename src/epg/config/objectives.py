@@ -32,13 +32,23 @@ RISING = ("crop_scale", "blur_sigma")
 
 
 class Passes(NamedTuple):
-    """Forward passes of each network, as many as one image in one step costs. What is trained counts three times (the
-    backward pass takes the gradient by the input and by the weight), a frozen network that only passes a gradient on
-    twice, a target without gradient once."""
+    """A number for each network."""
 
     encoder: int = 0
     projector: int = 0
     generator: int = 0
+
+
+class Work(NamedTuple):
+    """What a step does with one image."""
+
+    spent: Passes
+    """Forward passes that it costs. What is trained counts three times (the backward pass takes the gradient by the
+    input and by the weight), a frozen network that only passes a gradient on twice, a target without gradient once."""
+    kept: Passes
+    """Passes whose activations wait in memory for the backward pass."""
+    still: Passes = Passes()
+    """Networks in memory that are not trained themselves."""
 
 
 class ObjectiveConfig(Section):
@@ -69,9 +79,11 @@ class ObjectiveConfig(Section):
         return False
 
     @property
-    def passes(self) -> Passes:
-        """What a step costs: one trained pass, unless the objective says otherwise."""
-        return Passes(generator=3) if self.samples else Passes(encoder=3)
+    def work(self) -> Work:
+        """One trained pass, unless the objective says otherwise."""
+        if self.samples:
+            return Work(spent=Passes(generator=3), kept=Passes(generator=1))
+        return Work(spent=Passes(encoder=3), kept=Passes(encoder=1))
 
     def from_scratch(self) -> Self:
         """The settings of a run that starts without an encoder of stage 1."""
@@ -129,10 +141,11 @@ class PretrainingConfig(ObjectiveConfig):
         return True
 
     @property
-    def passes(self) -> Passes:
+    def work(self) -> Work:
         """Three passes of the trained encoder (two views, noisy image), one as target, two of the momentum encoder; two
         trained and two momentum projections."""
-        return Passes(encoder=3 * 3 + 1 + 2, projector=2 * 3 + 2)
+        spent = Passes(encoder=3 * 3 + 1 + 2, projector=2 * 3 + 2)
+        return Work(spent, kept=Passes(encoder=3, projector=2), still=Passes(encoder=1, projector=1))
 
     def problems(self) -> Iterator[str]:
         if self.s1 < self.s0:
@@ -215,10 +228,12 @@ class ConsistencyConfig(ObjectiveConfig):
         return self.auxiliary_weight > 0
 
     @property
-    def passes(self) -> Passes:
+    def work(self) -> Work:
         """One trained pass and one as target; with the auxiliary loss the frozen encoder forward on the clean and
         forward and back on the denoised image."""
-        return Passes(generator=3 + 1, encoder=1 + 2 if self.frozen_encoder else 0)
+        frozen = int(self.frozen_encoder)
+        spent = Passes(generator=3 + 1, encoder=(1 + 2) * frozen)
+        return Work(spent, kept=Passes(generator=1, encoder=frozen), still=Passes(encoder=frozen))
 
     def from_scratch(self) -> "ConsistencyConfig":
         return self.model_copy(update={"auxiliary_weight": 0.0})

@@ -27,6 +27,9 @@ class Expected(Section):
     """Millions; of an encoder with its projector."""
     gflops: Number | None = None
     """Multiply-adds of a pass, without the products of attention, in thousands of millions."""
+    hours: Number | None = None
+    """Of training, on `gpus` H200."""
+    gpus: Number = 8
     fid: Number | None = None
     """Of 50,000 samples, by the recipe's sampler."""
     labels: Literal["balanced", "random"] = "random"

@@ -2,6 +2,8 @@
 
 import re
 
+from epg.errors import UserError
+
 # Dense bf16 tensor-core peaks in TFLOP/s from the makers' data sheets (where a sheet states the figure "with
 # sparsity", half of it). MFU is stated against these whatever the run's precision.
 PEAKS = {
@@ -29,3 +31,11 @@ def known_peak(device_name: str) -> float | None:
         if re.search(rf"\b{name}\b", device_name):
             return teraflops * 1e12
     return None
+
+
+def named_peak(name: str) -> float:
+    """The same by a name of the table, in any case. Raises UserError."""
+    for known, teraflops in PEAKS.items():
+        if known.lower() == name.lower():
+            return teraflops * 1e12
+    raise UserError(f"--gpu {name}: not in the table; choose one of {', '.join(PEAKS)}")

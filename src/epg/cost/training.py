@@ -7,11 +7,11 @@ from epg.cost.shape import shape_of
 
 def training_flops(config: RunConfig) -> float:
     """FLOPs that training spends on one image in one step: two for each multiply-add of linear layers, convolutions and
-    the attention's products, see `ObjectiveConfig.passes`. Elementwise work, the losses and what activation
+    the attention's products, see `ObjectiveConfig.work`. Elementwise work, the losses and what activation
     checkpointing computes again do not count."""
-    passes, shape = config.objective.passes, shape_of(config.model, config.data)
+    spent, shape = config.objective.work.spent, shape_of(config.model, config.data)
     costs = (encoder_cost(shape), projector_cost(config.model), generator_cost(shape))
-    return 2 * sum(times * cost.macs_with_attention for times, cost in zip(passes, costs, strict=True))
+    return 2 * sum(times * cost.macs_with_attention for times, cost in zip(spent, costs, strict=True))
 
 
 def hours(config: RunConfig, peak: float, mfu: float, devices: int = 1) -> float:

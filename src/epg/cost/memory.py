@@ -1,0 +1,81 @@
+"""What training keeps in a device's memory, part by part."""
+
+from dataclasses import dataclass
+
+from epg.config.settings import RunConfig
+from epg.cost.network import encoder_cost, generator_cost, projector_cost
+from epg.cost.shape import NetworkShape, shape_of
+
+FULL = 4  # bytes of a number in float32
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device. What a device needs beside these (libraries, buffers of a product) is not in it."""
+
+    weights: float
+    """Of the trained network and of those that it learns from."""
+    gradients: float
+    optimizer: float
+    averages: float
+    activations: float
+    """Of one pass, until its backward pass, with the copies of weights in half precision."""
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+
+def memory(config: RunConfig, images: int, *, checkpointing: bool, devices: int = 1) -> Memory:
+    """Of a training step.
+
+    Args:
+        images: that one device passes through the network at once.
+        checkpointing: whether only the inputs of blocks are kept (`training.activation_checkpointing`).
+        devices: that share weights, gradients, optimizer and averages (FSDP); 1 where each has them all.
+    """
+    shape, objective = shape_of(config.model, config.data), config.objective
+    kept, networks = objective.work.kept, objective.work.still
+    sizes = (encoder_cost(shape), projector_cost(config.model), generator_cost(shape))
+    trained = (sizes[2] if objective.samples else sizes[0] + sizes[1]).parameters
+    still = sum(times * size.parameters for times, size in zip(networks, sizes, strict=True))
+    averages = len(config.training.ema) + len(config.training.power_ema)
+    moments = 1 if config.optimizer.kind == "muon" else 2  # Muon keeps one of the matrices, which are nearly all
+    number = FULL if config.training.precision in ("fp32", "fp64", "auto") else 2
+    activations = images * (
+        kept.encoder * encoder_bytes(shape, number, checkpointing, frozen=objective.samples)
+        + kept.generator * (encoder_bytes(shape, number, checkpointing) + decoder_bytes(shape, number, checkpointing))
+    )
+    share = FULL / devices
+    return Memory(
+        weights=share * (trained + still),
+        gradients=share * trained,
+        optimizer=share * moments * trained,
+        averages=share * averages * trained,
+        activations=activations + (0 if number == FULL else number * (trained + still)),
+    )
+
+
+def encoder_bytes(shape: NetworkShape, number: int, checkpointing: bool, frozen: bool = False) -> float:
+    """Kept of one image in the encoder: of each token in each block the residual stream before both norms, in float32,
+    and what the linear layers, the attention (with its logarithms of sums) and GELU take, in the precision of
+    products (`number` bytes); what a linear layer takes is not kept where its weights are `frozen`."""
+    block = (8.25 + (8 if frozen else 14) * number) * shape.encoder_width
+    return tokens(shape) * (
+        _blocks(shape, block, FULL * shape.encoder_width, checkpointing) + 5.5 * shape.encoder_width
+    )
+
+
+def decoder_bytes(shape: NetworkShape, number: int, checkpointing: bool) -> float:
+    """The same of the decoder, whose blocks also keep the fused skip, its norm, and both sides of each modulation."""
+    block = (20.25 + 17 * number) * shape.decoder_width + number * shape.encoder_width
+    return tokens(shape) * (_blocks(shape, block, FULL * shape.decoder_width, checkpointing) + 8 * shape.decoder_width)
+
+
+def _blocks(shape: NetworkShape, block: float, entry: float, checkpointing: bool) -> float:
+    """Bytes of a token in all blocks; of checkpointed ones their inputs, and all of the one that is computed again."""
+    return shape.depth * entry + block if checkpointing else shape.depth * block
+
+
+def tokens(shape: NetworkShape) -> int:
+    return (shape.sample_size // shape.patch_size) ** 2 + 2
