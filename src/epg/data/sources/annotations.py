@@ -65,15 +65,9 @@ def by_rows(
     rows, columns = rows_of(content, file)
     if any(index.find(name, folder) is not None for name in columns):  # no header: the first row names an image
         rows, columns = headless(content)
-    column, total, rule = _file_column(rows, columns, file), len(rows), ""
+    column, total = _file_column(rows, columns, file), len(rows)
     index.settle([row.get(column) for row in rows], folder)
-    if not divided and (found := split_column(rows, columns)) is not None:
-        by, splits = found
-        wanted = set(pick_split(splits, options.split, file))
-        taken = {place for row in rows if (place := index.find(row.get(column), folder)) is not None}
-        rows = [row for row in rows if str(row.get(by)) in wanted]
-        taken -= {place for row in rows if (place := index.find(row.get(column), folder)) is not None}
-        rule = f"split {options.split}: {', '.join(sorted(wanted))} in column {by} of {file}; "
+    rows, others, rule = (rows, [], "") if divided else _one_split(rows, columns, options.split, file)
     chosen, kept, rejected = [], [], []
     label, notes = find_label_column(columns, lambda name: [_hashable(row.get(name)) for row in rows], options, file)
     for row in rows:
@@ -94,18 +88,29 @@ def by_rows(
     if not chosen:
         raise DataError(f"{file}: none of the {total} images that its column {column} names is there")
     labelled = labels_of([row[label] for row in kept], f"{file}, column {label}") if label else unlabelled(len(kept))
-    if (left := len(names) - len(taken)) > 0:
+    elsewhere = {place for row in others if (place := index.find(row.get(column), folder)) is not None}
+    if (left := len(names) - len(taken | elsewhere)) > 0:
         notes.append(f"{left} images that no row of {file} names were left out")
     if index.foreign:
         notes.append(f"paths of {file} are taken without {index.foreign}, which is not here")
-    others = [name for name in columns if name != column]
-    if label is None and options.labels != "none" and others:
-        notes.append(f"labels could be in {file}: {options.flag('label-column')} one of {', '.join(others)}")
+    if label is None and options.labels != "none" and len(columns) > 1:
+        listed = ", ".join(name for name in columns if name != column)
+        notes.append(f"labels could be in {file}: {options.flag('label-column')} one of {listed}")
     if label is None and options.labels == "auto" and any(b"/" in names[k][len(folder) :] for k in chosen):
         notes.append(f"folders are no classes because of {file}; {options.flag('labels folder')} uses them instead")
     told = rule_of(labelled, f"column {label} of {file}") if label else f"no labels: {file} has no column of them"
     order = np.array(chosen, dtype=np.int64)
     return Described(order, labelled, rule + told, rejected, notes, file, divided=bool(rule))
+
+
+def _one_split(rows: list[Row], columns: list[str], split: str, file: str) -> tuple[list[Row], list[Row], str]:
+    """The rows of a split, those of the others, and how they were told apart; all where no column divides them."""
+    if (found := split_column(rows, columns)) is None:
+        return rows, [], ""
+    column, splits = found
+    wanted = set(pick_split(splits, split, file))
+    ours, others = ([row for row in rows if (str(row.get(column)) in wanted) == inside] for inside in (True, False))
+    return ours, others, f"split {split}: {', '.join(sorted(wanted))} in column {column} of {file}; "
 
 
 def _file_column(rows: list[Row], columns: list[str], file: str) -> str:
