@@ -94,8 +94,8 @@ def by_rows(
     if index.foreign:
         notes.append(f"paths of {file} are taken without {index.foreign}, which is not here")
     if label is None and options.labels != "none" and len(columns) > 1:
-        listed = ", ".join(name for name in columns if name != column)
-        notes.append(f"labels could be in {file}: {options.flag('label-column')} one of {listed}")
+        rest = ", ".join(name for name in columns if name != column)
+        notes.append(f"labels could be in {file}: {options.flag('label-column')} one of {rest}")
     if label is None and options.labels == "auto" and any(b"/" in names[k][len(folder) :] for k in chosen):
         notes.append(f"folders are no classes because of {file}; {options.flag('labels folder')} uses them instead")
     told = rule_of(labelled, f"column {label} of {file}") if label else f"no labels: {file} has no column of them"
