@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from epg.config.objectives import KINDS
 from epg.config.recipe import merge
 from epg.config.settings import RunConfig, parse
 from epg.data.loading.loader import Batch
@@ -39,7 +40,7 @@ def tiny_content(stage: str = "diffusion", **changes: Any) -> dict[str, Any]:
         "objective": {"kind": stage},
         "optimizer": {"lr": 1e-3, "warmup_steps": 0},
         "training": {"batch_size": 32, "steps": 100, "ema": [] if stage == "pretraining" else [0.9]},
-        "sampling": {"sampler": "one_step" if stage == "consistency" else "heun", "steps": 4},
+        "sampling": {"sampler": KINDS[stage].sampler if stage in KINDS else "heun", "steps": 4},
     }
     return merge(base, changes)
 

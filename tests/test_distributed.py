@@ -11,13 +11,15 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from epg import distributed
+from epg.data.loading.configured import open_training_data
 from epg.distributed import all_gather, all_reduce_sum, failing_together, local_device, rank, world_size
 from epg.errors import DataError
 from epg.losses import nt_xent
-from epg.networks.build import build_rcm
+from epg.networks.build import build_encoder, build_rcm
 from epg.networks.layers import BatchNorm
+from epg.objectives.onestep import OneStep
 from epg.objectives.pretraining import Pretraining
-from tests.helpers import random_batch, randomize, tiny_config
+from tests.helpers import random_batch, randomize, tiny_config, tiny_epg
 
 N, D = 12, 6
 
@@ -72,6 +74,26 @@ def pretraining_results() -> dict[str, Any]:
     }
 
 
+def onestep_results() -> dict[str, Any]:
+    """Moments before the first step, and a step, on this process's share; gradients averaged as DDP does."""
+    config = tiny_config("onestep", objective={"levels": [0.2, 1.0], "pixels": 4}, model={"num_classes": 10})
+    network = tiny_epg(config)
+    encoder = build_encoder(config.model, config.data)
+    randomize(encoder)
+    objective = OneStep(network, config, encoder).double()
+    objective.dtype = torch.float64
+    objective.begin(open_training_data(config.data))
+    count = config.training.batch_size // world_size()
+    losses = objective(objective.draw(random_batch(config, count, first=rank() * count), 5))
+    losses["loss"].backward()
+    gradient = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    return {
+        "loss": losses["loss"].detach(),
+        "gradient": all_reduce_sum(gradient) / world_size(),
+        "moments": torch.cat([value.flatten() for value in objective.moments.buffers()]),
+    }
+
+
 def collectives() -> dict[str, Any]:
     x = (part(data(4)) * 1).requires_grad_()
     total = all_reduce_sum(x)
@@ -84,6 +106,7 @@ def results() -> dict[str, Any]:
         "batch_norm": batch_norm_results(),
         "nt_xent": nt_xent_results(),
         "pretraining": pretraining_results(),
+        "onestep": onestep_results(),
         "collectives": collectives(),
     }
 
@@ -146,6 +169,13 @@ def test_pretraining_objective(one, two):
         for key in ("loss", "gradient"):
             ours, reference = r["pretraining"][key], one["pretraining"][key]
             assert (ours - reference).norm() < 1e-4 * reference.norm(), key  # float32 sums in another order
+
+
+def test_onestep_objective(one, two):
+    for r in two:
+        for key in ("loss", "gradient", "moments"):
+            ours, reference = r["onestep"][key], one["onestep"][key]
+            assert (ours - reference).norm() < 1e-7 * reference.norm(), key  # roots of what is nearly singular
 
 
 @pytest.mark.parametrize(

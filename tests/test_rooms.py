@@ -21,7 +21,7 @@ ROOMS = [
     ("data.prepared",),
     ("data.loading", "data.views"),
     ("networks",),
-    ("denoiser", "losses"),
+    ("denoiser", "losses", "moments"),
     ("guidance",),
     ("grids",),
     ("generator",),

@@ -258,7 +258,7 @@ def test_random_labels(run, tmp_path, capsys):
         ({"changes": {"guidance": -1.0}}, "--guidance -1"),
         ({"changes": {"interval": (2.0, 1.0)}}, "--interval 2.0 1.0"),
         ({"changes": {"interval": (float("nan"), 1.0)}}, "--interval nan"),
-        ({"changes": {"sampler": "one_step"}}, "--sampler one_step: for consistency models"),
+        ({"changes": {"sampler": "one_step"}}, "--sampler one_step: for one-step models"),
         ({"ema": 0.1}, "no EMA with decay 0.1"),
         ({"device": "warp"}, "--device warp"),
         ({"device": "cuda:77"}, "--device cuda:77"),
@@ -402,7 +402,7 @@ def test_levels_of_a_diffusion_model(run, tmp_path):
     [
         (
             ["--sampler", "heun"],
-            "--sampler heun: for diffusion models; this is a consistency model, which takes one_step",
+            "--sampler heun: for diffusion models; this is a one-step model, which takes one_step",
         ),
         (["--sampler", "edm_stochastic"], "--sampler edm_stochastic: for diffusion models"),
         (["--sampler", "one_step", "--steps", "2"], "--steps 2: one_step is 1 step; --sampler multistep takes several"),

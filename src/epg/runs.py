@@ -1,6 +1,5 @@
 """A run: one stage of a recipe on one data set into one folder: what `epg pretrain` and `finetune` do."""
 
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,31 +7,27 @@ from typing import Literal
 
 import torch
 
-from epg.checkpoint import export, handover
-from epg.checkpoint.checkpoint import listing
-from epg.checkpoint.handover import EncoderWeights, hand_over, handed_over, read_encoder, report
+from epg.checkpoint.base import Base, read_base, refuse_misfit
+from epg.checkpoint.handover import EncoderWeights, hand_over, handed_over, read_encoder
 from epg.checkpoint.loading import generator_of
 from epg.checkpoint.lock import locked
 from epg.config.settings import RunConfig
 from epg.config.validation import check
-from epg.config.yaml_file import read_yaml
 from epg.data.loading.configured import open_training_data
 from epg.data.loading.dataset import ImageDataset
 from epg.distributed import failing_together, pick_device, processes, rank, world_size
-from epg.errors import OutputError, UserError
+from epg.errors import UserError
 from epg.networks import Spectrum
 from epg.objectives import OBJECTIVES
 from epg.objectives.base import GeneratorObjective, Objective
 from epg.randomness import weights_seed
-from epg.samplers import MEANS
+from epg.samplers import MEANS, SAMPLERS
 from epg.sampling.pictures import examples_picture, save_grid
-from epg.storage import outputs
-from epg.storage.files import replace_text
 from epg.training import resume as resuming
+from epg.training.beginning import announce, record
 from epg.training.judging import Judge, Preview
 from epg.training.loop import Trainer
 from epg.training.parallel import refuse_uneven_processes
-from epg.training.resume import Start
 from epg.training.spectra import measure
 from epg.training.stopping import StopSignals
 
@@ -69,14 +64,18 @@ def best_precision(device: torch.device) -> Literal["bf16", "fp32"]:
     return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
-def build_objective(config: RunConfig, encoder: EncoderWeights | None = None) -> Objective:
-    """The objective of a resolved configuration, initialised from its seed alone and, given one, an encoder."""
+def build_objective(config: RunConfig, encoder: EncoderWeights | None = None, base: Base | None = None) -> Objective:
+    """The objective of a resolved configuration, initialised from its seed alone and, given one, an encoder, or a whole
+    generator, whose encoder then stays."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weights_seed(config.seed, "weights"))
         objective = OBJECTIVES[config.stage].build(config)
     if encoder is not None:
         for module in objective.encoders:
-            hand_over(module, encoder)
+            if base is None or module not in objective.network.children():
+                hand_over(module, encoder)
+    if base is not None:
+        objective.network.load_state_dict(base.tensors)
     return objective
 
 
@@ -95,6 +94,7 @@ def prepare_run(
     folder: Path,
     *,
     encoder: Path | None = None,
+    base: Path | None = None,
     dataset: ImageDataset | None = None,
     resume: Path | None = None,
     overrides: Collection[str] = (),
@@ -103,6 +103,7 @@ def prepare_run(
 
     Args:
         encoder: stage 1's run folder, checkpoint or weight file; None starts stage 2 from scratch.
+        base: a generator to begin with, see `epg.checkpoint.base`; its run says which encoder it had.
         dataset: the images, if they are open already.
         resume: the run folder or checkpoint to continue from; None takes the newest checkpoint in `folder`, if any.
         overrides: settings that may differ from those of the run that is continued.
@@ -113,16 +114,20 @@ def prepare_run(
         found = resuming.starting_point(folder, resume)
         before = None if found is None else resuming.config_of(found)
         config = resolve(config, dataset, before)
+        begun = None if base is None or found is not None else read_base(base)
+        if begun is not None:
+            refuse_misfit(begun, config, dataset.class_names)
+            encoder = encoder or begun.encoder
         if encoder is None:
             config = without_encoder(config, before)
         start = None if found is None else resuming.continued(found, folder, config, dataset.fingerprint(), overrides)
         if start is None and overrides:
             raise UserError(f"--override: there is no run in {folder} that could be continued with other settings")
         weights = None if encoder is None else read_encoder(encoder, config)
-        objective = build_objective(config, weights)
+        objective = build_objective(config, weights, begun)
         announce(config, dataset, start)
-        record(folder, config, weights, objective)
-    spectrum = objective.spectrum if start is None else None
+        record(folder, config, weights, objective, begun)
+    spectrum = objective.spectrum if start is None and begun is None else None
     if spectrum is not None:
         measure(spectrum, dataset, config, objective.normalizer)
     evaluation = None
@@ -139,56 +144,18 @@ def prepare_run(
 def without_encoder(config: RunConfig, before: RunConfig | None) -> RunConfig:
     """The configuration of a run that starts without an encoder, of which there is then nothing frozen to compare with.
 
-    A run that is continued has its frozen encoder in the checkpoint if it began with one.
+    A run that is continued has its frozen encoder in the checkpoint if it began with one. Raises UserError for a stage
+    that cannot do without.
     """
     if before is not None and before.objective.frozen_encoder:
         return config
-    return config.model_copy(update={"objective": config.objective.from_scratch()})
-
-
-def announce(config: RunConfig, dataset: ImageDataset, start: Start | None = None) -> None:
-    """What is about to happen, in the numbers that are most often misunderstood."""
-    if rank() != 0:
-        return
-    batch, processes = config.training.batch_size, world_size()
-    passes = batch // processes // (config.training.micro_batch or batch // processes)
-    print(
-        f"{config.stage} of {config.recipe}: {len(dataset):,} images, {config.model.num_classes} classes; batch "
-        f"{batch} = {processes} processes x {passes} passes x {batch // processes // passes} images; "
-        f"{config.training.steps:,} steps = {config.training.steps * batch / len(dataset):.1f} epochs",
-        file=sys.stderr,
-    )
-    for line in dataset.report():
-        print(line, file=sys.stderr)
-    if start is not None:
-        print(resuming.describe(start, config, len(dataset)), file=sys.stderr)
-
-
-def record(folder: Path, config: RunConfig, weights: EncoderWeights | None, objective: Objective) -> None:
-    """Writes `config.yaml` and, with every key, what was handed over from stage 1 (`handover.json`)."""
-    if rank() != 0:
-        return
-    refuse_foreign(folder)
-    with outputs.writing(folder):
-        replace_text(folder / "config.yaml", config.to_yaml())
-        if weights is not None:
-            replace_text(folder / handover.FILE, weights.record())
-    if weights is not None:
-        decoder = sum(p.numel() for n, p in objective.network.named_parameters() if not n.startswith("encoder."))
-        print(report(weights, decoder), file=sys.stderr)
-
-
-def refuse_foreign(folder: Path) -> None:
-    """Raises OutputError where a folder holds files, named as a run's are, that no run of ours wrote."""
-    if (folder / export.FOLDER).exists():
-        outputs.refuse_foreign(folder / export.FOLDER, export.strange)
-    names = [name for name in ("config.yaml", handover.FILE, "log.jsonl") if (folder / name).exists()]
-    try:
-        ours = not names or RunConfig.model_fields.keys() <= read_yaml(folder / "config.yaml").keys()
-    except UserError:
-        ours = False
-    if not ours and not listing(folder / "checkpoints"):
-        raise OutputError(f"--out {folder}: holds {names[0]}, and no run wrote it there. Choose a new folder.")
+    alone = config.objective.from_scratch()
+    if alone.frozen_encoder:
+        raise UserError(
+            f"--encoder: --stage {config.stage} compares images in the features of a pre-trained encoder, and the run "
+            "given to --from does not say where its own came from. Pass the run folder of `epg pretrain`."
+        )
+    return config.model_copy(update={"objective": alone})
 
 
 def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset) -> Preview:
@@ -211,7 +178,8 @@ def judge_for(
     config: RunConfig, objective: Objective, dataset: ImageDataset, spectrum: Spectrum | None
 ) -> Judge | None:
     """Compares a denoiser that predicts means with the best linear one. Raises UserError without held-out images."""
-    if not (config.evaluation.linear_every and config.objective.predicts in MEANS):
+    means = config.objective.predicts in MEANS and not SAMPLERS[config.objective.sampler].jumps
+    if not (config.evaluation.linear_every and means):
         return None
     assert isinstance(objective, GeneratorObjective)
     from epg.evaluation.held_out import held_out_of
@@ -228,6 +196,7 @@ def train(
     folder: Path | None = None,
     *,
     encoder: Path | None = None,
+    base: Path | None = None,
     resume: Path | None = None,
     overrides: Collection[str] = (),
 ) -> Run:
@@ -242,6 +211,6 @@ def train(
         folder = Path("runs") / config.recipe / config.stage if resume is None else resuming.run_folder_of(resume)
     signals = StopSignals(starting=True)
     with signals.caught(), processes(config.training.timeout, lambda: signals.received), locked(folder):
-        run = prepare_run(config, folder, encoder=encoder, resume=resume, overrides=overrides)
+        run = prepare_run(config, folder, encoder=encoder, base=base, resume=resume, overrides=overrides)
         run.trainer.run(signals)
     return run

@@ -121,7 +121,7 @@ def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, watch: 
 # The table ------------------------------------------------------------------------------------------------------------
 
 MEANS = ("x", "spectral")  # parameterisations that predict the mean image, which defines the ODE to walk down
-ENDS = ("edm",)  # that predict the end of that walk, as a consistency model does
+ENDS = ("edm",)  # that predict the end of that walk, as a consistency model does; trained for it, any other may too
 
 
 @dataclass(frozen=True)
@@ -129,19 +129,15 @@ class Sampler:
     """A way to draw: all that settings, their checks and `epg.generator` know of it."""
 
     function: Callable[..., Tensor]
-    serves: tuple[str, ...]
-    """Parameterisations, see `epg.denoiser`."""
+    jumps: bool = False
+    """Whether it is for models that jump to the end of the walk; its grid then leaves out the last level, where a
+    consistency model is the identity."""
     noise: bool = False
     """Whether it takes fresh noise at every step."""
     levels: Mapping[str, float] = field(default_factory=dict)
     """Unshifted noise levels among its arguments."""
     steps: int | None = None
     """The only number of steps that it takes."""
-
-    @property
-    def jumps(self) -> bool:
-        """Whether it evaluates the end of the walk, never the last level, where that is the identity."""
-        return self.serves == ENDS
 
     def __call__(
         self, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, shift: float, watch: Watch | None = None
@@ -154,12 +150,12 @@ class Sampler:
 
 
 SAMPLERS = {
-    "heun": Sampler(heun, MEANS),
-    "euler": Sampler(euler, MEANS),
-    "edm_stochastic": Sampler(edm_stochastic, MEANS, noise=True, levels={"s_min": 0.05, "s_max": 50.0}),
-    "euler_ancestral": Sampler(euler_ancestral, MEANS, noise=True),
-    "one_step": Sampler(one_step, ENDS, steps=1),
-    "multistep": Sampler(multistep, ENDS, noise=True),
+    "heun": Sampler(heun),
+    "euler": Sampler(euler),
+    "edm_stochastic": Sampler(edm_stochastic, noise=True, levels={"s_min": 0.05, "s_max": 50.0}),
+    "euler_ancestral": Sampler(euler_ancestral, noise=True),
+    "one_step": Sampler(one_step, jumps=True, steps=1),
+    "multistep": Sampler(multistep, jumps=True, noise=True),
 }
 
 
@@ -175,10 +171,15 @@ HIGHEST_LEVEL = 1e6  # of the highest that a model is trained with, ten times
 SETTINGS = {"sampler": "heun", "steps": 32, "guidance": 1.0, "interval": (0.19, 1.61), "levels": None}
 
 
-def settled(saved: Mapping[str, Any], given: Mapping[str, Any], parameterization: str) -> dict[str, Any]:
+def jumping(parameterization: str, sampler: str) -> bool:
+    """Whether a model of this parameterisation that draws with this sampler by itself jumps to the end of the walk."""
+    return parameterization in ENDS or (sampler in SAMPLERS and SAMPLERS[sampler].jumps)
+
+
+def settled(saved: Mapping[str, Any], given: Mapping[str, Any], jumps: bool) -> dict[str, Any]:
     """The settings `given`, over the `saved` ones of a model, over the defaults: what is then sampled with.
 
-    The number of steps follows given levels, and given steps take the place of saved levels. A consistency model takes
+    The number of steps follows given levels, and given steps take the place of saved levels. A model that jumps takes
     one step or several by their number.
     """
     settings: dict[str, Any] = {**SETTINGS, **saved, **given}
@@ -188,7 +189,7 @@ def settled(saved: Mapping[str, Any], given: Mapping[str, Any], parameterization
     if settings["levels"] is not None:
         settings["levels"] = tuple(settings["levels"])
         settings["steps"] = steps = len(settings["levels"])
-    if parameterization in ENDS and "sampler" not in given and steps is not None:
+    if jumps and "sampler" not in given and steps is not None:
         settings["sampler"] = "one_step" if steps == 1 else "multistep"
     if settings["sampler"] == "one_step" and steps is None:
         settings["steps"] = 1
@@ -201,7 +202,7 @@ def problems(
     settings: Mapping[str, Any],
     names: Mapping[str, str],
     *,
-    parameterization: str,
+    jumps: bool,
     conditional: bool,
     noise: tuple[float, float],
     guided: bool = False,
@@ -210,16 +211,17 @@ def problems(
 
     Args:
         names: of the settings, such as `--steps`.
+        jumps: see `jumping`.
         noise: sigma_min and sigma_max of the model, unshifted.
         guided: whether a weaker model guides.
     """
     sampler, steps, levels, scale = (settings[name] for name in ("sampler", "steps", "levels", "guidance"))
     low, high = settings["interval"]
-    serving = [name for name, one in SAMPLERS.items() if parameterization in one.serves]
+    serving = [name for name, one in SAMPLERS.items() if one.jumps == jumps]
     if sampler not in SAMPLERS:
         yield f"{names['sampler']} {sampler}: choose one of {', '.join(SAMPLERS)}"
     elif sampler not in serving:
-        this, other = ("consistency", "diffusion") if parameterization in ENDS else ("diffusion", "consistency")
+        this, other = ("one-step", "diffusion") if jumps else ("diffusion", "one-step")
         fits = ", ".join(serving)
         yield f"{names['sampler']} {sampler}: for {other} models; this is a {this} model, which takes {fits}"
     fewest = 2 if levels is None and sampler in SAMPLERS and not SAMPLERS[sampler].jumps else 1
@@ -238,6 +240,6 @@ def problems(
         yield f"{names['guidance']} {scale}: must be at least 0 and less than 1000; 1 is none"
     if not 0 <= low < high <= HIGHEST_LEVEL:
         yield f"{names['interval']} {low} {high}: must be 0 <= low < high <= {HIGHEST_LEVEL:g}"
-    if scale != 1 and not guided and (parameterization in ENDS or not conditional):
+    if scale != 1 and not guided and (jumps or not conditional):
         why = "is trained without label dropping" if conditional else "is unconditional"
         yield f"{names['guidance']} {scale:g}: this model {why}; leave it at 1"

@@ -228,7 +228,10 @@ def test_info_help_and_cost(place: Path, capsys: pytest.CaptureFixture[str]) -> 
             ["pretrain", "RECIPE", "--stage", "toy"],
             "choose one of pretraining, calm; `epg finetune` trains it",
         ),
-        (["finetune", "RECIPE", "--stage", "nothing", "--from-scratch"], "choose one of diffusion, consistency, toy"),
+        (
+            ["finetune", "RECIPE", "--stage", "nothing", "--from-scratch"],
+            "choose one of diffusion, consistency, onestep, toy",
+        ),
         (["finetune", "RECIPE", "--stage", "toy", "--from-scratch", "--objective.lowest", "9"], "must be less than"),
         (["finetune", "RECIPE", "--stage", "toy", "--from-scratch", "--objective.lowest", "-1"], "must be more than 0"),
         (["finetune", "RECIPE", "--stage", "toy", "--from-scratch", "--objective.lwest", "1"], "--objective.lowest"),

@@ -15,7 +15,7 @@ from epg.config.recipe import run_config
 from epg.config.sections import SamplingConfig
 from epg.config.validation import problems
 from epg.pipeline import EPGPipeline
-from epg.samplers import MEANS, SAMPLERS, Denoise, Sampler, Watch
+from epg.samplers import SAMPLERS, Denoise, Sampler, Watch
 from tests.generators import save_run
 from tests.helpers import tiny_config
 
@@ -36,7 +36,7 @@ def midpoint(denoise: Denoise, x: Tensor, sigmas: Tensor, watch: Watch | None = 
 
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
-    SAMPLERS["midpoint"] = Sampler(midpoint, MEANS, levels={"fewest": 1.0})
+    SAMPLERS["midpoint"] = Sampler(midpoint, levels={"fewest": 1.0})
     yield
     del SAMPLERS["midpoint"]
 

@@ -161,7 +161,7 @@ def test_an_unconditional_model():
         ({"class_labels": [0], "batch_size": 2}, "batch_size 2: there are 1"),
         ({"class_labels": [0], "num_inference_steps": 1}, "num_inference_steps 1: must be between 2 and 10000"),
         ({"class_labels": [0], "sampler": "ddim"}, "sampler ddim: choose one of heun"),
-        ({"class_labels": [0], "sampler": "one_step"}, "for consistency models"),
+        ({"class_labels": [0], "sampler": "one_step"}, "for one-step models"),
         ({"class_labels": [0], "output_type": "jpeg"}, "output_type 'jpeg'"),
         ({"class_labels": [0], "guidance_interval": (2.0, 1.0)}, "guidance_interval"),
         ({"class_labels": [0], "sigmas": [1.0, 2.0]}, "sigmas 1 2: must fall, between 80 and 0.002"),

@@ -96,24 +96,36 @@ class Finetune(Training):
     """What to train: diffusion, consistency, or what else the recipe describes."""
     encoder: Path | None = None
     """Run folder (or checkpoint, export, released weight file, or user/repo on the Hub) of the pre-trained encoder."""
+    base: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Start from this whole generator (run folder, checkpoint, export, pipeline folder, or user/repo on the Hub); its
+    run says which pre-trained encoder it had, where a loss needs that."""
     from_scratch: bool = False
     """Start from a random encoder instead."""
 
     def __call__(self, overrides: list[str]) -> None:
+        from epg.config.objectives import KINDS
         from epg.runs import train
         from epg.storage import hub
 
-        if self.encoder is None and not self.from_scratch and self.resume is None:
+        refuse_stage(self.stage, self.GENERATOR)
+        if KINDS[self.stage].continues and self.base is None and self.resume is None:
+            raise UserError(
+                f"--from: --stage {self.stage} goes on from a trained generator. Pass a run folder of `epg finetune` "
+                f"(runs/{Path(self.recipe).stem}/diffusion by default), an export or user/repo."
+            )
+        if self.encoder is None and self.base is None and not self.from_scratch and self.resume is None:
             raise UserError(
                 "--encoder: which pre-trained encoder? Pass the run folder of `epg pretrain` (runs/"
                 f"{Path(self.recipe).stem}/pretraining by default), or --from-scratch."
             )
         if self.encoder is not None and self.from_scratch:
             raise UserError("--encoder and --from-scratch: choose one")
-        refuse_stage(self.stage, self.GENERATOR)
+        if self.base is not None and self.from_scratch:
+            raise UserError("--from and --from-scratch: choose one")
         config = configure(self.recipe, self.stage, overrides)
         encoder = None if self.encoder is None else hub.local(self.encoder)
-        run = train(config, self.out, encoder=encoder, resume=self.resume, overrides=self.override)
+        base = None if self.base is None else hub.local(self.base)
+        run = train(config, self.out, encoder=encoder, base=base, resume=self.resume, overrides=self.override)
         print(f"Generator: {run.folder}\nNext: {written('epg', 'sample', run.folder, '--out', run.folder / 'samples')}")
 
 

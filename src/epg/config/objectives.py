@@ -1,18 +1,25 @@
-"""What is trained: the settings of every objective, and what the rest of the program must know of one beforehand.
+"""What is trained: the settings of every objective.
 
 `KINDS` is the registry. An objective is a kind here and a module of the same name in `epg.objectives`, see
 CONTRIBUTING.md. Nothing in this file needs torch, so that flags and recipes are read fast.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, ModelWrapValidatorHandler, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
+from epg.config.objective import KINDS as KINDS
+from epg.config.objective import ObjectiveConfig as ObjectiveConfig
+from epg.config.objective import Parameterization as Parameterization
+from epg.config.objective import Passes as Passes
+from epg.config.objective import Stage as Stage
+from epg.config.objective import Work as Work
 from epg.config.ranges import (
     Count,
+    CountOrNone,
     Decay,
+    Level,
     Levels,
     LogMean,
     LogStd,
@@ -21,100 +28,9 @@ from epg.config.ranges import (
     Temperature,
     Whole,
 )
-from epg.config.sections import Section
 from epg.config.views import AffineViewsConfig, MocoViewsConfig
 
-Stage = str
-"""The kind of an objective, which is what a stage of a recipe and its run folder are called."""
-Parameterization = Literal["x", "edm", "spectral"]
-"""What a generator's network predicts, see `epg.denoiser`."""
 RISING = ("crop_scale", "blur_sigma")
-
-
-class Passes(NamedTuple):
-    """A number for each network."""
-
-    encoder: int = 0
-    projector: int = 0
-    generator: int = 0
-
-
-class Work(NamedTuple):
-    """What a step does with one image."""
-
-    spent: Passes
-    """Forward passes that it costs. What is trained counts three times (the backward pass takes the gradient by the
-    input and by the weight), a frozen network that only passes a gradient on twice, a target without gradient once."""
-    kept: Passes
-    """Passes whose activations wait in memory for the backward pass."""
-    still: Passes = Passes()
-    """Networks in memory that are not trained themselves."""
-
-
-class ObjectiveConfig(Section):
-    """Settings of one objective. Validating plain data by this class gives the one that its `kind` names."""
-
-    title: ClassVar[str]
-    """What the trained weights are, for their card."""
-    samples: ClassVar[bool]
-    """Whether a generator (an EPG) is trained, not an encoder (an RCM)."""
-    sampler: ClassVar[str] = "heun"
-    """The sampler of a recipe that names none."""
-
-    kind: str
-
-    @property
-    def predicts(self) -> Parameterization | None:
-        """The parameterisation of a generator; None of an encoder."""
-        return None
-
-    @property
-    def contrastive(self) -> bool:
-        """Whether a loss compares the images of a pass with each other."""
-        return False
-
-    @property
-    def frozen_encoder(self) -> bool:
-        """Whether a loss needs the encoder of stage 1 as it was."""
-        return False
-
-    @property
-    def work(self) -> Work:
-        """One trained pass, unless the objective says otherwise."""
-        if self.samples:
-            return Work(spent=Passes(generator=3), kept=Passes(generator=1))
-        return Work(spent=Passes(encoder=3), kept=Passes(encoder=1))
-
-    def from_scratch(self) -> Self:
-        """The settings of a run that starts without an encoder of stage 1."""
-        return self
-
-    def scaled(self, factor: float) -> Self:
-        """The settings of a run of `factor` times as many steps."""
-        return self
-
-    def gaussians(self, num_classes: int) -> int:
-        """Of the network's `spectrum`: one for each class and one for all images, that one alone, or none."""
-        return 0
-
-    def problems(self) -> Iterator[str]:
-        """Settings that do not go with each other, each with the flag and the cure."""
-        yield from ()
-
-    @classmethod
-    def kinds(cls) -> Iterable[type[Section]]:
-        return KINDS.values() if cls is ObjectiveConfig else [cls]
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def of_its_kind(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Any:
-        if cls is not ObjectiveConfig or not isinstance(value, Mapping):
-            return handler(value)
-        kind = value.get("kind")
-        if not isinstance(kind, str) or kind not in KINDS:
-            told = {"kind": repr(kind)[:40], "kinds": ", ".join(KINDS)}
-            raise PydanticCustomError("kind", "there is no kind {kind}; choose one of {kinds}", told)
-        return KINDS[kind].model_validate(value)
 
 
 class PretrainingConfig(ObjectiveConfig):
@@ -183,9 +99,7 @@ class DiffusionConfig(ObjectiveConfig):
         return self.parameterization
 
     def gaussians(self, num_classes: int) -> int:
-        if self.parameterization != "spectral":
-            return 0
-        return 1 + num_classes * (self.spectrum == "class")
+        return 1 + num_classes * (self.spectrum == "class") if self.parameterization == "spectral" else 0
 
 
 class ConsistencyConfig(ObjectiveConfig):
@@ -242,9 +156,51 @@ class ConsistencyConfig(ObjectiveConfig):
         return self if self.d is None else self.model_copy(update={"d": max(1, round(self.d * factor))})
 
 
-KINDS: dict[Stage, type[ObjectiveConfig]] = {
-    "pretraining": PretrainingConfig,
-    "diffusion": DiffusionConfig,
-    "consistency": ConsistencyConfig,
-}
-"""Every objective, in the order of the stages."""
+class OneStepConfig(ObjectiveConfig):
+    samples = True
+    title = "A one-step image generator, tuned to the moments of features, that works on pixels, without a VAE (EPG)"
+    continues = True
+    sampler = "one_step"
+
+    kind: Literal["onestep"] = "onestep"
+    parameterization: Parameterization = "x"
+    """That of the generator it starts from (`--from`): `x` or `spectral` of a diffusion model, `edm` of a consistency
+    model."""
+    spectrum: Literal["class", "global"] = "class"
+    """Of `spectral`: that of the generator it starts from."""
+    levels: Annotated[tuple[Level, ...], Field(min_length=1, max_length=16)] = (0.1, 0.5, 2.0)
+    """Unshifted noise levels at which the encoder of stage 1 looks at images, each at one of them."""
+    pixels: CountOrNone = 8
+    """Images shrunk to this side are compared too; 0 leaves them out."""
+    label_weight: Annotated[Number, Field(ge=0, le=1e3)] = 1.0
+    """Of the labels among the features, so that every class has the features of its own images; 0 leaves them out."""
+    decay: Decay = 0.99
+    """Of the running moments of generated images."""
+    c: Annotated[Number, Field(ge=0, le=1e6)] = 0.01
+    """A distance L is minimised as L / (L + c), with the gradient of its numerator: relative above c, plain below."""
+    flip: bool = True
+    """Flip the real images horizontally half of the time when their moments are measured."""
+
+    @property
+    def predicts(self) -> Parameterization:
+        return self.parameterization
+
+    @property
+    def frozen_encoder(self) -> bool:
+        return True
+
+    @property
+    def work(self) -> Work:
+        """One trained pass of the generator; the frozen encoder forward and back."""
+        return Work(Passes(generator=3, encoder=2), kept=Passes(generator=1, encoder=1), still=Passes(encoder=1))
+
+    def gaussians(self, num_classes: int) -> int:
+        return 1 + num_classes * (self.spectrum == "class") if self.parameterization == "spectral" else 0
+
+
+KINDS.update(
+    pretraining=PretrainingConfig,
+    diffusion=DiffusionConfig,
+    consistency=ConsistencyConfig,
+    onestep=OneStepConfig,
+)

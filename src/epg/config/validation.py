@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from epg.config.complaints import Locate, inside_of, nowhere, plain
 from epg.config.settings import RunConfig, complaints_of
 from epg.errors import UserError
+from epg.samplers import jumping, settled
 from epg.samplers import problems as sampling_problems
-from epg.samplers import settled
 
 # Beyond these a number is a slip of the finger, and building the network would fill any memory.
 MOST_TOKENS = 2**16
@@ -116,8 +116,9 @@ def problems(config: RunConfig) -> Iterator[str]:
     if (kind := config.objective.predicts) is not None:
         sampling, conditional = config.sampling.model_dump(), model.num_classes != 0
         names, limits = {name: f"--sampling.{name}" for name in sampling}, (noise.sigma_min, noise.sigma_max)
-        settings = settled(sampling, {}, kind)
-        yield from sampling_problems(settings, names, parameterization=kind, conditional=conditional, noise=limits)
+        jumps = jumping(kind, config.objective.sampler)
+        settings = settled(sampling, {}, jumps)
+        yield from sampling_problems(settings, names, jumps=jumps, conditional=conditional, noise=limits)
 
 
 def size_problems(config: RunConfig) -> Iterator[str]:

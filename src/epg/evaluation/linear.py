@@ -21,7 +21,7 @@ from epg.evaluation.extractors.indomain import images_and_labels
 from epg.evaluation.noisy_features import noise_of
 from epg.networks import Spectrum
 from epg.objectives.base import at_levels
-from epg.training.spectra import blocks, gaussians_of
+from epg.training.spectra import measured
 
 LEVELS = (0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)  # unshifted
 COUNT = 512  # held-out images
@@ -87,9 +87,7 @@ def linear_judge(
         raise UserError("the model is class-conditional, but the held-out images have no labels")
     if spectrum is None:
         spectrum = Spectrum(1, train.channels, train.image_size)
-        flip = bool(config.objective.model_dump().get("flip", False))
-        parts = blocks(train, normalizer, config.data.max_damaged)
-        for name, value in gaussians_of(parts, spectrum.mean.shape, flip=flip).items():
+        for name, value in measured(train, config, normalizer, spectrum.mean.shape).items():
             getattr(spectrum, name).copy_(value)
     chosen = np.unique(np.linspace(0, len(held_out) - 1, min(COUNT, len(held_out))).round().astype(np.int64))
     images, labels = images_and_labels(held_out, chosen)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from epg.config.sections import NoiseConfig
 from epg.config.settings import RunConfig
+from epg.data.loading.base import ImageDataset
 from epg.data.loading.loader import Batch
 from epg.data.views.augment import random_flip
 from epg.data.views.normalize import Normalizer
@@ -92,6 +93,10 @@ class Objective(nn.Module, ABC):
         noise = self.draws(batch, step=0).normal("noise", plain.shape[1:])
         noisy = [at_levels(plain, self.shift * level, noise) for level in SHOWN_LEVELS]
         return [batch.images, *(self.normalizer.decode(images) for images in noisy)]
+
+    def begin(self, dataset: ImageDataset) -> None:
+        """Called once before the first step of a run, on its device and by all processes together: what is measured of
+        the images."""
 
     def after_step(self) -> None:
         """Called after every optimizer step: target networks follow here."""

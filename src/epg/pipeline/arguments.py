@@ -14,7 +14,7 @@ from epg.denoiser import Denoiser
 from epg.errors import UserError
 from epg.generator import Generator
 from epg.labels import Labels, class_numbers
-from epg.samplers import problems, settled
+from epg.samplers import jumping, problems, settled
 
 Randomness = int | torch.Generator | Sequence[torch.Generator] | None
 Seeds = tuple[tuple[int, range], ...]
@@ -58,11 +58,12 @@ def settings_of(given: Mapping[str, Any], config: Mapping[str, Any], conditional
 
     Raises ValueError for what does not fit the model.
     """
-    kind, noise = config["parameterization"], NOISE | (config["noise"] or {})
+    saved, noise = config["sampling"] or {}, NOISE | (config["noise"] or {})
+    jumps = jumping(config["parameterization"], saved.get("sampler", ""))
     named = {name: value for name, value in given.items() if value is not None}
-    settings = settled(config["sampling"] or {}, named, kind)
+    settings = settled(saved, named, jumps)
     limits = (noise["sigma_min"], noise["sigma_max"])
-    for problem in problems(settings, ARGUMENTS, parameterization=kind, conditional=conditional, noise=limits):
+    for problem in problems(settings, ARGUMENTS, jumps=jumps, conditional=conditional, noise=limits):
         raise ValueError(problem)
     return settings
 

@@ -9,7 +9,7 @@ from epg.errors import OutputError, UserError, cause
 from epg.extras import install
 from epg.generator import Generator
 from epg.randomness import integers
-from epg.samplers import SAMPLERS
+from epg.samplers import jumping
 from epg.storage.artefact import size_of
 
 TOLERANCE = 1e-4  # of pixels in [0, 1]: a fortieth of a grey level
@@ -22,8 +22,8 @@ class OneStep(nn.Module):
 
     def __init__(self, model: Generator) -> None:
         super().__init__()
-        if model.denoiser.parameterization not in SAMPLERS["one_step"].serves:
-            raise UserError("only a consistency model draws in one step; this is a diffusion model")
+        if not jumping(model.denoiser.parameterization, model.sampling.sampler):
+            raise UserError("only a one-step model draws in one step; this is a diffusion model")
         self.denoiser = model.denoiser
         self._model = model
         self._sigma_max = model.shift * model.noise.sigma_max

@@ -92,15 +92,15 @@ def changed(model: Generator, changes: Mapping[str, Any], guided: bool = False) 
 
     `guided`: a weaker model guides (autoguidance), which acts at every level unless an interval is given.
     """
-    kind = model.denoiser.parameterization
+    jumps = samplers.jumping(model.denoiser.parameterization, model.sampling.sampler)
     saved = {name: getattr(model.sampling, name) for name in samplers.SETTINGS}
     if guided:
         saved["interval"] = (0.0, 2 * model.noise.sigma_max)
-    settings = samplers.settled(saved, changes, kind)
+    settings = samplers.settled(saved, changes, jumps)
     found = samplers.problems(
         settings,
         FLAGS,
-        parameterization=kind,
+        jumps=jumps,
         conditional=model.num_classes > 0,
         noise=(model.noise.sigma_min, model.noise.sigma_max),
         guided=guided,

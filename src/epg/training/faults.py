@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from epg.data.loading.loader import Batch
 from epg.distributed import world_size
 from epg.errors import DivergedError
+from epg.moments import Moments
 from epg.networks.layers import BatchNorm
 from epg.objectives.base import Objective
 from epg.sharding import local
@@ -91,10 +92,11 @@ class Skips:
 
 
 class Buffers:
-    """What forward passes change, the statistics of BatchNorm: kept before a step, put back where it is left out."""
+    """What forward passes change, statistics of BatchNorm and running moments: kept before a step, put back where it
+    is left out."""
 
     def __init__(self, module: nn.Module) -> None:
-        norms = {name: child for name, child in module.named_modules() if isinstance(child, BatchNorm)}
+        norms = {name: child for name, child in module.named_modules() if isinstance(child, BatchNorm | Moments)}
         named = {f"{name}.{key}": t for name, norm in norms.items() for key, t in norm.named_buffers()}
         self.names, self.tensors = list(named), list(named.values())
         self._kept = [tensor.clone() for tensor in self.tensors]

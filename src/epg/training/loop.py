@@ -235,7 +235,9 @@ class Trainer:
         return not missing
 
     def restore(self) -> None:
-        """Continues from the checkpoint that this run starts from, if there is one."""
-        if self.start is not None:
+        """Continues from the checkpoint that this run starts from, or begins."""
+        if self.start is None:
+            self.learner.objective.begin(self.dataset)
+        else:
             warn_of_threads(self.start.checkpoint)
             self.learner.restore(self.start.checkpoint)

@@ -2,21 +2,19 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from epg.config.settings import RunConfig
-from epg.data.loading.base import CachedDataset, ImageDataset
+from epg.data.loading.base import ImageDataset
+from epg.data.loading.passes import blocks
 from epg.data.views.normalize import Normalizer
 from epg.distributed import failing_together, rank, world_size
-from epg.errors import DataError, UserError
+from epg.errors import UserError
 from epg.networks import Spectrum
 from epg.networks.spectrum import dct
 
-MOST_IMAGES = 50_000  # evenly spread over the set: a variance is then known to 0.7 %
-BLOCK = 256
 PRIOR = 32  # images of the whole set that every class is mixed with: few images say little about a class
 SMALLEST = 1e-6  # variance: a tenth of what rounding to 256 grey levels leaves
 
@@ -29,8 +27,7 @@ def measure(spectrum: Spectrum, dataset: ImageDataset, config: RunConfig, normal
     tensors = {name: torch.zeros_like(value, device="cpu") for name, value in spectrum.named_buffers()}
     with failing_together():
         if rank() == 0:
-            flip = config.objective.model_dump().get("flip", False)
-            tensors = gaussians_of(blocks(dataset, normalizer, config.data.max_damaged), spectrum.mean.shape, flip=flip)
+            tensors = measured(dataset, config, normalizer, spectrum.mean.shape)
     for name, buffer in spectrum.named_buffers():
         buffer.copy_(tensors[name])
         if world_size() > 1:
@@ -39,30 +36,11 @@ def measure(spectrum: Spectrum, dataset: ImageDataset, config: RunConfig, normal
             buffer.copy_(sent)
 
 
-def blocks(dataset: ImageDataset, normalizer: Normalizer, max_damaged: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Network values (N, C, H, W) and labels (N,) of at most MOST_IMAGES images, in order."""
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(MOST_IMAGES, len(dataset))).round().astype(np.int64))
-    for start in range(0, len(chosen), BLOCK):
-        images, labels = read_images(dataset, chosen[start : start + BLOCK], max_damaged)
-        if len(labels):
-            yield normalizer.encode(images), labels
-
-
-def read_images(dataset: ImageDataset, indices: np.ndarray, max_damaged: int) -> tuple[Tensor, Tensor]:
-    """uint8 (N, C, H, W) and labels (N,), without damaged images where some are allowed."""
-    if isinstance(dataset, CachedDataset) and not dataset.damaged:
-        return dataset.images[torch.from_numpy(indices)], torch.from_numpy(dataset.labels[indices])
-    kept, images = [], []
-    for index in indices:
-        try:
-            images.append(torch.from_numpy(np.array(dataset[int(index)][0])))
-            kept.append(index)
-        except DataError:
-            if not max_damaged:
-                raise
-    if not images:
-        return torch.empty(0), torch.empty(0, dtype=torch.int64)
-    return torch.stack(images), torch.from_numpy(dataset.labels[np.array(kept)])
+def measured(dataset: ImageDataset, config: RunConfig, normalizer: Normalizer, shape: torch.Size) -> dict[str, Tensor]:
+    """`gaussians_of` the training images of a run."""
+    flip = bool(config.objective.model_dump().get("flip", False))
+    parts = blocks(dataset, config.data.max_damaged)
+    return gaussians_of(((normalizer.encode(images), labels) for _, images, labels in parts), shape, flip=flip)
 
 
 def gaussians_of(parts: Iterator[tuple[Tensor, Tensor]], shape: torch.Size, *, flip: bool) -> dict[str, Tensor]:

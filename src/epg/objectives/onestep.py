@@ -1,0 +1,207 @@
+"""One step from any generator: the moments of its images follow those of real ones, in the features of the encoder of
+stage 1 and in pixels (`epg.moments`)."""
+
+from collections.abc import Iterator, Mapping
+from typing import Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from epg import schedule
+from epg.config.objectives import OneStepConfig
+from epg.config.settings import RunConfig
+from epg.data.loading.base import ImageDataset
+from epg.data.loading.loader import Batch
+from epg.data.loading.passes import blocks
+from epg.data.views.augment import random_flip
+from epg.distributed import rank, world_size
+from epg.moments import Moments, Sums
+from epg.networks import EPG, Encoder
+from epg.networks.build import build_encoder, build_epg
+from epg.networks.encoder import CLS, PATCHES
+from epg.networks.layers import full_precision
+from epg.objectives.base import Drawn, GeneratorObjective, Losses, Terms, at_levels
+from epg.randomness import Draws
+
+FIRST_SAMPLES = 10  # images for each feature, of which the first running moments are made
+BLOCK = 256
+SMALLEST = 1e-12  # variance
+
+
+class OneStep(GeneratorObjective):
+    """`sum_i L_i / (stopgrad(L_i) + c)` of Frechet distances L_i between images `D(t_max eps, t_max)` and real ones.
+
+    One distance for every noise level at which the frozen encoder looks at images (each image at one of them), of its
+    CLS and mean patch token, and one of shrunken images; labels are features too, so that the images of every class
+    are compared with its own.
+    """
+
+    def __init__(self, network: EPG, config: RunConfig, encoder: Encoder) -> None:
+        super().__init__(network, config)
+        assert isinstance(config.objective, OneStepConfig)
+        self.config = config.objective
+        self.max_damaged = config.data.max_damaged
+        self.frozen_encoder = encoder.requires_grad_(False)
+        classes = network.num_classes if self.config.label_weight else 0
+        sizes = [2 * encoder.width + classes] * len(self.config.levels)
+        if self.config.pixels:
+            sizes.append(config.data.channels * min(self.config.pixels, config.data.image_size) ** 2 + classes)
+        self.moments = nn.ModuleList(Moments(size, self.config.decay) for size in sizes)
+
+    @classmethod
+    def build(cls, config: RunConfig) -> Self:
+        network = build_epg(config.model, config.data, config.gaussians)
+        return cls(network, config, build_encoder(config.model, config.data))
+
+    @property
+    def encoders(self) -> list[Encoder]:
+        return [*super().encoders, self.frozen_encoder]
+
+    @property
+    def spaces(self) -> list[Moments]:
+        """The moments in every space: those of each level, and of pixels."""
+        return cast(list[Moments], list(self.moments))
+
+    # A step ---------------------------------------------------------------------------------------------------------
+
+    def draw(self, batch: Batch, step: int) -> Drawn:
+        drawn = self.drawn(self.draws(batch, step))
+        drawn["which"] = self.turns(batch.first + step, len(batch), batch.images.device)
+        if self.network.num_classes:
+            drawn["labels"] = batch.labels
+        return drawn
+
+    def drawn(self, draws: Draws) -> Drawn:
+        """Noise to start from, and noise to be looked at with: (N, C, H, W) each."""
+        encoder = self.frozen_encoder
+        shape = (encoder.channels, encoder.image_size, encoder.image_size)
+        return {"noise": draws.normal("noise", shape), "look": draws.normal("look", shape)}
+
+    def turns(self, first: int, count: int, device: torch.device) -> Tensor:
+        """Which samples are looked at, at which level: (L, N) of 0 and 1. They take turns."""
+        levels = len(self.config.levels)
+        turn = (torch.arange(count, device=device) + first) % levels
+        return (turn == torch.arange(levels, device=device)[:, None]).to(self.dtype)
+
+    def terms(self, drawn: Mapping[str, Tensor]) -> Terms:
+        raise NotImplementedError("a distance between distributions has no terms of single samples")
+
+    def forward(self, drawn: Mapping[str, Tensor]) -> Losses:
+        """The loss; the sum of the distances, and each of them."""
+        images = self.generate(drawn["noise"], drawn.get("labels"))
+        seen = self.seen(images, drawn.get("labels"), drawn["look"], drawn["which"])
+        found = [space(*view) for space, view in zip(self.spaces, seen, strict=True)]
+        distances = torch.stack(found)
+        loss = (distances / (distances.detach() + self.config.c)).sum()
+        named = zip(self.names(), distances.detach().unbind(), strict=True)
+        return {"loss": loss, "moments": distances.detach().sum(), **dict(named)}
+
+    def names(self) -> Iterator[str]:
+        """Of the distances, in the log."""
+        yield from (f"moments/{level:g}" for level in self.config.levels)
+        if self.config.pixels:
+            yield "moments/pixels"
+
+    def generate(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+        """Images (N, C, H, W) in network range of unit noise, in one evaluation at the highest level; not clamped."""
+        sigma = self.shift * self.noise.sigma_max
+        return self.denoiser(sigma * noise, sigma, labels)
+
+    def seen(
+        self, images: Tensor, labels: Tensor | None, look: Tensor, which: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features (N, D) in every space, and which samples (N,) count there."""
+        levels = self.shift * which.new_tensor(self.config.levels)
+        sigma = (levels[:, None] * which).sum(0)
+        features = self.labelled(self.encode(images, sigma, look), labels)
+        yield from ((features, part) for part in which.unbind())
+        if self.config.pixels:
+            small = F.adaptive_avg_pool2d(images, min(self.config.pixels, images.shape[-1])).flatten(1)
+            yield self.labelled(small, labels), torch.ones_like(which[0])
+
+    def encode(self, images: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """CLS and mean patch token of the frozen encoder, (N, 2 D), of images with noise at shifted levels (N,)."""
+        scale = schedule.input_scale(sigma, self.noise.sigma_data).view(-1, 1, 1, 1)
+        tokens = self.frozen_encoder(scale * at_levels(images, sigma, noise), schedule.time_condition(sigma))[0]
+        return full_precision(torch.cat([tokens[:, CLS], tokens[:, PATCHES].mean(1)], dim=1))
+
+    def labelled(self, features: Tensor, labels: Tensor | None) -> Tensor:
+        """Features with those of the labels appended: k onehot(y)."""
+        if labels is None or not self.config.label_weight:
+            return features
+        onehot = F.one_hot(labels, self.network.num_classes).to(features)
+        return torch.cat([features, self.config.label_weight * onehot], dim=1)
+
+    # Before the first step ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def begin(self, dataset: ImageDataset) -> None:
+        """Measures the moments of the real images, and the first ones of generated images, on all processes together.
+
+        Raises DataError for a damaged image, unless `data.max_damaged` allows some: those are left out.
+        """
+        sums = self.sums()
+        part = (rank(), world_size())
+        for first, images, labels in blocks(dataset, self.max_damaged, part):
+            images, labels = self.normalizer.encode(images.to(self.device), self.dtype), labels.to(self.device)
+            flips = self.numbers(first, len(images)).uniform("flip")
+            weights = self.weights(dataset, labels)
+            self.add(sums, random_flip(images, flips) if self.config.flip else images, labels, weights, first)
+        for space, found in zip(self.spaces, sums, strict=True):
+            mean, second = found.moments()
+            space.set_reference(mean, second - torch.outer(mean, mean), self.units(mean, second))
+        sums = self.sums()
+        count = FIRST_SAMPLES * max(space.size for space in self.spaces)
+        for first in range(rank() * BLOCK, count, world_size() * BLOCK):
+            numbers = self.numbers(first, BLOCK)
+            labels = self.labels_like(dataset, numbers)
+            images = self.generate(self.drawn(numbers)["noise"], labels if self.network.num_classes else None)
+            self.add(sums, images, labels, torch.ones_like(labels, dtype=self.dtype), first)
+        for space, found in zip(self.spaces, sums, strict=True):
+            space.start(*found.moments())
+
+    @property
+    def device(self) -> torch.device:
+        return self.spaces[0].mean.device
+
+    def sums(self) -> list[Sums]:
+        return [Sums(space.size, self.device) for space in self.spaces]
+
+    def numbers(self, first: int, count: int, level: int = 0) -> Draws:
+        """The random numbers of what comes before the first step."""
+        return Draws(self.seed, level, first, count, self.device, self.dtype)
+
+    def weights(self, dataset: ImageDataset, labels: Tensor) -> Tensor:
+        """How much every image counts, (N,): as often as training would visit it."""
+        if not dataset.balanced:
+            return torch.ones_like(labels, dtype=self.dtype)
+        counts = torch.tensor(dataset.class_counts(), dtype=self.dtype, device=self.device)
+        return len(dataset) / (len(counts) * counts[labels])
+
+    def labels_like(self, dataset: ImageDataset, numbers: Draws) -> Tensor:
+        """Labels (N,) with the frequencies that training visits them with."""
+        chance = numbers.uniform("first label").double()
+        if dataset.balanced:
+            return (chance * dataset.num_classes).long()
+        return torch.from_numpy(dataset.labels).to(self.device)[(chance * len(dataset)).long()]
+
+    def add(self, sums: list[Sums], images: Tensor, labels: Tensor, weights: Tensor, first: int) -> None:
+        """Adds images in network range, seen at every level, to the sums of every space."""
+        known = labels if self.network.num_classes else None
+        for level in range(len(self.config.levels)):
+            look = self.drawn(self.numbers(first, len(images), level))["look"]
+            which = torch.zeros(len(self.config.levels), len(images), dtype=self.dtype, device=self.device)
+            which[level] = 1
+            for found, (features, part) in zip(sums, self.seen(images, known, look, which), strict=True):
+                if bool(part.any()):
+                    found.add(features, part * weights)
+
+    def units(self, mean: Tensor, second: Tensor) -> Tensor:
+        """The unit of every feature (D,): one for all that is seen, whose mean variance is then 1."""
+        variance = second.diagonal() - mean.square()
+        classes = self.network.num_classes if self.config.label_weight else 0
+        units = torch.ones_like(mean)
+        seen = len(mean) - classes
+        units[:seen] = variance[:seen].mean().clamp(min=SMALLEST).sqrt()
+        return units

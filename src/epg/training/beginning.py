@@ -1,0 +1,71 @@
+"""What a run says and writes before its first step."""
+
+import sys
+from pathlib import Path
+
+from epg.checkpoint import base as bases
+from epg.checkpoint import export, handover
+from epg.checkpoint.base import Base
+from epg.checkpoint.checkpoint import listing
+from epg.checkpoint.handover import EncoderWeights, report
+from epg.config.settings import RunConfig
+from epg.config.yaml_file import read_yaml
+from epg.data.loading.base import ImageDataset
+from epg.distributed import rank, world_size
+from epg.errors import OutputError, UserError
+from epg.objectives.base import Objective
+from epg.storage import outputs
+from epg.storage.files import replace_text
+from epg.training.resume import Start, describe
+
+
+def announce(config: RunConfig, dataset: ImageDataset, start: Start | None = None) -> None:
+    """What is about to happen, in the numbers that are most often misunderstood."""
+    if rank() != 0:
+        return
+    batch, processes = config.training.batch_size, world_size()
+    passes = batch // processes // (config.training.micro_batch or batch // processes)
+    print(
+        f"{config.stage} of {config.recipe}: {len(dataset):,} images, {config.model.num_classes} classes; batch "
+        f"{batch} = {processes} processes x {passes} passes x {batch // processes // passes} images; "
+        f"{config.training.steps:,} steps = {config.training.steps * batch / len(dataset):.1f} epochs",
+        file=sys.stderr,
+    )
+    for line in dataset.report():
+        print(line, file=sys.stderr)
+    if start is not None:
+        print(describe(start, config, len(dataset)), file=sys.stderr)
+
+
+def record(
+    folder: Path, config: RunConfig, weights: EncoderWeights | None, objective: Objective, base: Base | None
+) -> None:
+    """Writes `config.yaml` and, with every key, what was handed over from stage 1 (`handover.json`) or is gone on from
+    (`base.json`)."""
+    if rank() != 0:
+        return
+    refuse_foreign(folder)
+    with outputs.writing(folder):
+        replace_text(folder / "config.yaml", config.to_yaml())
+        if weights is not None:
+            replace_text(folder / handover.FILE, weights.record())
+        if base is not None:
+            replace_text(folder / bases.FILE, base.record())
+    if base is not None:
+        print(base.report(), file=sys.stderr)
+    elif weights is not None:
+        decoder = sum(p.numel() for n, p in objective.network.named_parameters() if not n.startswith("encoder."))
+        print(report(weights, decoder), file=sys.stderr)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises OutputError where a folder holds files, named as a run's are, that no run of ours wrote."""
+    if (folder / export.FOLDER).exists():
+        outputs.refuse_foreign(folder / export.FOLDER, export.strange)
+    names = [name for name in ("config.yaml", handover.FILE, bases.FILE, "log.jsonl") if (folder / name).exists()]
+    try:
+        ours = not names or RunConfig.model_fields.keys() <= read_yaml(folder / "config.yaml").keys()
+    except UserError:
+        ours = False
+    if not ours and not listing(folder / "checkpoints"):
+        raise OutputError(f"--out {folder}: holds {names[0]}, and no run wrote it there. Choose a new folder.")

@@ -1,0 +1,183 @@
+"""One step by moments, from a generator: `epg finetune --stage onestep --from`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from epg.checkpoint.loading import load
+from epg.cli import main
+from epg.networks.build import build_encoder
+from epg.objectives.onestep import OneStep
+from epg.training.tracking import read_log
+from tests.helpers import random_batch, tiny_config, tiny_epg
+
+RECIPE = """
+base: digits
+model:
+  encoder: {depth: 2, width: 16, heads: 2}
+  decoder: {width: 24, heads: 2}
+  projector_hidden: 16
+pretraining:
+  training: {batch_size: 16, steps: 2, preview_every: 0, trackers: []}
+diffusion:
+  optimizer: {lr: 3.0e-3, warmup_steps: 2}
+  training: {batch_size: 32, steps: 40, ema: [0.5], preview_every: 0, log_every: 10, trackers: []}
+onestep:
+  objective: {levels: [0.2, 1.0], pixels: 4, decay: 0.9}
+  optimizer: {lr: 1.0e-3, warmup_steps: 2, schedule: constant}
+  training: {batch_size: 30, steps: 12, ema: [0.5], preview_every: 0, log_every: 1, checkpoint_every: 6, trackers: []}
+"""
+
+
+def finetune(folder: Path, out: str, *more: str) -> int:
+    stage = ["finetune", str(folder / "mine.yaml"), "--stage", "onestep"]
+    return main([*stage, "--out", str(folder / out), *more])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an encoder, a diffusion model that began with it, and one step from that."""
+    folder = tmp_path_factory.mktemp("onestep")
+    (folder / "mine.yaml").write_text(RECIPE)
+    recipe, encoder = str(folder / "mine.yaml"), str(folder / "encoder")
+    assert main(["pretrain", recipe, "--out", encoder]) == 0
+    assert main(["finetune", recipe, "--encoder", encoder, "--out", str(folder / "diffusion")]) == 0
+    assert finetune(folder, "onestep", "--from", str(folder / "diffusion")) == 0
+    return folder
+
+
+def test_it_starts_from_the_average_of_the_generator_and_with_its_encoder(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "first"
+    arguments = ["--stage", "onestep", "--from", str(place / "diffusion"), "--training.steps", "1"]
+    arguments += ["--optimizer.lr", "1e-12", "--training.ema", "0"]
+    assert main(["finetune", str(place / "mine.yaml"), *arguments, "--out", str(out)]) == 0
+    base, begun = load(place / "diffusion"), load(out)
+    for name, value in base.denoiser.network.state_dict().items():
+        assert torch.allclose(value, begun.denoiser.network.state_dict()[name], atol=1e-9), name
+    (checkpoint,) = (out / "checkpoints").iterdir()
+    stored = load_file(checkpoint / "model.safetensors")
+    (encoder,) = (place / "encoder" / "checkpoints").glob("step-*2")
+    original = load_file(encoder / "model.safetensors")
+    frozen = {name: value for name, value in stored.items() if name.startswith("frozen_encoder.")}
+    assert frozen
+    for name, value in frozen.items():
+        assert torch.equal(value, original[name.replace("frozen_encoder", "network.encoder")]), name
+    assert json.loads((out / "base.json").read_text())["source"].startswith(str(place / "diffusion"))
+
+
+def test_distances_fall(place: Path) -> None:
+    lines = read_log(place / "onestep")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    names = ["moments/0.2", "moments/1", "moments/pixels"]
+    for line in lines:
+        assert line["moments"] == pytest.approx(sum(line[name] for name in names), rel=1e-5)
+    assert lines[-1]["moments"] < lines[0]["moments"]
+
+
+def test_resumed_is_uninterrupted(place: Path) -> None:
+    begun = ["--from", str(place / "diffusion")]
+    assert finetune(place, "stopped", *begun, "--training.steps", "6") == 0
+    assert finetune(place, "stopped", *begun, "--training.steps", "12", "--override", "training.steps") == 0
+    files = [place / run / "checkpoints" / "step-00000012" / "model.safetensors" for run in ("onestep", "stopped")]
+    straight, resumed = (load_file(file) for file in files)
+    assert any("moments" in name for name in straight)
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_it_draws_in_one_step_everywhere(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(place / "onestep")
+    assert main(["sample", run, "--count", "4", "--out", str(tmp_path / "samples")]) == 0
+    assert "one_step, 1 network evaluation" in capsys.readouterr().err
+    assert main(["sample", run, "--count", "4", "--steps", "2", "--out", str(tmp_path / "two")]) == 0
+    assert "multistep, 2 network evaluations" in capsys.readouterr().err
+    assert main(["sample", run, "--sampler", "heun", "--out", str(tmp_path / "no")]) == 2
+    assert "this is a one-step model, which takes one_step, multistep" in capsys.readouterr().err
+    assert main(["convert", run, "--out", str(tmp_path / "pipeline")]) == 0
+    assert torch.equal(load(tmp_path / "pipeline").sample([0, 1, 2]), load(run).sample([0, 1, 2]))
+    assert main(["convert", run, "--to", "program", "--out", str(tmp_path / "one.pt2")]) == 0
+    model = load(run)
+    noise = model.unit_noise([0]) * model.noise.sigma_max
+    drawn = model.normalizer.decode(model.denoise(torch.tensor([3]))(noise, model.noise.sigma_max))
+    assert torch.equal(drawn, model.sample([3]))
+
+
+def test_another_stage_may_start_from_a_generator_too(place: Path) -> None:
+    arguments = ["--from", str(place / "diffusion"), "--training.steps", "1", "--out", str(place / "longer")]
+    assert main(["finetune", str(place / "mine.yaml"), *arguments]) == 0
+    assert (place / "longer" / "base.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--from: --stage onestep goes on from a trained generator"),
+        (["--from", "{place}/diffusion", "--from-scratch"], "--from and --from-scratch: choose one"),
+        (["--from", "{place}/nowhere"], "nowhere"),
+        (["--from", "{place}/encoder"], "a pre-trained encoder cannot sample"),
+        (
+            ["--from", "{place}/diffusion", "--objective.parameterization", "edm"],
+            "objective.parameterization: x in the generator, edm here",
+        ),
+        (["--from", "{place}/diffusion", "--model.decoder.width", "32"], "model: "),
+    ],
+)
+def test_mistakes(place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert finetune(place, "mistake", *(argument.format(place=place) for argument in arguments)) != 0
+    assert message in capsys.readouterr().err
+    assert not (place / "mistake" / "checkpoints").exists()
+
+
+def test_a_generator_without_an_encoder_needs_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = str(place / "alone")
+    arguments = ["--from-scratch", "--training.steps", "1", "--out", alone]
+    assert main(["finetune", str(place / "mine.yaml"), *arguments]) == 0
+    assert finetune(place, "needy", "--from", alone) == 2
+    assert "--encoder: --stage onestep compares images in the features" in capsys.readouterr().err
+    assert finetune(place, "given", "--from", alone, "--encoder", str(place / "encoder"), "--training.steps", "1") == 0
+
+
+# The objective by itself ----------------------------------------------------------------------------------------------
+
+
+def objective(**settings: object) -> OneStep:
+    config = tiny_config("onestep", objective={"levels": [0.2, 1.0], "pixels": 4, **settings})
+    torch.manual_seed(0)
+    return OneStep(tiny_epg(config), config, build_encoder(config.model, config.data))
+
+
+def test_samples_take_turns_at_the_levels() -> None:
+    found = objective(levels=[0.1, 0.5, 2.0])
+    which = torch.cat([found.turns(first, 4, torch.device("cpu")) for first in (0, 4)], dim=1)
+    assert torch.equal(which.sum(0), torch.ones(8))
+    assert which[:, :3].equal(torch.eye(3))
+    assert torch.equal(found.turns(1, 3, torch.device("cpu")).argmax(0), torch.tensor([1, 2, 0]))
+
+
+def test_every_image_is_seen_at_its_level_alone() -> None:
+    found = objective()
+    images, labels, look = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]), torch.randn(4, 1, 8, 8)
+    which = found.turns(0, 4, torch.device("cpu"))
+    (features, first), (_, second), (small, everything) = found.seen(images, labels, look, which)
+    assert torch.equal(first, torch.tensor([1.0, 0, 1, 0]))
+    assert torch.equal(first + second, everything)
+    level = torch.tensor([0.2, 1.0, 0.2, 1.0])
+    assert torch.allclose(features[:, :-3], found.encode(images, level, look))
+    assert torch.equal(features[:, -3:], torch.nn.functional.one_hot(labels, 3).float())
+    assert torch.allclose(small[:, :16].view(4, 4, 4), images.view(4, 4, 2, 4, 2).mean((2, 4)))
+
+
+def test_labels_are_features_only_where_they_have_a_weight() -> None:
+    found = objective(label_weight=0.0, pixels=0)
+    assert [space.size for space in found.spaces] == [32, 32]
+
+
+def test_the_frozen_encoder_gets_no_gradient() -> None:
+    found = objective()
+    config = tiny_config("onestep")
+    losses = found(found.draw(random_batch(config), 0))
+    losses["loss"].backward()
+    assert all(p.grad is None for p in found.frozen_encoder.parameters())
+    assert any(bool(p.grad.any()) for p in found.network.parameters() if p.grad is not None)
