@@ -65,7 +65,7 @@ def test_ddp_over_nccl_with_one_process(free_port: int) -> None:
         assert torch.equal(all_reduce_sum(x), x)
         objective = objective_of("diffusion").to("cuda")
         wrapped = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
-        wrapped(random_batch(wide("diffusion")).to("cuda"), 3)["loss"].backward()
+        wrapped(objective.draw(random_batch(wide("diffusion")).to("cuda"), 3))["loss"].backward()
         gradient = torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]).cpu()
     finally:
         dist.destroy_process_group()

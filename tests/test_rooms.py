@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src/epg"
 ROOMS = [
-    ("errors", "extras", "command_line", "progress", "signals"),  # no science
+    ("errors", "extras", "command_line", "memory", "progress", "signals"),  # no science
     ("randomness", "distributed"),
     ("sharding",),
     ("storage",),

@@ -154,7 +154,8 @@ def test_stem_and_head_start_at_zero_and_reach_every_pixel():
     assert moved.encoder.patch_embedding.weight.shape[1] == 4
     batch = random_batch(config)
     moved.train()
-    Diffusion(moved, config)(batch, 0)["loss"].backward()
+    objective = Diffusion(moved, config)
+    objective(objective.draw(batch, 0))["loss"].backward()
     assert all(p.grad is not None and p.grad.any() for n, p in moved.named_parameters() if "stem" in n or "head" in n)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from epg.errors import PeerError, UserError
+from epg.memory import keep_freed_memory
 
 SLACK = 60.0  # seconds that a collective waits longer than the watchdog, which says more about a hang
 FOR_EVER = 30 * 24 * 3600.0
@@ -227,14 +228,18 @@ def all_gather(x: Tensor) -> Tensor:
 
 def pick_device(name: str) -> torch.device:
     """`auto` is CUDA, then Apple's GPU, then the CPU; with several processes each takes the GPU of its local rank.
+    For a CPU the process keeps what it frees from now on.
 
     Raises UserError for a device that this machine, or this version of torch, does not have.
     """
-    if name != "auto":
-        try:
-            return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"--device {name}: cannot be used ({str(error).splitlines()[0]}). Try auto.") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda", local_device(torch.cuda.device_count()))
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if name == "cuda":
+            return torch.device(name, local_device(torch.cuda.device_count()))
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: cannot be used ({str(error).splitlines()[0]}). Try auto.") from error
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device

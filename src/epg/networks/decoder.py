@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from epg.cost.shape import NetworkShape
 from epg.networks.encoder import PATCHES, Encoder
-from epg.networks.layers import DecoderBlock, LayerNorm, conv_pair, init_linear, sinusoidal_embedding, zero_linear
+from epg.networks.layers import ConvPair, DecoderBlock, LayerNorm, init_linear, sinusoidal_embedding, zero_linear
 from epg.networks.spectrum import Spectrum
 
 
@@ -24,7 +24,7 @@ class Decoder(nn.Module):
         self.patch_size, self.channels, self.width = encoder.patch_size, encoder.pixel_features, width
         has_stem = not isinstance(encoder.stem, nn.Identity)
         features = encoder.pixel_features
-        self.head = conv_pair(2 * features, features, encoder.channels) if has_stem else None
+        self.head = ConvPair(2 * features, features, encoder.channels) if has_stem else None
         self.grid = encoder.image_size // encoder.patch_size
         same = encoder.width == width
         self.from_encoder = nn.Identity() if same else nn.Linear(encoder.width, width)
@@ -58,16 +58,16 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, skips[-1 - i], condition, None if dropout is None else dropout[i])
         image = self.unpatchify(self.out(self.norm(x)[:, PATCHES]))
-        if self.head is None:
-            return image
-        assert pixels is not None
-        return self.head(torch.cat([image, pixels.to(image.dtype)], dim=1))
+        if self.head is not None:
+            assert pixels is not None
+            image = self.head(torch.cat([image, pixels.to(image.dtype)], dim=1))
+        return image.contiguous()
 
     def unpatchify(self, patches: Tensor) -> Tensor:
-        """(N, grid * grid, p1 * p2 * C) -> (N, C, H, W)."""
+        """(N, grid * grid, p1 * p2 * C) -> (N, C, H, W), channels last in memory."""
         n, g, p = len(patches), self.grid, self.patch_size
-        x = patches.view(n, g, g, p, p, self.channels).permute(0, 5, 1, 3, 2, 4)  # (N, C, g, p1, g, p2)
-        return x.reshape(n, self.channels, g * p, g * p)
+        x = patches.view(n, g, g, p, p, self.channels).transpose(2, 3)  # (N, g, p1, g, p2, C)
+        return x.reshape(n, g * p, g * p, self.channels).permute(0, 3, 1, 2)
 
 
 class EPG(nn.Module):

@@ -4,7 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from epg.cost.shape import NetworkShape
-from epg.networks.layers import BatchNorm, EncoderBlock, LayerNorm, conv_pair, init_linear, sinusoidal_embedding
+from epg.networks.layers import (
+    BatchNorm,
+    ConvPair,
+    EncoderBlock,
+    LayerNorm,
+    PatchEmbedding,
+    init_linear,
+    sinusoidal_embedding,
+)
 
 CLS, TIME, PATCHES = 0, 1, slice(2, None)  # places in the token sequence
 
@@ -18,9 +26,9 @@ class Encoder(nn.Module):
         channels, stem = shape.in_channels, shape.stem
         self.image_size, self.patch_size, self.channels, self.width = image_size, patch_size, channels, width
         self.num_tokens = (image_size // patch_size) ** 2 + 2
-        self.stem = conv_pair(channels, stem, stem) if stem else nn.Identity()
+        self.stem = ConvPair(channels, stem, stem) if stem else nn.Identity()
         self.pixel_features = stem or channels
-        self.patch_embedding = nn.Conv2d(self.pixel_features, width, patch_size, stride=patch_size)
+        self.patch_embedding = PatchEmbedding(self.pixel_features, width, patch_size)
         assert self.patch_embedding.bias is not None
         nn.init.zeros_(self.patch_embedding.bias)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -51,7 +59,7 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """`forward` from the stem's output, which is x where there is none."""
         n = len(x)
-        patches = self.patch_embedding(x).flatten(2).transpose(1, 2)  # (N, T-2, D)
+        patches = self.patch_embedding(x)  # (N, T-2, D)
         time = sinusoidal_embedding(time_condition, self.width)  # (N, D)
         cls = self.cls_token.expand(n, -1, -1)  # (N, 1, D)
         if class_embedding is not None:

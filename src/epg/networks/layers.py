@@ -44,7 +44,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, t, d = x.shape
-        q, k, v = self.qkv(x).view(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # (N, K, T, D/K)
+        parts = self.qkv(x).view(n, t, 3, self.heads, d // self.heads).unbind(2)
+        q, k, v = (part.transpose(1, 2) for part in parts)  # (N, K, T, D/K)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d))
 
 
@@ -139,9 +140,30 @@ class BatchNorm(nn.Module):
         return ((x - mean) * (var + self.eps).rsqrt() * self.weight + self.bias).to(dtype)
 
 
-def conv_pair(channels: int, hidden: int, out: int) -> nn.Sequential:
-    """Two 3x3 convolutions with GELU between: (N, channels, H, W) -> (N, out, H, W)."""
-    return nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), nn.GELU(), nn.Conv2d(hidden, out, 3, padding=1))
+class ConvPair(nn.Sequential):
+    """Two 3x3 convolutions with GELU between: (N, channels, H, W) -> (N, out, H, W), channels last in memory."""
+
+    def __init__(self, channels: int, hidden: int, out: int) -> None:
+        super().__init__(nn.Conv2d(channels, hidden, 3, padding=1), nn.GELU(), nn.Conv2d(hidden, out, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous(memory_format=torch.channels_last))
+
+
+class PatchEmbedding(nn.Conv2d):
+    """Patches p x p of images (N, C, H, W), each times the same matrix: (N, H / p * W / p, width).
+
+    A convolution whose stride is its kernel, with that one's parameters, in one matrix product.
+    """
+
+    def __init__(self, channels: int, width: int, patch_size: int) -> None:
+        super().__init__(channels, width, patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        p = self.kernel_size[0]
+        rows = x.permute(0, 2, 3, 1).reshape(n, h // p, p, w // p, p, c).transpose(2, 3)  # (N, H/p, W/p, p, p, C)
+        return F.linear(rows.reshape(n, -1, p * p * c), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
 
 
 def init_linear(module: nn.Module) -> None:
