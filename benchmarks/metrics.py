@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from epg.evaluation import metrics
+from epg.evaluation.metrics import frechet, kernels, manifolds, score
 
 
 def pool_like(count: int, width: int, seed: int) -> np.ndarray:
@@ -52,10 +52,10 @@ def main() -> None:
     fake, real = pool_like(options.samples, options.width, 1), pool_like(options.reference, options.width, 2)
     logits = fake[:, : min(1008, options.width)]
     work: dict[str, Callable[[], Any]] = {
-        "fid": lambda: metrics.frechet_between(fake, fake[: len(fake) // 2].repeat(2, 0)),  # 50k on both sides
-        "pr": lambda: metrics.precision_recall(metrics.Manifold(real), metrics.Manifold(fake)),
-        "kid": lambda: metrics.kernel_inception_distance(real, fake).value,
-        "is": lambda: metrics.inception_score(logits).value,
+        "fid": lambda: frechet.frechet_between(fake, fake[: len(fake) // 2].repeat(2, 0)),  # 50k on both sides
+        "pr": lambda: manifolds.precision_recall(manifolds.Manifold(real), manifolds.Manifold(fake)),
+        "kid": lambda: kernels.kernel_inception_distance(real, fake).value,
+        "is": lambda: score.inception_score(logits).value,
     }
     results = {name: measure(name, work[name]) for name in options.only}
     shape = {"samples": options.samples, "reference": options.reference, "width": options.width}

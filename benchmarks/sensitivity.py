@@ -17,9 +17,10 @@ from torch import Tensor
 
 from epg.analysis.memorisation import memorisation
 from epg.data.loading.base import CachedDataset
+from epg.evaluation import FEATURES
 from epg.evaluation.classifier import Classifier
 from epg.evaluation.evaluate import evaluate
-from epg.evaluation.extractors import FEATURES, Extractor
+from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.extractors.indomain import classifier, images_and_labels
 from epg.evaluation.reference import make_reference
 from epg.evaluation.sources import DatasetSource, TensorSource

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from epg.errors import UserError
+from epg.evaluation import FEATURES
 from epg.evaluation.extraction import Collector, extract
-from epg.evaluation.extractors import FEATURES, Extractor, choices, open_extractor
+from epg.evaluation.extractors import choices, open_extractor
+from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.extractors.indomain import images_and_labels
-from epg.evaluation.metrics import precision_recall, statistics
-from epg.evaluation.metrics.frechet import Moments, frechet_distance
-from epg.evaluation.metrics.manifolds import Manifold
+from epg.evaluation.metrics.frechet import Moments, frechet_distance, statistics
+from epg.evaluation.metrics.manifolds import Manifold, precision_recall
 from epg.evaluation.nearest import nearest
 from epg.evaluation.npz import NpzSource
 from epg.evaluation.sources import TensorSource

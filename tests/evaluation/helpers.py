@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from epg.evaluation.extractors.extractor import FEATURES, LOGITS, SPATIAL, Extractor
+from epg.evaluation import FEATURES, LOGITS, SPATIAL
+from epg.evaluation.extractors.extractor import Extractor
 
 
 def random_extractor(name: str = "random", channels: int = 3, width: int = 12, classes: int = 4) -> Extractor:

@@ -7,11 +7,11 @@ import torch
 
 from epg.data.loading.dataset import open_dataset
 from epg.errors import UserError
+from epg.evaluation import FEATURES, LOGITS
 from epg.evaluation.classifier import FEATURES as WIDTH
 from epg.evaluation.classifier import Classifier, train_classifier
-from epg.evaluation.extractors import FEATURES, LOGITS
 from epg.evaluation.extractors.indomain import classifier, images_and_labels
-from epg.evaluation.metrics import frechet_between
+from epg.evaluation.metrics.frechet import frechet_between
 from tests.test_runs import folder_of_images
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from epg.cli import main
 from epg.errors import ArtefactError, UserError
-from epg.evaluation.extractors import FEATURES, LOGITS, choices, efficientnet, open_extractor
+from epg.evaluation import FEATURES, LOGITS
+from epg.evaluation.extractors import choices, efficientnet, open_extractor
 from epg.evaluation.metrics.frechet import frechet_between
 
 DAISY, BELL_COTE = 985, 442

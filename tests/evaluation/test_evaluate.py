@@ -12,7 +12,9 @@ from epg.checkpoint.loading import generator_of
 from epg.errors import ArtefactError, UserError
 from epg.evaluation import receipt
 from epg.evaluation.evaluate import evaluate
-from epg.evaluation.metrics import Manifold, frechet_between, inception_score, precision_recall
+from epg.evaluation.metrics.frechet import frechet_between
+from epg.evaluation.metrics.manifolds import Manifold, precision_recall
+from epg.evaluation.metrics.score import inception_score
 from epg.evaluation.receipt import Receipt
 from epg.evaluation.reference import Reference, make_reference
 from epg.evaluation.sources import GeneratorSource, TensorSource

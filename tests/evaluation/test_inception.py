@@ -10,11 +10,11 @@ from torch import Tensor
 
 from epg.cli import main
 from epg.errors import ArtefactError
-from epg.evaluation import receipt
-from epg.evaluation.extractors import FEATURES, LOGITS, SPATIAL, weights
+from epg.evaluation import FEATURES, LOGITS, SPATIAL, receipt
+from epg.evaluation.extractors import weights
 from epg.evaluation.extractors.inception import SPATIAL_LAYER, WEIGHTS, inception
 from epg.evaluation.image_folder import ImageFolder
-from epg.evaluation.metrics import frechet_between
+from epg.evaluation.metrics.frechet import frechet_between
 from tests.evaluation.helpers import random_inception
 from tests.evaluation.test_sources import write_folder
 from tests.helpers import relative

@@ -9,7 +9,8 @@ import torch
 from epg.checkpoint import export
 from epg.data.loading.dataset import open_dataset
 from epg.errors import UserError
-from epg.evaluation.extractors import FEATURES, LOGITS, Choice, choices, indomain, open_extractor
+from epg.evaluation import FEATURES, LOGITS
+from epg.evaluation.extractors import Choice, choices, indomain, open_extractor
 from epg.evaluation.extractors.indomain import classifier, encoder, images_and_labels, with_held_out
 from epg.networks.encoder import CLS
 from epg.objectives.base import normalizer_for

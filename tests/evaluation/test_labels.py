@@ -10,16 +10,11 @@ import pytest
 
 from epg.cli import main
 from epg.evaluation import receipt
-from epg.evaluation.metrics import (
-    Manifold,
-    Moments,
-    frechet_between,
-    frechet_distance,
-    gaussian_mmd,
-    inception_score,
-    kernel_inception_distance,
-)
 from epg.evaluation.metrics.accuracy import recognised
+from epg.evaluation.metrics.frechet import Moments, frechet_between, frechet_distance
+from epg.evaluation.metrics.kernels import gaussian_mmd, kernel_inception_distance
+from epg.evaluation.metrics.manifolds import Manifold
+from epg.evaluation.metrics.score import inception_score
 from epg.evaluation.nearest import nearest
 from tests.evaluation.helpers import random_images
 from tests.evaluation.test_sources import nhwc, write_folder

@@ -10,7 +10,7 @@ from epg.errors import UserError
 from epg.evaluation.estimates import Estimate
 from epg.evaluation.evaluate import evaluate
 from epg.evaluation.measures import METRICS, Metric, Name, choose
-from epg.evaluation.metrics import statistics
+from epg.evaluation.metrics.frechet import statistics
 from epg.evaluation.metrics.uncertainty import GROUPS, frechet, groups_of, jackknife
 from epg.evaluation.reference import make_reference
 from epg.evaluation.sources import TensorSource

@@ -6,8 +6,9 @@ from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 from scipy.special import rel_entr, softmax
 
-from epg.evaluation import metrics
-from epg.evaluation.metrics import Manifold, Moments, MomentsAccumulator, frechet
+from epg.evaluation.metrics import frechet, kernels, manifolds, score
+from epg.evaluation.metrics.frechet import Moments, MomentsAccumulator
+from epg.evaluation.metrics.manifolds import Manifold
 
 
 def features(n: int, d: int, *, seed: int = 0, shift: float = 0.0, decay: float = 0.0) -> np.ndarray:
@@ -37,12 +38,12 @@ def test_frechet_of_diagonal_gaussians() -> None:
     s1, s2 = np.array([1.0, 2.0, 0.0]), np.array([3.0, 2.0, 0.5])
     a = Moments(9, np.array([0.0, 1.0, 2.0]), np.diag(s1**2))
     b = Moments(9, np.array([1.0, 1.0, 0.0]), np.diag(s2**2))
-    assert metrics.frechet_distance(a, b) == pytest.approx(5 + 4 + 0 + 0.25, rel=1e-12)
+    assert frechet.frechet_distance(a, b) == pytest.approx(5 + 4 + 0 + 0.25, rel=1e-12)
 
 
 def test_frechet_equals_scipys_square_root() -> None:
     x, y = features(700, 64), features(900, 64, seed=1, shift=0.1)
-    assert metrics.frechet_between(x, y) == pytest.approx(frechet_by_square_root(x, y), rel=1e-6)
+    assert frechet.frechet_between(x, y) == pytest.approx(frechet_by_square_root(x, y), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_frechet_equals_scipys_square_root() -> None:
 )
 def test_frechet_of_singular_covariances(n: int, m: int, d: int, decay: float) -> None:
     x, y = features(n, d, decay=decay), features(m, d, seed=1, decay=decay) * np.float32(1.1)
-    assert metrics.frechet_between(x, y) == pytest.approx(frechet_by_singular_values(x, y), rel=1e-6)
+    assert frechet.frechet_between(x, y) == pytest.approx(frechet_by_singular_values(x, y), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_frechet_by_eigenvalues_only_where_they_are_exact(decay: float, rank: in
     s1 = np.exp(-decay * np.arange(96)) * (np.arange(96) < rank)
     s2 = s1 * rng.uniform(0.5, 2, 96)
     a, b = (Moments(9, np.full(96, mean), vectors * s**2 @ vectors.T) for mean, s in ((0.0, s1), (0.1, s2)))
-    assert metrics.frechet_distance(a, b) == pytest.approx(0.96 + np.square(s1 - s2).sum(), rel=1e-6)
+    assert frechet.frechet_distance(a, b) == pytest.approx(0.96 + np.square(s1 - s2).sum(), rel=1e-6)
     trace_root, doubt = frechet._by_eigenvalues(a, b)
     assert (doubt < 1e-6) == fast
     if fast:
@@ -85,22 +86,22 @@ def test_frechet_by_eigenvalues_only_where_they_are_exact(decay: float, rank: in
 @pytest.mark.parametrize("n", [5, 50, 400])
 def test_frechet_of_identical_sets_is_zero(n: int) -> None:
     x = features(n, 64)
-    assert metrics.frechet_between(x, x) == pytest.approx(0, abs=1e-11)
-    assert metrics.frechet_between(x, x + np.float32(1)) == pytest.approx(64, rel=1e-6)
+    assert frechet.frechet_between(x, x) == pytest.approx(0, abs=1e-11)
+    assert frechet.frechet_between(x, x + np.float32(1)) == pytest.approx(64, rel=1e-6)
 
 
 def test_constant_features_and_width() -> None:
     constant = np.ones((4, 3), dtype=np.float32)
-    assert metrics.frechet_between(constant, constant * 2) == pytest.approx(3)
+    assert frechet.frechet_between(constant, constant * 2) == pytest.approx(3)
     with pytest.raises(ValueError, match=r"width 3 .* width 2"):
-        metrics.frechet_distance(metrics.statistics(constant), metrics.statistics(constant[:, :2]))
+        frechet.frechet_distance(frechet.statistics(constant), frechet.statistics(constant[:, :2]))
     with pytest.raises(ValueError, match="at least two"):
-        metrics.statistics(constant[:1])
+        frechet.statistics(constant[:1])
 
 
 def test_moments_do_not_depend_on_how_the_rows_arrive() -> None:
     x = features(2500, 16)
-    whole = metrics.statistics(x)
+    whole = frechet.statistics(x)
     np.testing.assert_allclose(whole.mean, x.astype(np.float64).mean(0), rtol=1e-12)
     np.testing.assert_allclose(whole.covariance, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-10)
     for size in (1, 17, 64, 2500):
@@ -116,29 +117,29 @@ def test_moments_do_not_depend_on_how_the_rows_arrive() -> None:
 def test_merged_moments_are_those_of_all(n: int, d: int) -> None:
     """With the root of few features (40 in 200 dimensions), and without one."""
     x, y = features(n, d), features(60, d, seed=1, shift=0.2)
-    parts = metrics.merged([metrics.statistics(x[i::3]) for i in range(3)])
+    parts = frechet.merged([frechet.statistics(x[i::3]) for i in range(3)])
     np.testing.assert_allclose(parts.covariance, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-9, atol=1e-12)
     assert (parts.root is not None) == (n < d)
     expected = frechet_by_singular_values(x, y)
-    assert metrics.frechet_distance(parts, metrics.statistics(y)) == pytest.approx(expected, rel=1e-9)
+    assert frechet.frechet_distance(parts, frechet.statistics(y)) == pytest.approx(expected, rel=1e-9)
     stripped = Moments(parts.count, parts.mean, parts.covariance)  # by its eigenvalues
-    assert metrics.frechet_distance(stripped, metrics.statistics(y)) == pytest.approx(expected, rel=1e-9)
+    assert frechet.frechet_distance(stripped, frechet.statistics(y)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_inception_score_in_consecutive_splits() -> None:
     logits = np.random.default_rng(0).normal(size=(1200, 30)).astype(np.float32) * 4
     p = softmax(logits.astype(np.float64), axis=1)
     expected = [np.exp(rel_entr(part, part.mean(0)).sum(1).mean()) for part in (p[:500], p[500:1000], p[1000:])]
-    score = metrics.inception_score(logits, split=500)
-    np.testing.assert_allclose(score.splits, expected, rtol=1e-9)
-    assert score.value == pytest.approx(np.mean(expected), rel=1e-9)
+    found = score.inception_score(logits, split=500)
+    np.testing.assert_allclose(found.splits, expected, rtol=1e-9)
+    assert found.value == pytest.approx(np.mean(expected), rel=1e-9)
 
 
 def test_inception_score_at_its_ends() -> None:
     certain = np.full((50, 10), -1e4, dtype=np.float32)
     certain[np.arange(50), np.arange(50) % 10] = 0
-    assert metrics.inception_score(certain).value == pytest.approx(10)  # sure of ten classes, equally often
-    assert metrics.inception_score(certain[:1].repeat(9, 0)).value == pytest.approx(1)
+    assert score.inception_score(certain).value == pytest.approx(10)  # sure of ten classes, equally often
+    assert score.inception_score(certain[:1].repeat(9, 0)).value == pytest.approx(1)
 
 
 def radii_by_sorting(x: np.ndarray, k: int) -> np.ndarray:
@@ -161,21 +162,21 @@ def test_precision_and_recall(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
     distances = cdist(real, fake, "sqeuclidean")
     precision = (distances <= radii_by_sorting(real, 3)[:, None]).any(0).mean()
     recall = (distances <= radii_by_sorting(fake, 3)).any(1).mean()
-    result = metrics.precision_recall(Manifold(two_sets[0]), Manifold(two_sets[1]))
+    result = manifolds.precision_recall(Manifold(two_sets[0]), Manifold(two_sets[1]))
     assert (result.precision, result.recall) == (precision, recall)
 
 
 def test_density_and_coverage(two_sets: tuple[np.ndarray, np.ndarray]) -> None:
     real, fake = (x.astype(np.float64) for x in two_sets)
     inside = cdist(real, fake, "sqeuclidean") < radii_by_sorting(real, 5)[:, None]
-    result = metrics.density_coverage(Manifold(two_sets[0], 5), Manifold(two_sets[1], 5))
+    result = manifolds.density_coverage(Manifold(two_sets[0], 5), Manifold(two_sets[1], 5))
     assert result.density == pytest.approx(inside.sum() / (5 * len(fake)), rel=1e-12)
     assert result.coverage == inside.any(1).mean()
 
 
 def test_manifolds_of_identical_sets() -> None:
     x = features(300, 20)
-    result = metrics.precision_recall(Manifold(x), Manifold(x))
+    result = manifolds.precision_recall(Manifold(x), Manifold(x))
     assert (result.precision, result.recall) == (1, 1)
     with pytest.raises(ValueError, match="no 3 nearest"):
         Manifold(x[:3])
@@ -184,7 +185,7 @@ def test_manifolds_of_identical_sets() -> None:
 def test_precision_and_recall_are_not_swapped() -> None:
     """Samples of one mode of two: every sample is realistic, half of the reference is out of reach."""
     real = np.concatenate([features(300, 8), features(300, 8, seed=1, shift=50)])
-    result = metrics.precision_recall(Manifold(real), Manifold(features(300, 8, seed=2)))
+    result = manifolds.precision_recall(Manifold(real), Manifold(features(300, 8, seed=2)))
     assert result.precision > 0.8
     assert 0.3 < result.recall <= 0.5
 
@@ -198,24 +199,24 @@ def test_kid_of_whole_sets_is_the_unbiased_estimate() -> None:
 
     within = [np.mean([kernel(s[i], s[j]) for i in range(60) for j in range(60) if i != j]) for s in (a, b)]
     across = np.mean([kernel(i, j) for i in a for j in b])
-    result = metrics.kernel_inception_distance(x, y, subsets=3, subset_size=60)
+    result = kernels.kernel_inception_distance(x, y, subsets=3, subset_size=60)
     assert result.value == pytest.approx(sum(within) - 2 * across, rel=1e-6)
 
 
 def test_kid_subsets_are_keyed_and_average_to_zero_on_one_distribution() -> None:
     x, y = features(800, 16), features(800, 16, seed=1)
-    first, again = (metrics.kernel_inception_distance(x, y, subset_size=100, seed=5) for _ in range(2))
+    first, again = (kernels.kernel_inception_distance(x, y, subset_size=100, seed=5) for _ in range(2))
     assert first == again
-    assert metrics.kernel_inception_distance(x, y, subset_size=100, seed=6) != first
+    assert kernels.kernel_inception_distance(x, y, subset_size=100, seed=6) != first
     spread = np.std(first.subsets)
     assert abs(first.value) < spread
-    moved = metrics.kernel_inception_distance(x, y + np.float32(1), subset_size=100)
+    moved = kernels.kernel_inception_distance(x, y + np.float32(1), subset_size=100)
     assert moved.value > 10 * spread
 
 
 def test_gaussian_mmd() -> None:
     x, y = features(50, 8), features(70, 8, seed=1, shift=1)
-    kernels = [np.exp(-cdist(a, b, "sqeuclidean") / (2 * 2.0**2)).mean() for a, b in ((x, x), (y, y), (x, y))]
-    expected = 1000 * (kernels[0] + kernels[1] - 2 * kernels[2])
-    assert metrics.gaussian_mmd(x, y, sigma=2.0) == pytest.approx(expected, rel=1e-6)
-    assert metrics.gaussian_mmd(x, x) == pytest.approx(0, abs=1e-9)
+    means = [np.exp(-cdist(a, b, "sqeuclidean") / (2 * 2.0**2)).mean() for a, b in ((x, x), (y, y), (x, y))]
+    expected = 1000 * (means[0] + means[1] - 2 * means[2])
+    assert kernels.gaussian_mmd(x, y, sigma=2.0) == pytest.approx(expected, rel=1e-6)
+    assert kernels.gaussian_mmd(x, x) == pytest.approx(0, abs=1e-9)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from epg.errors import ArtefactError
-from epg.evaluation.extractors import FEATURES, Choice, choices, open_extractor, pretrained
+from epg.evaluation import FEATURES
+from epg.evaluation.extractors import Choice, choices, open_extractor, pretrained
 from epg.evaluation.measures import choose
 from tests.evaluation.helpers import random_extractor, random_images
 

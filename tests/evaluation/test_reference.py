@@ -9,7 +9,8 @@ import torch
 
 from epg.errors import ArtefactError, DataError, UserError
 from epg.evaluation.evaluate import evaluate
-from epg.evaluation.metrics import Manifold, frechet_between, precision_recall, statistics
+from epg.evaluation.metrics.frechet import frechet_between, statistics
+from epg.evaluation.metrics.manifolds import Manifold, precision_recall
 from epg.evaluation.reference import make_reference
 from epg.evaluation.reference_files import MANIFEST, TENSORS, is_adm, load, load_adm, load_cached, save, save_cached
 from epg.evaluation.sources import TensorSource

@@ -18,8 +18,10 @@ from epg.analysis.report import analysis_folder, new_figure, publish
 from epg.config.sections import DataConfig
 from epg.distributed import failing_together, pick_device, processes
 from epg.errors import UserError
+from epg.evaluation import FEATURES
 from epg.evaluation.extraction import Collector, extract
-from epg.evaluation.extractors import FEATURES, Extractor, choices, open_extractor
+from epg.evaluation.extractors import choices, open_extractor
+from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.held_out import training_and_held_out
 from epg.evaluation.jury import reporting
 from epg.evaluation.sources import DatasetSource, ImageSource, Progress

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from epg.evaluation import FEATURES, LOGITS, SPATIAL, metrics
+from epg.evaluation import FEATURES, LOGITS, SPATIAL
 from epg.evaluation.extractors.extractor import Extractor
-from epg.evaluation.metrics import Manifold, uncertainty
+from epg.evaluation.metrics import kernels, manifolds, score, uncertainty
 from epg.evaluation.metrics.accuracy import recognised
+from epg.evaluation.metrics.manifolds import Manifold
 from epg.evaluation.metrics.uncertainty import JACKKNIFE, jackknife
 from epg.evaluation.receipt import ClassAccuracy
 from epg.evaluation.reference import Statistics, manifold_of
@@ -65,29 +66,29 @@ def spatial_frechet(e: Evidence) -> Sequence[Estimate]:
 
 def inception_score(e: Evidence) -> Sequence[Estimate]:
     logits = e.outputs[LOGITS]
-    score = metrics.inception_score(logits)
-    splits = len(score.splits)
+    found = score.inception_score(logits)
+    splits = len(found.splits)
     if splits > 1:
-        error = float(np.std(score.splits, ddof=1) / splits**0.5)
-        return [Estimate(score.value, error, f"spread of {splits} splits of {metrics.SPLIT}")]
-    error_of_one = jackknife(lambda i: metrics.inception_score(logits[i]).value, len(logits))
-    return [Estimate(score.value, error_of_one, JACKKNIFE)]
+        error = float(np.std(found.splits, ddof=1) / splits**0.5)
+        return [Estimate(found.value, error, f"spread of {splits} splits of {score.SPLIT}")]
+    error_of_one = jackknife(lambda i: score.inception_score(logits[i]).value, len(logits))
+    return [Estimate(found.value, error_of_one, JACKKNIFE)]
 
 
 def precision_recall(e: Evidence) -> Sequence[Estimate]:
-    found = metrics.precision_recall(e.reference.manifold, e.manifold)
+    found = manifolds.precision_recall(e.reference.manifold, e.manifold)
     return [share(found.precision, len(e.manifold)), share(found.recall, len(e.reference.manifold))]
 
 
 def density_coverage(e: Evidence) -> Sequence[Estimate]:
-    found = metrics.density_coverage(e.reference.manifold, e.manifold)
+    found = manifolds.density_coverage(e.reference.manifold, e.manifold)
     density = Estimate(found.density, found.density_error, "spread over the samples")
     return [density, share(found.coverage, len(e.reference.manifold))]
 
 
 def kernel_distance(e: Evidence) -> Sequence[Estimate]:
-    found = metrics.kernel_inception_distance(e.reference_features, e.features, seed=e.seed)
-    size = min(metrics.SUBSET_SIZE, len(e.reference_features), len(e.features))
+    found = kernels.kernel_inception_distance(e.reference_features, e.features, seed=e.seed)
+    size = min(kernels.SUBSET_SIZE, len(e.reference_features), len(e.features))
     disjoint = max(1, min(len(found.subsets), len(e.features) // size))
     error = float(np.std(found.subsets, ddof=1) / disjoint**0.5)
     return [
@@ -97,8 +98,8 @@ def kernel_distance(e: Evidence) -> Sequence[Estimate]:
 
 def gaussian_mmd(e: Evidence) -> Sequence[Estimate]:
     samples, real = e.features, e.reference_features
-    error = jackknife(lambda i: metrics.gaussian_mmd(real, samples[i]), len(samples))
-    return [Estimate(metrics.gaussian_mmd(real, samples), error, JACKKNIFE)]
+    error = jackknife(lambda i: kernels.gaussian_mmd(real, samples[i]), len(samples))
+    return [Estimate(kernels.gaussian_mmd(real, samples), error, JACKKNIFE)]
 
 
 def accuracy(e: Evidence) -> Sequence[Estimate]:

@@ -6,10 +6,10 @@ from typing import Any
 
 from epg.distributed import failing_together, rank
 from epg.errors import UserError
-from epg.evaluation import receipt
+from epg.evaluation import LOGITS, receipt
 from epg.evaluation.estimates import Evidence
 from epg.evaluation.extraction import Collector, check_shapes, extract
-from epg.evaluation.extractors.extractor import LOGITS, Extractor
+from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.measures import Metric, choose
 from epg.evaluation.receipt import ClassAccuracy, Number, Receipt
 from epg.evaluation.reference import Reference

@@ -13,7 +13,8 @@ from epg.distributed import failing_together, from_first, pick_device, rank
 from epg.errors import UserError
 from epg.evaluation import reference_files
 from epg.evaluation.evaluate import evaluate
-from epg.evaluation.extractors import IN_DOMAIN, Choice, Extractor, choices, open_extractor
+from epg.evaluation.extractors import IN_DOMAIN, Choice, choices, open_extractor
+from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.extractors.weights import cache_folder
 from epg.evaluation.measures import choose
 from epg.evaluation.npz import NpzSource

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.errors import DataError
+from epg.evaluation import FEATURES, SPATIAL
 from epg.evaluation.extraction import Outputs, extract
-from epg.evaluation.extractors.extractor import FEATURES, SPATIAL, Extractor
-from epg.evaluation.metrics import Manifold, Moments, MomentsAccumulator
+from epg.evaluation.extractors.extractor import Extractor
+from epg.evaluation.metrics.frechet import Moments, MomentsAccumulator
+from epg.evaluation.metrics.manifolds import Manifold
 from epg.evaluation.sources import DatasetSource, ImageSource, Progress
 from epg.randomness import permutation
 

@@ -8,10 +8,8 @@ import torch
 
 from epg.data.loading.base import ImageDataset
 from epg.errors import UserError
-from epg.evaluation.extractors.extractor import FEATURES, LOGITS, SPATIAL, Extractor
+from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.sources import Progress
-
-__all__ = ["FEATURES", "IN_DOMAIN", "LOGITS", "SPATIAL", "Choice", "Extractor", "choices", "open_extractor"]
 
 IN_DOMAIN = ("classifier", "encoder")
 NAMES = ("inception", "efficientnet", "classifier", "encoder=RUN", "dinov2", "clip")

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from epg.errors import ArtefactError, UserError
-from epg.evaluation.extractors.extractor import FEATURES, LOGITS, Extractor
+from epg.evaluation import FEATURES, LOGITS
+from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.extractors.inception import colour
 from epg.evaluation.extractors.weights import read_weights
 from epg.extras import install

@@ -6,10 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from epg.evaluation import FEATURES, LOGITS, SPATIAL
-
-__all__ = ["FEATURES", "LOGITS", "SPATIAL", "Extractor"]
-
 
 @dataclass(frozen=True)
 class Extractor:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from epg.errors import ArtefactError, UserError
-from epg.evaluation.extractors.extractor import FEATURES, LOGITS, SPATIAL, Extractor
+from epg.evaluation import FEATURES, LOGITS, SPATIAL
+from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.extractors.weights import Published, find_published, read_weights
 from epg.extras import install
 from epg.storage.artefact import fingerprint

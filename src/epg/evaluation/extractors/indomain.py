@@ -16,9 +16,10 @@ from torch import Tensor
 from epg.data.loading.base import DerivedDataset, ImageDataset
 from epg.distributed import failing_together, rank, world_size
 from epg.errors import ArtefactError, UserError
+from epg.evaluation import FEATURES, LOGITS
 from epg.evaluation.classifier import FEATURES as WIDTH
 from epg.evaluation.classifier import Classifier, TrainedClassifier, train_classifier
-from epg.evaluation.extractors.extractor import FEATURES, LOGITS, Extractor
+from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.extractors.weights import cache_folder
 from epg.evaluation.sources import Progress
 from epg.randomness import permutation

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from epg.errors import ArtefactError, UserError
-from epg.evaluation.extractors.extractor import FEATURES, Extractor
+from epg.evaluation import FEATURES
+from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.extractors.inception import colour
 from epg.extras import install
 from epg.storage.artefact import digest_of
