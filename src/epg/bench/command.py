@@ -80,6 +80,6 @@ def show(results: Sequence[dict[str, Any]]) -> None:
             f"{r['memory_gib']:.2f} GiB",
             f"{r['loader_images_per_second']:,.0f}/s",
             f"{r['samples_per_second']:,.2f} ({r['nfe']:g} NFE)" if "nfe" in r else "",
-            f"{r['checkpoint_seconds']:.2f} s ({r['checkpoint_gib']:.2f} GiB)",
+            f"{r['checkpoint_seconds']:.2f} s ({1024 * r['checkpoint_gib']:,.0f} MiB)",
         )
     Console(width=150).print(table)  # a narrower terminal would break every cell
