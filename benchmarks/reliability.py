@@ -18,8 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,16 +116,6 @@ SIZES = {  # how many, or how long, of each part
 }
 
 
-@contextmanager
-def running() -> Iterator[Driver]:
-    """The server that starts runs without importing everything again."""
-    driver = Driver()
-    try:
-        yield driver
-    finally:
-        driver.close()
-
-
 @dataclass
 class Figure:
     """One line of the table."""
@@ -141,23 +130,23 @@ class Figure:
 def kills(count: int, folder: Path) -> list[Figure]:
     """R1: half of the kills in each stage, half of them aimed at a write of a checkpoint."""
     figures = []
-    with running() as driver:
-        for stage in ("pretraining", "diffusion"):
-            found = campaign(driver, folder / stage, stage, count // 2, seed=1, aimed=0.5)
-            figures.append(
-                Figure(
-                    "R1",
-                    f"{stage}: kill -9 of a run of 120 steps that saves every 2",
-                    f"{found.kills} kills, {found.inside_write} inside a write, {found.chains} chains, "
-                    f"{len(found.broken)} broken, at most {found.largest_loss} logged steps lost",
-                    not found.broken and found.inside_write >= 0.4 * found.kills and found.largest_loss <= 4,
-                )
+    driver = Driver()
+    for stage in ("pretraining", "diffusion"):
+        found = campaign(driver, folder / stage, stage, count // 2, seed=1, aimed=0.5)
+        figures.append(
+            Figure(
+                "R1",
+                f"{stage}: kill -9 of a run of 120 steps that saves every 2",
+                f"{found.kills} kills, {found.inside_write} inside a write, {found.chains} chains, "
+                f"{len(found.broken)} broken, at most {found.largest_loss} logged steps lost",
+                not found.broken and found.inside_write >= 0.4 * found.kills and found.largest_loss <= 4,
             )
-        found = campaign(
-            driver, folder / "naive", "diffusion", max(3, count // 8), seed=1, aimed=1.0, naive=True, kills_per_chain=1
         )
-        result = f"{len(found.broken)} of {found.chains} chains broken"
-        figures.append(Figure("R1", "control: naive writer", result, 2 * len(found.broken) >= found.chains))
+    found = campaign(
+        driver, folder / "naive", "diffusion", max(3, count // 8), seed=1, aimed=1.0, naive=True, kills_per_chain=1
+    )
+    result = f"{len(found.broken)} of {found.chains} chains broken"
+    figures.append(Figure("R1", "control: naive writer", result, 2 * len(found.broken) >= found.chains))
     return figures
 
 
@@ -246,98 +235,98 @@ def encoder(driver: Driver, folder: Path) -> Path:
 def equal(steps: int, folder: Path) -> list[Figure]:
     """D2: one process, two processes and accumulation, in float64."""
     figures = []
-    with running() as driver:
-        source = encoder(driver, folder)
-        for stage in ("pretraining", "diffusion", "consistency"):
-            ways = ["ddp", "fsdp"] + (["accumulation"] if stage != "pretraining" else [])
-            for way, distance in equality.compare(driver, folder / stage, stage, steps, ways, source).items():
-                figures.append(Figure("D2", f"{stage}, {way}: {steps} steps in float64", str(distance), distance.equal))
-        for control in ("uneven_shares", "schedule_by_process"):
-            more: dict[str, Any] = {control: {}}
-            (distance,) = equality.compare(driver, folder / control, "diffusion", 20, ["ddp"], None, **more).values()
-            figures.append(Figure("D2", f"control: {control}", str(distance), not distance.equal))
+    driver = Driver()
+    source = encoder(driver, folder)
+    for stage in ("pretraining", "diffusion", "consistency"):
+        ways = ["ddp", "fsdp"] + (["accumulation"] if stage != "pretraining" else [])
+        for way, distance in equality.compare(driver, folder / stage, stage, steps, ways, source).items():
+            figures.append(Figure("D2", f"{stage}, {way}: {steps} steps in float64", str(distance), distance.equal))
+    for control in ("uneven_shares", "schedule_by_process"):
+        more: dict[str, Any] = {control: {}}
+        (distance,) = equality.compare(driver, folder / control, "diffusion", 20, ["ddp"], None, **more).values()
+        figures.append(Figure("D2", f"control: {control}", str(distance), not distance.equal))
     return figures
 
 
 def worlds(count: int, folder: Path) -> list[Figure]:
     """R7: the number of processes changes on the way, at random steps."""
     steps, figures = 200, []
-    with running() as driver:
-        for precision in ("fp64", "fp32"):
-            one = folder / f"one-{precision}"
-            equality.run(driver, one, equality.config("diffusion", steps, precision), record={})
-            found = []
-            for seed in range(count):
-                many = folder / f"many-{precision}-{seed}"
-                schedule = ((1, 2, 1), (2, 1, 2))[seed % 2]
-                equality.change_on_the_way(driver, many, "diffusion", steps, schedule, precision, seed)
-                found.append(equality.distance(one, many))
-            worst = equality.Distance(
-                max(d.loss for d in found), 0.0, max(d.weights for d in found), all(d.order for d in found)
-            )
-            met = worst.order and worst.loss <= 1e-6 and (precision == "fp32" or worst.weights <= equality.WEIGHTS)
-            what = f"{count} runs of {steps} steps in {precision}, 1-2-1 and 2-1-2 processes"
-            figures.append(Figure("R7", what, str(worst), met))
-        broken = folder / "broken"
-        equality.change_on_the_way(driver, broken, "diffusion", steps, (1, 2, 1), "fp64", 0, noise_by_rank={})
-        distance = equality.distance(folder / "one-fp64", broken)
-        figures.append(Figure("R7", "control: noise depends on the rank", str(distance), not distance.equal))
+    driver = Driver()
+    for precision in ("fp64", "fp32"):
+        one = folder / f"one-{precision}"
+        equality.run(driver, one, equality.config("diffusion", steps, precision), record={})
+        found = []
+        for seed in range(count):
+            many = folder / f"many-{precision}-{seed}"
+            schedule = ((1, 2, 1), (2, 1, 2))[seed % 2]
+            equality.change_on_the_way(driver, many, "diffusion", steps, schedule, precision, seed)
+            found.append(equality.distance(one, many))
+        worst = equality.Distance(
+            max(d.loss for d in found), 0.0, max(d.weights for d in found), all(d.order for d in found)
+        )
+        met = worst.order and worst.loss <= 1e-6 and (precision == "fp32" or worst.weights <= equality.WEIGHTS)
+        what = f"{count} runs of {steps} steps in {precision}, 1-2-1 and 2-1-2 processes"
+        figures.append(Figure("R7", what, str(worst), met))
+    broken = folder / "broken"
+    equality.change_on_the_way(driver, broken, "diffusion", steps, (1, 2, 1), "fp64", 0, noise_by_rank={})
+    distance = equality.distance(folder / "one-fp64", broken)
+    figures.append(Figure("R7", "control: noise depends on the rank", str(distance), not distance.equal))
     return figures
 
 
 def resumed(limit: int, folder: Path) -> list[Figure]:
     """R5: every kind of boundary, resumed twice in a row, without and with loader processes."""
     figures = []
-    with running() as driver:
-        source = encoder(driver, folder)
-        for stage, loaders in [("pretraining", 0), *((s, n) for s in ("diffusion", "consistency") for n in (0, 2))]:
-            options: dict[str, Any] = {"encoder": None if stage == "pretraining" else source}
-            if loaders:
-                options["uncached"] = {}
-            place = folder / f"{stage}-{loaders}"
-            wanted = boundaries.undisturbed(driver, place / "undisturbed", stage, **options)
-            cases = list(boundaries.cases(stage))[:limit]
-            broken = [
-                f"{name}: {problem}"
-                for i, (name, *case) in enumerate(cases)
-                if (problem := boundaries.interrupted(driver, place / str(i), stage, *case, wanted, **options))
-            ]
-            what = f"{stage}, {loaders} loader processes: {len(cases)} boundaries, resumed twice"
-            figures.append(Figure("R5", what, listed(broken), not broken))
-        wanted = boundaries.undisturbed(driver, folder / "random", "diffusion", global_generator={})
-        arguments = (driver, folder / "broken", "diffusion", "boundary", 6, "SIGTERM", wanted)
-        found = boundaries.interrupted(*arguments, global_generator={})
-        figures.append(Figure("R5", "control: a generator whose state is lost", found, bool(found)))
+    driver = Driver()
+    source = encoder(driver, folder)
+    for stage, loaders in [("pretraining", 0), *((s, n) for s in ("diffusion", "consistency") for n in (0, 2))]:
+        options: dict[str, Any] = {"encoder": None if stage == "pretraining" else source}
+        if loaders:
+            options["uncached"] = {}
+        place = folder / f"{stage}-{loaders}"
+        wanted = boundaries.undisturbed(driver, place / "undisturbed", stage, **options)
+        cases = list(boundaries.cases(stage))[:limit]
+        broken = [
+            f"{name}: {problem}"
+            for i, (name, *case) in enumerate(cases)
+            if (problem := boundaries.interrupted(driver, place / str(i), stage, *case, wanted, **options))
+        ]
+        what = f"{stage}, {loaders} loader processes: {len(cases)} boundaries, resumed twice"
+        figures.append(Figure("R5", what, listed(broken), not broken))
+    wanted = boundaries.undisturbed(driver, folder / "random", "diffusion", global_generator={})
+    arguments = (driver, folder / "broken", "diffusion", "boundary", 6, "SIGTERM", wanted)
+    found = boundaries.interrupted(*arguments, global_generator={})
+    figures.append(Figure("R5", "control: a generator whose state is lost", found, bool(found)))
     return figures
 
 
 def signalled(count: int, folder: Path) -> list[Figure]:
     """R8: in the middle of every kind of work, and after random times."""
     figures = []
-    with running() as driver:
-        for processes in (1, 2):
-            place = folder / str(processes)
-            wanted = signals.expected(driver, place / "undisturbed", "diffusion", processes)
-            timing = driver.train(place / "timing", signals.config("diffusion"), processes=processes).seconds
-            broken, i = [], 0
-            for moment in signals.MOMENTS:
-                for number in signals.NUMBERS:
-                    ranks = [0] if moment == "save" or processes == 1 else [1]
-                    case = (place / f"moment-{i}", "diffusion", processes, moment, number, ranks, wanted)
-                    broken += filter(None, [signals.at_a_moment(driver, *case)])
-                    i += 1
-            what = f"{processes} processes, one signalled: {i} times inside a step, a save, a preview, start-up"
-            figures.append(Figure("R8", what, listed(broken), not broken))
-            kinds = [(None, False, "all signalled"), (None, True, "all signalled twice")]
-            for ranks, twice, name in kinds + ([([1], False, "one signalled")] if processes == 2 else []):
-                found, chooser = signals.Figures(), random.Random(f"{processes} {name}")
-                for i in range(count):
-                    run = place / f"{name.replace(' ', '-')}-{i}"
-                    case = (run, "diffusion", processes, ranks, twice, chooser, timing, wanted, found)
-                    found.broken += filter(None, [signals.at_random(driver, *case)])
-                what = f"{processes} processes, {name}: {count} random times"
-                result = f"{listed(found.broken)}; slowest end {found.slowest:.1f} s; {found.finished} had finished"
-                figures.append(Figure("R8", what, result, not found.broken))
+    driver = Driver()
+    for processes in (1, 2):
+        place = folder / str(processes)
+        wanted = signals.expected(driver, place / "undisturbed", "diffusion", processes)
+        timing = driver.train(place / "timing", signals.config("diffusion"), processes=processes).seconds
+        broken, i = [], 0
+        for moment in signals.MOMENTS:
+            for number in signals.NUMBERS:
+                ranks = [0] if moment == "save" or processes == 1 else [1]
+                case = (place / f"moment-{i}", "diffusion", processes, moment, number, ranks, wanted)
+                broken += filter(None, [signals.at_a_moment(driver, *case)])
+                i += 1
+        what = f"{processes} processes, one signalled: {i} times inside a step, a save, a preview, start-up"
+        figures.append(Figure("R8", what, listed(broken), not broken))
+        kinds = [(None, False, "all signalled"), (None, True, "all signalled twice")]
+        for ranks, twice, name in kinds + ([([1], False, "one signalled")] if processes == 2 else []):
+            found, chooser = signals.Figures(), random.Random(f"{processes} {name}")
+            for i in range(count):
+                run = place / f"{name.replace(' ', '-')}-{i}"
+                case = (run, "diffusion", processes, ranks, twice, chooser, timing, wanted, found)
+                found.broken += filter(None, [signals.at_random(driver, *case)])
+            what = f"{processes} processes, {name}: {count} random times"
+            result = f"{listed(found.broken)}; slowest end {found.slowest:.1f} s; {found.finished} had finished"
+            figures.append(Figure("R8", what, result, not found.broken))
     return figures
 
 
@@ -389,61 +378,55 @@ def surroundings(steps: int, folder: Path) -> list[Figure]:
 def inside_a_step(count: int, folder: Path) -> list[Figure]:
     """F1: every kind of fault at every place of the forward pass, in one rank of one and of two processes."""
     figures = []
-    with running() as driver:
-        source = encoder(driver, folder)
-        for stage in inside.PLACES:
-            given = None if stage == "pretraining" else source
-            cases = [
-                (fault, processes, precision)
-                for processes in (1, 2)
-                for precision in ("fp32", "bf16", "fp16")
-                for fault in inside.faults(stage, passes=3)
-                if fault[1] in ("nan", "inf")
-            ][:count]
-            broken = [
-                problem
-                for i, (fault, processes, precision) in enumerate(cases)
-                if (
-                    problem := inside.problem(
-                        driver, folder / f"{stage}-{i}", stage, fault, processes, given, precision
-                    )
-                )
-            ]
-            what = (
-                f"{stage}: {len(cases)} faults inside a step, 1 and 2 processes, three precisions: as without the step"
-            )
-            figures.append(Figure("F1", what, listed(broken), not broken))
-        fault = ("network.encoder.blocks.0", "nan", 0)
-        found = inside.problem(driver, folder / "control", "diffusion", fault, 1, None, nan_to_num={})
-        figures.append(Figure("F1", "control: nan_to_num on the gradient", found[:120], bool(found)))
+    driver = Driver()
+    source = encoder(driver, folder)
+    for stage in inside.PLACES:
+        given = None if stage == "pretraining" else source
+        cases = [
+            (fault, processes, precision)
+            for processes in (1, 2)
+            for precision in ("fp32", "bf16", "fp16")
+            for fault in inside.faults(stage, passes=3)
+            if fault[1] in ("nan", "inf")
+        ][:count]
+        broken = [
+            problem
+            for i, (fault, processes, precision) in enumerate(cases)
+            if (problem := inside.problem(driver, folder / f"{stage}-{i}", stage, fault, processes, given, precision))
+        ]
+        what = f"{stage}: {len(cases)} faults inside a step, 1 and 2 processes, three precisions: as without the step"
+        figures.append(Figure("F1", what, listed(broken), not broken))
+    fault = ("network.encoder.blocks.0", "nan", 0)
+    found = inside.problem(driver, folder / "control", "diffusion", fault, 1, None, nan_to_num={})
+    figures.append(Figure("F1", "control: nan_to_num on the gradient", found[:120], bool(found)))
     return figures
 
 
 def spiking(trials: int, folder: Path) -> list[Figure]:
     """F2: spikes of the loss, a third of them in each stage; what caused them; and the batch left out."""
     figures = []
-    with running() as driver:
-        source, wanted = encoder(driver, folder), spikes.raised_steps(trials // 3)
-        for stage in ("pretraining", "diffusion", "consistency"):
-            given, place = None if stage == "pretraining" else source, folder / stage
-            spikes.train(place, stage, trials // 3, given)
-            spikes.train(place / "clean", stage, trials // 3, given, factor=1.0)
-            found, clean = spikes.noticed(place, wanted), spikes.noticed(place / "clean", set())
-            met = found.found >= 0.99 * found.raised and not found.alarms + clean.alarms
-            figures.append(Figure("F2", f"{stage}: loss x 20", f"{found}; {clean} of another run", met))
-            problem = spikes.rolled_back(driver, folder / f"{stage}-back", stage, 5, given)
-            what = f"{stage}: rolled back and the batch left out, as without it"
-            figures.append(Figure("F2", what, problem or "bit-identical", not problem))
-        off = spikes.noticed(place, wanted, SpikeDetector(factor=math.inf))
-        figures.append(Figure("F2", "control: threshold off", str(off), not off.found))
-        chooser, each = random.Random(1), max(1, trials // 15)
-        for kind, cause in {"data": "data", "loss": "machine", "bit": "machine"}.items():
-            told = [spikes.told_apart(driver, folder / f"{kind}-{i}", kind, chooser) for i in range(each)]
-            what = {"data": "a bad batch", "loss": "a loss wrong once", "bit": "a gradient's bit flipped once"}[kind]
-            right = told.count(cause)
-            figures.append(Figure("F2", what, f"{right} of {each} told to be the {cause}", right == each))
-        told = [spikes.told_apart(driver, folder / "broken", "data", chooser, global_generator={})]
-        figures.append(Figure("F2", "control: noise with a history, a bad batch", f"told: {told[0]}", told != ["data"]))
+    driver = Driver()
+    source, wanted = encoder(driver, folder), spikes.raised_steps(trials // 3)
+    for stage in ("pretraining", "diffusion", "consistency"):
+        given, place = None if stage == "pretraining" else source, folder / stage
+        spikes.train(place, stage, trials // 3, given)
+        spikes.train(place / "clean", stage, trials // 3, given, factor=1.0)
+        found, clean = spikes.noticed(place, wanted), spikes.noticed(place / "clean", set())
+        met = found.found >= 0.99 * found.raised and not found.alarms + clean.alarms
+        figures.append(Figure("F2", f"{stage}: loss x 20", f"{found}; {clean} of another run", met))
+        problem = spikes.rolled_back(driver, folder / f"{stage}-back", stage, 5, given)
+        what = f"{stage}: rolled back and the batch left out, as without it"
+        figures.append(Figure("F2", what, problem or "bit-identical", not problem))
+    off = spikes.noticed(place, wanted, SpikeDetector(factor=math.inf))
+    figures.append(Figure("F2", "control: threshold off", str(off), not off.found))
+    chooser, each = random.Random(1), max(1, trials // 15)
+    for kind, cause in {"data": "data", "loss": "machine", "bit": "machine"}.items():
+        told = [spikes.told_apart(driver, folder / f"{kind}-{i}", kind, chooser) for i in range(each)]
+        what = {"data": "a bad batch", "loss": "a loss wrong once", "bit": "a gradient's bit flipped once"}[kind]
+        right = told.count(cause)
+        figures.append(Figure("F2", what, f"{right} of {each} told to be the {cause}", right == each))
+    told = [spikes.told_apart(driver, folder / "broken", "data", chooser, global_generator={})]
+    figures.append(Figure("F2", "control: noise with a history, a bad batch", f"told: {told[0]}", told != ["data"]))
     return figures
 
 
@@ -511,9 +494,9 @@ def under_torchrun(count: int, folder: Path) -> list[Figure]:
 
 def loaders(count: int, folder: Path) -> list[Figure]:
     """F4: a loader process dies or hangs."""
-    with running() as driver:
-        broken = [p for fault in workers.FAULTS[:count] if (p := workers.problem(driver, folder / fault, fault))]
-        control = workers.problem(driver, folder / "control", "SIGSTOP", timeout=1e6)
+    driver = Driver()
+    broken = [p for fault in workers.FAULTS[:count] if (p := workers.problem(driver, folder / fault, fault))]
+    control = workers.problem(driver, folder / "control", "SIGSTOP", timeout=1e6)
     what = f"loader process: {', '.join(workers.FAULTS[:count])}"
     return [
         Figure("F4", what, f"{listed(broken)}; each named with its image", not broken),
@@ -524,9 +507,9 @@ def loaders(count: int, folder: Path) -> list[Figure]:
 def leaking(steps: int, folder: Path) -> list[Figure]:
     """F5: memory, files, threads, disk over many steps."""
     resumes = max(2, steps // 1000)
-    with running() as driver:
-        found = leaks.measure(driver, folder / "run", steps, resumes)
-        hoard = leaks.measure(driver, folder / "hoard", min(3000, steps), 2, hoard={})
+    driver = Driver()
+    found = leaks.measure(driver, folder / "run", steps, resumes)
+    hoard = leaks.measure(driver, folder / "hoard", min(3000, steps), 2, hoard={})
     text = (
         f"{found.slope / 1e6:+.2f} MB per 1,000 steps, files +-{found.files}, threads +-{found.threads}, at most "
         f"{found.checkpoints} checkpoints, log {found.log:.0f} bytes per step"

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 
 import pytest
 import torch
@@ -23,10 +22,3 @@ def few_threads() -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing of the user's cache is read or written, by child processes either."""
     os.environ["EPG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -20,6 +20,7 @@ from epg.cli import VERBS, configure, main, wait_politely
 from epg.config.recipe import recipe_names, stages_of
 from epg.config.yaml_file import read_yaml
 from epg.extras import install
+from tests import started
 
 SMALL = [
     *("--training.steps", "4", "--training.batch-size", "16", "--training.log-every", "2"),
@@ -28,21 +29,14 @@ SMALL = [
 ]
 
 
-def epg(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "epg.cli", *arguments], capture_output=True, text=True, cwd=cwd, env=environment
-    )
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The three stages trained by the commands that the help names, in a folder of their own."""
     folder = tmp_path_factory.mktemp("cli")
-    done = epg("pretrain", "digits", *SMALL, cwd=folder)
+    done = started.epg("pretrain", "digits", *SMALL, cwd=folder)
     assert done.returncode == 0, done.stderr
     for stage in ("diffusion", "consistency"):
-        done = epg(
+        done = started.epg(
             *("finetune", "digits", "--stage", stage, "--encoder", "runs/digits/pretraining"), *SMALL, cwd=folder
         )
         assert done.returncode == 0, done.stderr
@@ -61,7 +55,7 @@ def test_stages_leave_their_files(runs: Path) -> None:
 
 def test_help_is_fast_and_lists_every_verb() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    done = epg("--help")
+    done = subprocess.run([sys.executable, "-m", "epg.cli", "--help"], capture_output=True, text=True)
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     assert done.returncode == 0
     assert all(f"  {verb}" in done.stdout for verb in VERBS)
@@ -70,7 +64,7 @@ def test_help_is_fast_and_lists_every_verb() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str) -> None:
-    done = epg(verb, "--help")
+    done = started.epg(verb, "--help")
     assert done.returncode == 0
     assert f"epg {verb}" in done.stdout
 
@@ -92,7 +86,7 @@ def test_switches_may_stand_alone(words, expected):
 
 
 def test_help_of_a_recipe_lists_its_fields() -> None:
-    done = epg("finetune", "digits", "--stage", "consistency", "--help")
+    done = started.epg("finetune", "digits", "--stage", "consistency", "--help")
     assert done.returncode == 0
     assert "--objective.auxiliary-weight" in done.stdout
     assert "--training.batch-size" in done.stdout
@@ -167,7 +161,7 @@ def test_mistakes_get_one_clear_message(
 
 
 def test_an_unknown_flag_is_refused() -> None:
-    done = epg("pretrain", "digits", "--training.stpes", "5")
+    done = started.epg("pretrain", "digits", "--training.stpes", "5")
     assert done.returncode == 2
     assert "--training.stpes" in done.stderr + done.stdout
 
@@ -270,7 +264,7 @@ def test_receipts_do_not_say_whose_home_it_is(runs: Path, tmp_path: Path, monkey
 def test_warnings_are_one_line_without_source(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "diffusion", tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "step-00000009").mkdir()  # its copying was interrupted
-    done = epg("sample", str(tmp_path / "run"), "--count", "1", "--steps", "2", "--out", str(tmp_path / "out"))
+    done = started.epg("sample", str(tmp_path / "run"), "--count", "1", "--steps", "2", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "damaged" in line]
     assert line.startswith("warning: skipping a damaged checkpoint: ")

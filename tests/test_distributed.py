@@ -1,13 +1,11 @@
 """Two processes equal one: collectives, BatchNorm and NT-Xent, values and gradients."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from epg import distributed
@@ -19,6 +17,7 @@ from epg.networks.build import build_encoder, build_rcm
 from epg.networks.layers import BatchNorm
 from epg.objectives.onestep import OneStep
 from epg.objectives.pretraining import Pretraining
+from tests import started
 from tests.helpers import random_batch, randomize, tiny_config, tiny_epg
 
 N, D = 12, 6
@@ -111,18 +110,15 @@ def results() -> dict[str, Any]:
     }
 
 
-def work(process: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=process, world_size=2)
-    torch.save(results(), f"{folder}/{process}.pt")
-    dist.destroy_process_group()
-    os._exit(0)  # as `epg` does, see epg.cli.entry
+def work(folder: str) -> None:
+    dist.init_process_group("gloo")
+    torch.save(results(), f"{folder}/{rank()}.pt")
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("two")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
+    started.call(work, folder, processes=2)
     return [torch.load(folder / f"{p}.pt", weights_only=True) for p in range(2)]
 
 

@@ -13,6 +13,7 @@ from epg.checkpoint import checkpoint
 from epg.distributed import all_gather, all_reduce_sum
 from epg.networks.layers import transformer_blocks
 from epg.runs import prepare_run, train
+from tests import started
 from tests.generators import tiny_generator
 from tests.helpers import random_batch, relative
 from tests.precisions import OBJECTIVES, check_precisions, objective_of, outcome, wide
@@ -55,8 +56,8 @@ def test_the_linear_part_keeps_float32_under_tf32_and_autocast() -> None:
     assert relative(found.cpu(), expected) < 1e-5
 
 
-def test_ddp_over_nccl_with_one_process(free_port: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
+def test_ddp_over_nccl_with_one_process() -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": started.free_port()}
     expected = outcome(objective_of("diffusion"), "cuda")
     dist.init_process_group("nccl", rank=0, world_size=1)
     try:

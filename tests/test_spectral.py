@@ -1,19 +1,16 @@
 """Spectral preconditioning, the stem and Muon: the mathematics, and that what is measured travels with the weights."""
 
-import os
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from epg.checkpoint import checkpoint
 from epg.checkpoint.loading import load
 from epg.cli import main
-from epg.config.settings import RunConfig
+from epg.config.settings import RunConfig, parse
 from epg.config.validation import check
 from epg.denoiser import Denoiser
 from epg.errors import UserError
@@ -24,6 +21,7 @@ from epg.objectives.diffusion import Diffusion
 from epg.pipeline import EPGPipeline
 from epg.runs import train
 from epg.training.spectra import PRIOR, gaussians_of
+from tests import started
 from tests.helpers import random_batch, relative, tiny_config, tiny_epg
 from tests.pipeline.common import pixels, python, quiet
 from tests.training.test_loop import assert_identical, tensors, tiny
@@ -192,18 +190,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, config, tmp_path):
     assert "network.decoder.blocks.0.modulation.weight.exp_avg" in optimizer
 
 
-def _train(index: int, port: int, config: RunConfig, folder: str) -> None:
-    os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    train(config, Path(folder))
+def _train(config: dict[str, object], folder: str) -> None:
+    train(parse(config, "two"), Path(folder))
 
 
 def test_two_processes_equal_one(run, config, tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(_train, (port, config, str(tmp_path / "two")), nprocs=2)
+    started.call(_train, config.model_dump(mode="json"), tmp_path / "two", processes=2)
     one, two = tensors(run), tensors(tmp_path / "two")
     assert one.keys() == two.keys()
     for name, value in one.items():

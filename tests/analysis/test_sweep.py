@@ -1,14 +1,10 @@
 """Sweeps: points that are kept and shared, averages, the best as flags."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.multiprocessing as mp
 from PIL import Image
 
 from epg.analysis.sweep import Axes, Point
@@ -18,6 +14,7 @@ from epg.errors import UserError
 from epg.evaluation import receipt
 from epg.evaluation.jury import Options
 from epg.runs import train
+from tests import started
 from tests.training.test_loop import tiny
 
 COUNT = 20
@@ -52,22 +49,13 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     monkeypatch.setenv("EPG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def _sweep_as(rank: int, port: int, arguments: list[str]) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
-    os.environ.update(MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    code = main(arguments)
-    sys.stdout.flush()
-    os._exit(code)  # as `epg` does, see epg.cli.entry
-
-
-def test_two_processes_continue_a_sweep(run: Path, tmp_path: Path, free_port: int) -> None:
+def test_two_processes_continue_a_sweep(run: Path, tmp_path: Path) -> None:
     """The second time every point is known, to the first process alone."""
     options = ["--metrics", "fd", "--features", f"encoder={run}", "--count", str(COUNT), "--out", str(tmp_path)]
     arguments = ["sweep", str(run), "--guidance", "1", "3", *options]
     assert main(arguments) == 0
     before = (tmp_path / "sweep.json").read_text()
-    mp.spawn(_sweep_as, args=(free_port, arguments), nprocs=2)  # type: ignore[no-untyped-call]
+    assert started.epg(*arguments, processes=2).returncode == 0
     assert json.loads((tmp_path / "sweep.json").read_text())["points"] == json.loads(before)["points"]
 
 

@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from epg.evaluation.extractors import indomain
 from epg.evaluation.extractors.indomain import images_and_labels
 from epg.evaluation.subjects import open_subject
 from epg.sampling import Request
+from tests import started
 from tests.evaluation.test_sources import write_folder
 from tests.helpers import run_state, tiny_config, tiny_epg
 
@@ -89,17 +88,10 @@ def test_real_images_are_judged_real(home: Path, held_out_digits: Path) -> None:
 
 
 def test_two_processes_give_the_same_numbers(home: Path) -> None:
-    """torchrun: sampling, features, the reference and the floor are shared out, and nothing differs."""
+    """Sampling, features, the reference and the floor are shared out, and nothing differs."""
     arguments = [home / "run", "--count", "100", "--steps", "3", "--batch-size", "8"]
     one, out = evaluate(*arguments, out=home / "one.json"), home / "two.json"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "epg.cli", "evaluate", *map(str, arguments), "--out", str(out), "--no-cache"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = started.epg("evaluate", *arguments, "--out", out, "--no-cache", processes=2)
     assert done.returncode == 0, done.stderr
     two = receipt.read(out)
     assert two.environment["processes"] == 2

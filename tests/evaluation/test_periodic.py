@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from epg.checkpoint import checkpoint
 from epg.checkpoint.best import Best, best_of, mark
 from epg.checkpoint.loading import generator_of
 from epg.cli import main
 from epg.config.settings import RunConfig
+from epg.distributed import rank
 from epg.errors import InterruptedRunError, UserError
 from epg.evaluation import receipt
 from epg.evaluation.periodic import BLOCK, PeriodicEvaluation, draw
@@ -23,6 +23,7 @@ from epg.evaluation.receipt import Number, Receipt
 from epg.runs import prepare_run, train
 from epg.storage import files
 from epg.training.tracking import read_log
+from tests import started
 from tests.helpers import tiny_config, tiny_epg
 from tests.test_runs import folder_of_images
 from tests.training.test_loop import CrashError, assert_identical, crash_after, tensors, tiny
@@ -231,29 +232,25 @@ def test_stage_1_is_evaluated_by_its_neighbours(tmp_path: Path) -> None:
     assert 0.3 < found[0].metrics["knn_0.002"].value <= 1  # random features of clean digits are worth something
 
 
-def drawn(rank: int, world: int, port: int, out: Path) -> None:
-    torch.set_num_threads(1)
+def drawn(world: int, out: str) -> None:
     if world > 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+        torch.distributed.init_process_group("gloo")
     tiny_model = generator_of(tiny_config(), tiny_epg())
     calls = []
     images = draw(tiny_model, BLOCK + 20, 5, lambda: calls.append(1))
-    torch.save((images, len(calls)), out / f"{world}-{rank}.pt")
-    if world > 1:
-        torch.distributed.destroy_process_group()
+    torch.save((images, len(calls)), f"{out}/{world}-{rank()}.pt")
 
 
-def test_two_processes_draw_the_images_of_one(tmp_path: Path, free_port: int) -> None:
-    drawn(0, 1, free_port, tmp_path)
-    mp.spawn(drawn, (2, free_port, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
+def test_two_processes_draw_the_images_of_one(tmp_path: Path) -> None:
+    drawn(1, str(tmp_path))
+    started.call(drawn, 2, tmp_path, processes=2)
     alone, calls = torch.load(tmp_path / "1-0.pt", weights_only=True)
     model = generator_of(tiny_config(), tiny_epg())
     labels = model.make_labels(BLOCK + 20, balanced=True)
     assert alone.shape == (BLOCK + 20, 1, 8, 8)
     assert (alone.int() - model.sample(labels, seed=5).int()).abs().max() <= 1
     assert calls == 2
-    for rank in range(2):
-        images, calls = torch.load(tmp_path / f"2-{rank}.pt", weights_only=True)
+    for number in range(2):
+        images, calls = torch.load(tmp_path / f"2-{number}.pt", weights_only=True)
         assert torch.equal(images, alone)
         assert calls == 1

@@ -10,11 +10,8 @@ from tests.reliability.driver import Driver
 
 
 @pytest.fixture(scope="session")
-def driver() -> Iterator[Driver]:
-    """Starts fresh processes without importing everything again."""
-    driver = Driver()
-    yield driver
-    driver.close()
+def driver() -> Driver:
+    return Driver()
 
 
 @pytest.fixture

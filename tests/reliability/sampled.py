@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from epg.checkpoint.loading import load
 from epg.evaluation import receipt
 from epg.generator import Generator
 from epg.sampling import Request
+from tests import started
 from tests.generators import lively_epg, save_export
 from tests.helpers import run_state, tiny_config
 
@@ -90,22 +90,10 @@ def run_and_kill(work: Callable[[], None], out: Path, count: int, kills: int, ch
         done += 1
 
 
-def command(*words: str | Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """`epg` in a process of its own, or under torchrun in several."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run(
-        [sys.executable, *(launcher if processes > 1 else []), "-m", "epg.cli", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
 def sample(export: Path, out: Path, count: int, *more: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
     """`epg sample` with the settings of `request`."""
     words = ["--count", str(count), "--batch-size", str(BATCH), "--device", "cpu", "--guidance", str(GUIDANCE), *more]
-    return command("sample", export, "--out", out, *words, processes=processes)
+    return started.epg("sample", export, "--out", out, *words, processes=processes)
 
 
 class OneGenerator:
@@ -146,7 +134,7 @@ def run_of_digits(folder: Path) -> Path:
 def metrics(run: Path, out: Path, count: int, *more: str, processes: int = 1) -> dict[str, float]:
     """Frechet distance, precision, recall and accuracy of `epg evaluate`, in one process or several."""
     words = ["--count", str(count), "--steps", "3", "--batch-size", "8", "--no-cache", *more]
-    done = command("evaluate", run, *words, "--out", out, processes=processes)
+    done = started.epg("evaluate", run, *words, "--out", out, processes=processes)
     assert done.returncode == 0, done.stderr[-2000:]
     return {name: metric.value for name, metric in receipt.read(out).metrics.items()}
 

@@ -1,7 +1,6 @@
 """What a log line says: losses by noise level, collapse gauge, schedules, rates, FLOPs, loss spikes."""
 
 import math
-import os
 import random
 import statistics
 import time
@@ -13,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,6 +32,7 @@ from epg.training.optim import learning_rate
 from epg.training.spikes import LossSpikeWarning, Spike, SpikeDetector
 from epg.training.throughput import measured_peak, peak_memory
 from epg.training.tracking import read_log
+from tests import started
 from tests.helpers import change_losses, random_batch, randomize, tiny_config
 
 STAGES: tuple[Stage, ...] = ("pretraining", "diffusion", "consistency")
@@ -349,18 +348,14 @@ TIMES = {"images_per_second", "mfu", "data_wait", "peak_memory_gib", "eta_second
 TOGETHER: tuple[Stage, ...] = ("pretraining", "diffusion")
 
 
-def _train_as(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def _train_together(folder: str) -> None:
+    dist.init_process_group("gloo")
     for stage in TOGETHER:
         train(tiny(stage), Path(folder) / f"two-{stage}")
-    dist.destroy_process_group()
-    os._exit(0)  # as `epg` does, see epg.cli.entry
 
 
 def test_two_processes_log_the_numbers_of_one(tmp_path: Path) -> None:
-    mp.spawn(_train_as, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    started.call(_train_together, tmp_path, processes=2)
     for stage in TOGETHER:
         train(tiny(stage), tmp_path / f"one-{stage}")
         for one, two in zip(read_log(tmp_path / f"one-{stage}"), read_log(tmp_path / f"two-{stage}"), strict=True):

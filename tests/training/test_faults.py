@@ -15,12 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
 from epg.checkpoint import checkpoint
 from epg.checkpoint.lock import locked
-from epg.distributed import processes
+from epg.distributed import processes, rank
 from epg.errors import DivergedError, InterruptedRunError
 from epg.runs import prepare_run, train
 from epg.training import stopping
@@ -28,6 +27,7 @@ from epg.training.faults import LossScale, explain_non_finite
 from epg.training.stopping import ECHO, StopSignals
 from epg.training.tracking import read_log
 from epg.training.watchdog import STUCK_EXIT_CODE
+from tests import started
 from tests.reliability import inside
 from tests.training.test_loop import assert_identical, poison, tensors, tiny
 
@@ -169,25 +169,20 @@ def test_fp16_that_never_fitted_its_scale_is_no_success(tmp_path: Path) -> None:
         run.trainer.run()
 
 
-def _nan_on_one_rank(rank: int, port: int, folder: str, parallel: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+def _nan_on_one_rank(folder: str, parallel: str) -> None:
     config = tiny("diffusion", training={"batch_size": 32, "parallel": parallel})
     with processes(), locked(Path(folder)):
         run = prepare_run(config, Path(folder))
-        if rank == 1:
+        if rank() == 1:
             poison(run.trainer, range(3, 5))
         run.trainer.run()
-        (Path(folder) / f"skipped-{rank}").write_text(str(run.trainer.learner.skips.total))
-    os._exit(0)  # as `epg` does, see epg.cli.entry
+        (Path(folder) / f"skipped-{rank()}").write_text(str(run.trainer.learner.skips.total))
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_nan_on_one_process_skips_the_step_on_all(parallel: str, tmp_path: Path, free_port: int) -> None:
-    mp.spawn(_nan_on_one_rank, args=(free_port, str(tmp_path), parallel), nprocs=2)  # type: ignore[no-untyped-call]
-    assert [(tmp_path / f"skipped-{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
+def test_nan_on_one_process_skips_the_step_on_all(parallel: str, tmp_path: Path) -> None:
+    started.call(_nan_on_one_rank, tmp_path, parallel, processes=2)
+    assert [(tmp_path / f"skipped-{number}").read_text() for number in (0, 1)] == ["2", "2"]
     assert [line["skipped"] for line in read_log(tmp_path)] == [0, 0, 0, 1, 2, 2, 2, 2]
     assert all(bool(torch.isfinite(t).all()) for t in tensors(tmp_path).values())
     assert checkpoint.find(tmp_path).step == 8

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -27,6 +26,7 @@ from epg.runs import prepare_run, train
 from epg.sharding import whole_on_first
 from epg.training.loop import Trainer
 from epg.training.tracking import read_log
+from tests import started
 from tests.helpers import change_losses
 
 STAGES: tuple[Stage, ...] = ("pretraining", "diffusion", "consistency")
@@ -154,45 +154,30 @@ def test_compiling_changes_nothing_but_rounding(stage: Stage, tmp_path: Path, en
             assert compiled["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-3)
 
 
-def _train_as(
-    rank: int, processes: int, port: int, stage: Stage, folder: str, encoder: str, training: dict[str, object]
-) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(processes),
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        GLOO_SOCKET_IFNAME="lo",
-    )
+def _train(stage: Stage, folder: str, encoder: str, training: dict[str, object]) -> None:
     source = Path(encoder) if stage != "pretraining" else None
     train(tiny(stage, training=training), Path(folder), encoder=source)
-    os._exit(0)  # as `epg` does, see epg.cli.entry; an exception before this still fails the test
 
 
-def _gather_as(rank: int, port: int) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def _gather() -> None:
+    dist.init_process_group("gloo")
     sharded = distribute_tensor(torch.arange(6.0).view(3, 2), init_device_mesh("cpu", (2,)), [Shard(0)])
-    expected = torch.arange(6.0).view(3, 2) if rank == 0 else torch.empty(0)
+    expected = torch.arange(6.0).view(3, 2) if dist.get_rank() == 0 else torch.empty(0)
     assert torch.equal(whole_on_first(sharded), expected)
-    dist.destroy_process_group()
 
 
-def test_the_first_process_alone_holds_what_is_gathered_to_be_saved(free_port: int) -> None:
-    mp.spawn(_gather_as, args=(free_port,), nprocs=2)  # type: ignore[no-untyped-call]
+def test_the_first_process_alone_holds_what_is_gathered_to_be_saved() -> None:
+    started.call(_gather, processes=2)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_equal_one(stage: Stage, parallel: str, tmp_path: Path, encoder: Path, free_port: int) -> None:
+def test_two_processes_equal_one(stage: Stage, parallel: str, tmp_path: Path, encoder: Path) -> None:
     """Losses, gradients and, with a preview and a checkpoint on the way, what is written."""
     source = encoder if stage != "pretraining" else None
     training = {"batch_size": 32, "steps": 4, "power_ema": [0.1], "preview_every": 2, "parallel": parallel}
     train(tiny(stage, training=training), tmp_path / "one", encoder=source)
-    arguments = (2, free_port, stage, str(tmp_path / "two"), str(encoder), training)
-    mp.spawn(_train_as, args=arguments, nprocs=2)  # type: ignore[no-untyped-call]
+    started.call(_train, stage, tmp_path / "two", encoder, training, processes=2)
     one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
     assert one.keys() == two.keys()
     assert all(one[name].shape == two[name].shape for name in one)
