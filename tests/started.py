@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -49,6 +50,10 @@ class Program:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pids[rank], number)
 
+    @property
+    def running(self) -> bool:
+        return not self.codes and not select.select([self.answers], [], [], 0)[0]
+
     def wait(self) -> list[int]:
         if not self.codes:
             with self.answers:
@@ -74,7 +79,7 @@ def start(
     request = {
         "words": [str(word) for word in words],
         "cwd": str(cwd or Path.cwd()),
-        "environment": {**os.environ, **(environment or {})},
+        "environment": dict(os.environ if environment is None else environment),
         "processes": processes,
         "port": free_port(),
     }

@@ -1,19 +1,18 @@
 """What a person sees while it runs: in a pseudo-terminal of a given size, in a pipe, in a notebook."""
 
+import contextlib
 import fcntl
 import os
 import pty
 import re
-import select
 import struct
-import subprocess
-import sys
 import termios
 from pathlib import Path
 
 import pytest
 
 from epg.progress import Display
+from tests import started
 from tests.generators import save_run
 from tests.helpers import tiny_config
 
@@ -29,28 +28,15 @@ def in_terminal(arguments: list[str], columns: int, **environment: str) -> str:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     settings = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "JPY_PARENT_PID", "MPLBACKEND")}
-    with subprocess.Popen(
-        [sys.executable, "-m", "epg.cli", *arguments],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={**settings, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1", **environment},
-    ) as run:
-        os.close(theirs)
-        said = b""
-        while True:
-            if select.select([ours], [], [], 0.1)[0]:
-                try:
-                    part = os.read(ours, 65536)
-                except OSError:  # the other end is closed
-                    break
-                if not part:
-                    break
-                said += part
-            elif run.poll() is not None:
-                break
+    with os.fdopen(theirs, "w") as terminal:
+        settings |= {"TERM": "xterm-256color", **environment}
+        run = started.start("-m", "epg.cli", *arguments, stdout=terminal, stderr=terminal, environment=settings)
+    said = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(ours, 65536):
+            said += part
     os.close(ours)
-    assert run.returncode == 0, said[-2000:].decode()
+    assert run.wait() == [0], said[-2000:].decode()
     return said.decode()
 
 
@@ -83,12 +69,7 @@ def test_sampling_shows_the_same(tmp_path: Path) -> None:
 
 def test_a_pipe_gets_plain_lines(tmp_path: Path) -> None:
     """Also where colours are forced, as continuous integration does."""
-    done = subprocess.run(
-        [sys.executable, "-m", "epg.cli", *TRAIN, "--out", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "FORCE_COLOR": "1"},
-    )
+    done = started.epg(*TRAIN, "--out", tmp_path, environment={**os.environ, "FORCE_COLOR": "1"})
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("diffusion ")]
     assert len(lines) >= 12

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from epg.cli import main
+from tests import started
 from tests.generators import save_run
 from tests.helpers import tiny_config
 
@@ -105,28 +106,31 @@ def test_one_line_during_the_start(moment, number: signal.Signals, places: dict[
 
 def test_a_second_ctrl_c_ends_at_once(places: dict[str, Path], tmp_path: Path) -> None:
     """Also a process that does not come to its end, as one that waits for a thread."""
+    log = tmp_path / "log"
     code = (
         "import sys, threading, time; from epg.cli import entry\n"
         "threading.Thread(target=lambda: time.sleep(60)).start()\n"
         f"sys.argv[1:] = ['sample', {str(places['run'])!r}, '--count', '20000', '--out', {str(tmp_path / 'out')!r}]\n"
         "sys.exit(entry())"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as run:
-        while run.poll() is None and not list(tmp_path.glob("out/00*.png")):
-            time.sleep(0.01)
-        run.send_signal(signal.SIGINT)
-        assert run.stderr is not None
-        said = next(line for line in run.stderr if "error: " in line)  # the first was answered
-        begun = time.monotonic()
-        run.send_signal(signal.SIGINT)
-        run.wait(timeout=30)
-    assert time.monotonic() - begun < 5
-    assert run.returncode == -signal.SIGINT
-    assert "the same command continues" in said
+    with log.open("w") as said:
+        run = started.start("-c", code, stdout=said, stderr=said)
+    while not list(tmp_path.glob("out/00*.png")):
+        assert run.running, log.read_text()
+        time.sleep(0.01)
+    run.signal(signal.SIGINT)
+    while "the same command continues" not in log.read_text():  # the first was answered
+        assert run.running, log.read_text()
+        time.sleep(0.01)
+    begun = time.monotonic()
+    run.signal(signal.SIGINT)
+    assert run.wait() == [-signal.SIGINT]
+    assert time.monotonic() - begun < 30
 
 
 def test_a_second_ctrl_c_ends_training_at_once(tmp_path: Path) -> None:
     """In a long step, and where a thread would be waited for."""
+    log = tmp_path / "log"
     code = (
         "import sys, threading, time; from epg.cli import entry; from epg.training import loop\n"
         "def step(*given):\n"
@@ -138,14 +142,15 @@ def test_a_second_ctrl_c_ends_training_at_once(tmp_path: Path) -> None:
         f"sys.argv += ['--out', {str(tmp_path / 'run')!r}]\n"
         "sys.exit(entry())"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as run:
-        assert run.stdout is not None
-        assert "a step\n" in run.stdout
-        run.send_signal(signal.SIGINT)
-        time.sleep(1)
-        assert run.poll() is None  # the step is to be finished, and saved
-        begun = time.monotonic()
-        run.send_signal(signal.SIGINT)
-        run.wait(timeout=30)
-    assert time.monotonic() - begun < 5
-    assert run.returncode == -signal.SIGINT
+    with log.open("w") as said:
+        run = started.start("-c", code, stdout=said, stderr=said)
+    while "a step\n" not in log.read_text():
+        assert run.running, log.read_text()
+        time.sleep(0.01)
+    run.signal(signal.SIGINT)
+    time.sleep(1)
+    assert run.running  # the step is to be finished, and saved
+    begun = time.monotonic()
+    run.signal(signal.SIGINT)
+    assert run.wait() == [-signal.SIGINT]
+    assert time.monotonic() - begun < 30  # of the sixty that the step and the thread take

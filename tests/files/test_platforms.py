@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests import started
+
 WITHOUT = """
 import importlib, os, pkgutil, signal, sys
 def import_all():
@@ -34,7 +36,7 @@ CALLS = (
 
 def test_every_module_is_imported_without_posix() -> None:
     code = WITHOUT.format(signals=SIGNALS, calls=CALLS)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = started.run("-c", code)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) > 150
 

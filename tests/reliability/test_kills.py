@@ -3,16 +3,14 @@
 The numbers of the goal (50 and 500 kills of runs of 120 steps) are those of `benchmarks/reliability.py`.
 """
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from epg.checkpoint import checkpoint
+from tests import started
 from tests.reliability.chains import campaign, state_hash
 from tests.reliability.driver import Driver
 from tests.training.test_loop import tiny
@@ -40,17 +38,17 @@ def test_a_kill_of_the_command_itself(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(tiny("diffusion", training={"steps": 12, "checkpoint_every": 2, "log_every": 1}).to_yaml())
 
-    def start(name: str) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "epg.cli", "finetune", config, "--from-scratch", "--out", tmp_path / name]
-        return subprocess.Popen(
-            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+    def start(name: str) -> started.Program:
+        with (tmp_path / f"{name}.log").open("a") as log:
+            command = ["-m", "epg.cli", "finetune", config, "--from-scratch", "--out", tmp_path / name]
+            return started.start(*command, stdout=log, stderr=log)
 
-    assert start("straight").wait() == 0
+    assert start("straight").wait() == [0]
     killed = start("killed")
-    while len(checkpoint.listing(tmp_path / "killed" / "checkpoints")) < 2 and killed.poll() is None:
+    while len(checkpoint.listing(tmp_path / "killed" / "checkpoints")) < 2:
+        assert killed.running
         time.sleep(0.005)
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL
-    assert start("killed").wait() == 0
+    killed.signal(signal.SIGKILL)
+    assert killed.wait() == [-signal.SIGKILL]
+    assert start("killed").wait() == [0]
     assert state_hash(tmp_path / "killed") == state_hash(tmp_path / "straight")

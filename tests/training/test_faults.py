@@ -230,23 +230,20 @@ def test_a_second_signal_acts_at_once() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_preempted_command_exits_75_and_resumes(number: signal.Signals, tmp_path: Path) -> None:
     """The real command, stopped from outside while it trains."""
-    command = [sys.executable, "-m", "epg.cli", "finetune", "digits", "--from-scratch", "--out", str(tmp_path)]
+    folder, log = tmp_path / "run", tmp_path / "log"
+    command = ["-m", "epg.cli", "finetune", "digits", "--from-scratch", "--out", folder]
     settings = ["--training.steps", "100000", "--training.log-every", "1", "--training.batch-size", "16"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([*command, *settings], stderr=subprocess.PIPE, text=True, env=environment) as run:
-        assert run.stderr is not None
-        lines = []
-        for line in run.stderr:
-            lines.append(line)
-            if line.startswith("diffusion 3/"):
-                run.send_signal(number)
-                break
-        lines.append(run.stderr.read())
-    assert run.returncode == 75, "".join(lines)
-    assert number.name in lines[-1]
-    step = checkpoint.find(tmp_path).step
-    assert 3 <= step < 1000
-    assert read_log(tmp_path)[-1]["step"] == step
+    with log.open("w") as said:
+        run = started.start(*command, *settings, stdout=said, stderr=said)
+    while "diffusion 3/" not in log.read_text():
+        assert run.running, log.read_text()
+        time.sleep(0.05)
+    run.signal(number)
+    assert run.wait() == [75], log.read_text()
+    assert number.name in log.read_text().splitlines()[-1]
+    step = checkpoint.find(folder).step
+    assert 3 <= step < 100000
+    assert read_log(folder)[-1]["step"] == step
 
 
 def test_a_terminal_that_goes_away_saves_the_step(tmp_path: Path) -> None:
