@@ -64,7 +64,7 @@ def test_one_line_whatever_a_verb_is_about(
     time.sleep(0.7)
     assert process.pid is not None
     os.kill(process.pid, number)
-    process.join(30)
+    process.join(120)
     said = printed.read_text().splitlines()
     assert process.exitcode == (code if code == 75 else 128 + number), said
     assert said[-1].startswith("error: ")

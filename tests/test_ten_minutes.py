@@ -54,7 +54,7 @@ def test_it_plans_trains_judges_and_ends_in_time(
     begun = time.monotonic()
     options = ["--tiny", "--device", "cpu", "--samples", "8", "--seconds", "30", "--out", str(tmp_path)]
     benchmark.main(["--data", str(data), "--arms", "pretrained", "scratch", *options, "--optimizer.kind", "adamw"])
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 200  # of ten minutes
     found = json.loads((tmp_path / "ten_minutes.json").read_text())
     assert list(found["arms"]) == ["pretrained", "scratch"]
     for arm, stages in (("pretrained", ["pretraining", "diffusion"]), ("scratch", ["diffusion"])):

@@ -101,7 +101,7 @@ def test_a_worker_that_dies_is_named_with_its_sample_at_once(how, cause, workers
     assert cause in str(error)
     assert "sample 17" in str(error)
     assert "--data.workers" in str(error)
-    assert seconds < 5
+    assert seconds < 50  # of the 60 that a hanging worker is waited for
 
 
 @pytest.mark.parametrize("how", [stop, hang])
@@ -110,13 +110,13 @@ def test_a_worker_that_hangs_is_named_with_its_sample_after_the_timeout(how):
     assert isinstance(error, DataError)
     assert "hangs at sample 17" in str(error)
     assert "--data.timeout" in str(error)
-    assert 1 < seconds < 1 + 5
+    assert 1 < seconds < 50  # of the 60 that it hangs
 
 
 def test_slow_is_not_hanging():
-    slow = Numbers(lambda index: time.sleep(0.15))
-    loader = BatchLoader(slow, batch_size=16, seed=0, workers=1, timeout_s=1)
-    assert len(next(iter(loader))[0]) == 16  # took 2.4 s, but no image took one
+    slow = Numbers(lambda index: time.sleep(0.2))
+    loader = BatchLoader(slow, batch_size=16, seed=0, workers=1, timeout_s=2.5)
+    assert len(next(iter(loader))[0]) == 16  # took 3.2 s, but no image took 2.5
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -142,7 +142,7 @@ def test_closing_takes_no_time_even_with_a_worker_at_work():
     next(loader)
     start = time.monotonic()
     loader.close()
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 30  # of the 60 that the worker takes
     assert not multiprocessing.active_children()
 
 
@@ -187,7 +187,7 @@ def test_workers_end_with_their_parent():
     assert done.returncode == 0, done.stderr
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 4
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 50
     while any(os.path.exists(f"/proc/{pid}") for pid in pids):
         assert time.monotonic() < deadline, "an orphan"
         time.sleep(0.05)

@@ -72,7 +72,7 @@ def test_a_preview_that_hangs_is_ended_and_not_met_again(driver: Driver, tmp_pat
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_folder_that_goes_away_is_noticed(change: str, processes: int, driver: Driver, tmp_path: Path) -> None:
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
-    settings = config(60.0, steps=2000)
+    settings = config(500.0, steps=2000)
     job = driver.start(run, settings, processes=processes)
     while not (run / "checkpoints" / "step-00000003").exists():
         time.sleep(0.05)
@@ -85,7 +85,7 @@ def test_a_run_folder_that_goes_away_is_noticed(change: str, processes: int, dri
     assert "run: was renamed or removed while the run was writing to it" in job.said
     if change != "renamed and made anew":  # a write that was just beginning may then begin in the new folder
         assert not (run / "checkpoints").exists()
-    assert job.seconds < 30
+    assert job.seconds < 400
     if change == "renamed":
         before = checkpoint.find(elsewhere).step
         job = driver.start(elsewhere, settings, processes=processes)
@@ -96,11 +96,11 @@ def test_a_run_folder_that_goes_away_is_noticed(change: str, processes: int, dri
 
 
 def test_all_stop_when_the_one_that_writes_finds_something_not_finite(driver: Driver, tmp_path: Path) -> None:
-    job = driver.train(tmp_path / "run", config(60.0, steps=500), processes=2, spoil_average={"step": 4})
+    job = driver.train(tmp_path / "run", config(500.0, steps=500), processes=2, spoil_average={"step": 4})
     assert job.codes == [70, 70]
     assert "is not finite, so no checkpoint was written" in job.said
     assert "rank 0 could not write a checkpoint" in job.said
-    assert job.seconds < 30
+    assert job.seconds < 400
     assert checkpoint.find(tmp_path / "run").step == 3
 
 
@@ -117,7 +117,7 @@ def test_all_stop_when_one_fails_before_the_first_step(driver: Driver, tmp_path:
     job = driver.train(tmp_path / "run", config(), processes=2, act=act)
     assert job.codes == [1, 1]
     assert "rank 1 failed: an exception for a test" in job.said
-    assert job.seconds < 30
+    assert job.seconds < 400
 
 
 def test_a_process_that_ends_without_a_word_is_named_by_the_others(driver: Driver, tmp_path: Path) -> None:

@@ -51,15 +51,14 @@ def test_at_most_one_write_is_under_way(scratch: Path, gate: threading.Event) ->
     with CheckpointWriter(scratch, keep=2) as writer:
         writer.submit(2, tensors_of(2), STATE)
         threading.Timer(0.2, gate.set).start()
-        started = time.monotonic()
         writer.submit(4, tensors_of(4), STATE)
-        assert time.monotonic() - started > 0.15
+        assert gate.is_set()  # it has waited for the one before
         assert 2 in valid(scratch / "checkpoints")
     assert valid(scratch / "checkpoints") == [2, 4]
 
 
 def test_a_newer_checkpoint_does_not_wait_for_retries(scratch: Path) -> None:
-    with CheckpointWriter(scratch, keep=2, first_delay=60) as writer:
+    with CheckpointWriter(scratch, keep=2, first_delay=500) as writer:
         with hooked(FailAt(28, 0, 10**9)):
             writer.submit(2, tensors_of(2), STATE)
             while writer._failure is None:
@@ -70,7 +69,7 @@ def test_a_newer_checkpoint_does_not_wait_for_retries(scratch: Path) -> None:
         started = time.monotonic()
         writer.submit(4, tensors_of(4), STATE)
         writer.finish()
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 400
     assert valid(scratch / "checkpoints") == [4]
 
 
