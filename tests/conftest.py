@@ -20,5 +20,7 @@ def few_threads() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing of the user's cache is read or written, by child processes either."""
-    os.environ["EPG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """Nothing of the user's cache is read or written, by child processes either; pytest's workers share one."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["EPG_CACHE"] = str(shared / "cache")

@@ -44,11 +44,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("EPG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 def test_two_processes_continue_a_sweep(run: Path, tmp_path: Path) -> None:
     """The second time every point is known, to the first process alone."""
     options = ["--metrics", "fd", "--features", f"encoder={run}", "--count", str(COUNT), "--out", str(tmp_path)]

@@ -31,11 +31,6 @@ from tests.training.test_loop import CrashError, assert_identical, crash_after, 
 ONCE = {"steps": 6, "checkpoint_every": 3}
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv("EPG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 def config(**changes: Any) -> RunConfig:
     evaluation = {"every": 2, "count": 40, **changes.pop("evaluation", {})}
     training = {**ONCE, **changes.pop("training", {})}
@@ -55,7 +50,6 @@ def records(run: Path) -> dict[str, dict[str, Any]]:
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with evaluations after steps 2, 4 and 6."""
     folder = tmp_path_factory.mktemp("straight")
-    os.environ["EPG_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     train(config(), folder)
     return folder
 
