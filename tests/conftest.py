@@ -24,3 +24,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["EPG_CACHE"] = str(shared / "cache")
+
+
+LONG = ("walk", "reliability/test_boundaries", "training/test_loop", "test_quickstart", "test_launch", "test_signals")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first: a file is not shared out, and the last one would be waited for."""
+    items.sort(key=lambda item: not item.nodeid.startswith(tuple(f"tests/{name}" for name in LONG)))

@@ -205,6 +205,8 @@ def watch(request: dict[str, Any], streams: list[int]) -> tuple[dict[str, Any], 
 
 def become(request: dict[str, Any], number: int) -> None:
     """Does what `python WORDS` does."""
+    sys.stdout = sys.__stdout__ = open(1, "w", 1 if os.isatty(1) else -1, closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", 1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])

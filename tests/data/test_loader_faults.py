@@ -183,7 +183,7 @@ os.waitpid(child, 0)
 
 def test_workers_end_with_their_parent():
     """With one that is killed, and with one that ends while its loader is open."""
-    done = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 4

@@ -6,7 +6,6 @@ import math
 import os
 import select
 import signal
-import subprocess
 import sys
 import termios
 import threading
@@ -196,7 +195,7 @@ def test_a_hanging_process_ends_itself_and_says_where(tmp_path: Path) -> None:
         "    def stuck(): time.sleep(60)\n"
         "    stuck()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    done = started.run("-c", code)
     assert done.returncode == STUCK_EXIT_CODE
     assert "rank 0 completed no step" in done.stderr
     assert "after step 41" in done.stderr
@@ -205,12 +204,12 @@ def test_a_hanging_process_ends_itself_and_says_where(tmp_path: Path) -> None:
 
 def test_a_run_with_steps_is_left_alone_by_the_watchdog() -> None:
     code = (
-        "import time; from epg.training.watchdog import Watchdog; dog = Watchdog(1.0)\n"
+        "import time; from epg.training.watchdog import Watchdog; dog = Watchdog(2.5)\n"
         "with dog.watching():\n"
-        "    for step in range(8): time.sleep(0.3); dog.beat(step)\n"
-        "time.sleep(1.5); print('alive')\n"
+        "    for step in range(8): time.sleep(0.4); dog.beat(step)\n"
+        "time.sleep(3); print('alive')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    done = started.run("-c", code)
     assert done.returncode == 0
     assert done.stdout == "alive\n"
 
