@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from epg.checkpoint import checkpoint
 from epg.data.loading.loader import Batch
 from epg.distributed import rank
+from epg.objectives.base import Drawn, Objective
 from epg.training.loop import Trainer
 from epg.training.snapshot import capture
 from tests.reliability.driver import Driver, run_config
@@ -42,18 +43,19 @@ class Spoiler:
     """Spoils one element of a module's output in one micro-batch of one step, in these ranks."""
 
     def __init__(
-        self, objective: nn.Module, place: str, kind: str, step: int, micro: int = 0, ranks: Sequence[int] = (0,)
+        self, objective: Objective, place: str, kind: str, step: int, micro: int = 0, ranks: Sequence[int] = (0,)
     ) -> None:
         self.kind, self.step, self.micro, self.ranks = kind, step, micro, ranks
         self.active, self.passes = False, -1
-        self.handles = [
-            objective.register_forward_pre_hook(self._begins),
-            objective.get_submodule(place).register_forward_hook(self._spoil),
-        ]
+        self.objective, self.original = objective, objective.draw
+        objective.draw = self._draw  # type: ignore[method-assign]
+        self.handle = objective.get_submodule(place).register_forward_hook(self._spoil)
 
-    def _begins(self, objective: nn.Module, inputs: tuple[Batch, int]) -> None:
-        self.passes = self.passes + 1 if inputs[1] == self.step else -1
+    def _draw(self, batch: Batch, step: int) -> Drawn:
+        """What begins every pass of a step."""
+        self.passes = self.passes + 1 if step == self.step else -1
         self.active = self.passes == self.micro and rank() in self.ranks
+        return self.original(batch, step)
 
     def _spoil(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         if not self.active:
@@ -73,8 +75,8 @@ class Spoiler:
         return gradient * math.inf
 
     def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
+        self.handle.remove()
+        self.objective.draw = self.original  # type: ignore[method-assign]
 
 
 def held(trainer: Trainer) -> dict[str, Tensor]:
