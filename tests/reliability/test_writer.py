@@ -140,7 +140,7 @@ def test_a_folder_that_goes_away_during_a_write_is_said_though_the_write_succeed
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    train(tiny("diffusion", training={"steps": 4, "checkpoint_every": 2}), folder)
+    train(tiny("diffusion", training={"steps": 4, "checkpoint_every": 2, "ema": [0.99, 0.9]}), folder)
     return folder
 
 
