@@ -153,7 +153,7 @@ def test_momentum_network_starts_as_a_copy_and_follows():
     old = copy.deepcopy(objective.network.state_dict())
     assert all(torch.equal(v, old[k]) for k, v in objective.momentum_network.state_dict().items())
     randomize(objective.network, seed=9)
-    objective.after_step()
+    objective.after_step(0)
     for name, parameter in objective.momentum_network.named_parameters():
         expected = 0.99 * old[name] + 0.01 * objective.network.get_parameter(name)
         assert torch.allclose(parameter, expected, atol=1e-6), name
@@ -163,7 +163,7 @@ def test_momentum_is_a_setting():
     objective, _ = make("pretraining", objective={"momentum": 0.0})
     assert isinstance(objective, Pretraining)
     randomize(objective.network, seed=9)
-    objective.after_step()
+    objective.after_step(0)
     for target, source in zip(objective.momentum_network.parameters(), objective.network.parameters(), strict=True):
         assert torch.allclose(target, source, atol=1e-6)
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from epg.cli import main
+from epg.config.objectives import KINDS
 from epg.config.recipe import Expected, expected, recipe_names, run_config, stages_of
 from epg.cost.network import epg_cost, rcm_parameters
 from epg.errors import UserError
@@ -76,6 +77,8 @@ def test_two_steps_of_every_stage(recipe: str, photographs: Path, tmp_path: Path
     encoder = tmp_path / "pretraining"
     for stage in stages_of(recipe):
         verb = ["pretrain", recipe] if stage == "pretraining" else ["finetune", recipe, "--encoder", str(encoder)]
+        if KINDS[stage].continues:
+            verb += ["--from", str(tmp_path / "diffusion")]
         assert main([*verb, "--stage", stage, "--out", str(tmp_path / stage), *small]) == 0, stage
         assert (tmp_path / stage / "checkpoints" / "step-00000002" / "manifest.json").is_file()
 

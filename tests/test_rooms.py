@@ -34,7 +34,7 @@ ROOMS = [
     ("analysis", "publish"),
     ("runs",),
     ("bench",),
-    ("quickstart",),
+    ("quickstart", "study"),
     ("cli",),
 ]
 LEVEL = {room: i for i, rooms in enumerate(ROOMS) for room in rooms}

@@ -94,6 +94,18 @@ def tau2(step: int, total_steps: int, tau1: float = 0.1, start: float = 0.2) -> 
     return start + (tau1 - start) * math.sin(math.pi / 2 * min(1.0, 1.5 * step / total_steps))
 
 
+def momentum(step: int, total_steps: int, start: float, end: float, steepness: float = 10.0) -> float:
+    """EMA decay of the momentum encoder, annealed as in rRCM (Lei et al., 2025).
+
+    `start + (end - start) tanh(A u / 2)` with `u = (m - start) / (end - start)` and m^2 linear in the step from start^2
+    to end^2: most of the way is gone in the first half.
+    """
+    if start == end:
+        return start
+    m = math.sqrt(start**2 + min(1.0, step / total_steps) * (end**2 - start**2))
+    return start + (end - start) * math.tanh(steepness / 2 * (m - start) / (end - start))
+
+
 def temperature(
     sigma: Tensor, tau2: float, tau1: float = 0.1, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX
 ) -> Tensor:

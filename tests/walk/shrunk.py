@@ -60,6 +60,7 @@ NOT_RUN = [  # page, beginning of the command, why not
     ("results.md", "TINY=1 benchmarks/gpu.sh", "minutes; tests/test_ten_minutes.py runs what it calls"),
     ("sampling.md", "torchrun", SEVERAL),
     ("sampling.md", "python benchmarks/", BENCHMARK),
+    ("studies.md", "epg study", "minutes of a core; tests/test_study.py runs a small one"),
     ("training.md", "python benchmarks/", BENCHMARK),
     ("training.md", "torchrun", SEVERAL),
 ]

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from epg.checkpoint import export, strangers
+from epg.checkpoint import export, strangers, vit
 from epg.checkpoint.checkpoint import find
 from epg.checkpoint.official import RCM_NAMES, rename
 from epg.checkpoint.state_dict import read_state_dict
 from epg.config.settings import RunConfig, parse
+from epg.cost.shape import shape_of
 from epg.errors import ArtefactError
 from epg.storage.artefact import match, read_json
 
@@ -27,11 +28,14 @@ class EncoderWeights:
     tensors: dict[str, Tensor]
     left_out: tuple[str, ...]
     """What the source holds besides the encoder: projector, momentum network."""
+    notes: str = ""
+    """How the weights of another kind of network were made to fit."""
 
     def record(self) -> str:
         """What a run folder keeps of it, as JSON; every key is in one of the lists."""
+        notes = {"notes": self.notes} if self.notes else {}
         keys = {"loaded": list(self.tensors), "missing": [], "unexpected": [], "left_out": self.left_out}
-        return json.dumps({"source": str(self.source), **keys}, indent=1)
+        return json.dumps({"source": str(self.source), **keys, **notes}, indent=1)
 
 
 def handed_over(folder: Path) -> Path | None:
@@ -46,10 +50,17 @@ def handed_over(folder: Path) -> Path | None:
 
 
 def read_encoder(path: Path, config: RunConfig) -> EncoderWeights:
-    """The encoder of a pre-training run, of its checkpoint or export, or of a weight file of the authors' release.
+    """The encoder of a pre-training run, of its checkpoint or export, or of a weight file of the authors' release, or
+    of a plain ViT (`checkpoint.vit`). Of a run the momentum average, where the objective begins with that.
 
     Raises ArtefactError where there is none, or where the run had another architecture or image normalisation.
     """
+    averaged = config.objective.begins == "momentum"
+    if averaged and (path.is_file() or export.is_export(path)):
+        raise ArtefactError(f"--encoder {path}: holds no momentum encoder; pass the run folder of `epg pretrain`")
+    if path.is_file() and (backbone := vit.backbone(path)) is not None:
+        fitted, dropped, notes = vit.fitted(backbone, shape_of(config.model, config.data), path)
+        return EncoderWeights(path, fitted, dropped, notes)
     if path.is_file():
         renamed = {rename(name, RCM_NAMES): tensor for name, tensor in read_state_dict(path).items()}
         return split(path, renamed, "encoder.")
@@ -60,7 +71,8 @@ def read_encoder(path: Path, config: RunConfig) -> EncoderWeights:
         trained, source, tensors, prefix = exported.config, exported.path, exported.tensors, "encoder."
     else:
         found = find(path)
-        trained, source, prefix = parse(found.state["config"], str(found.path)), found.path, "network.encoder."
+        trained, source = parse(found.state["config"], str(found.path)), found.path
+        prefix = "momentum_network.encoder." if averaged else "network.encoder."
         tensors = partial(found.tensors, "model")
     if trained.objective.samples:
         raise ArtefactError(f"--encoder {path}: a {trained.stage} run; pass a pre-training run")
@@ -107,5 +119,6 @@ def report(weights: EncoderWeights, decoder_parameters: int) -> str:
     return (
         f"encoder from {weights.source}: {len(weights.tensors)} tensors ({size:,} numbers) loaded, 0 missing, "
         f"0 unexpected; left behind: {len(weights.left_out)} of {', '.join(groups) or 'nothing'}. "
+        f"{weights.notes}"
         f"Starting at random: {decoder_parameters:,} numbers of the decoder."
     )

@@ -15,7 +15,16 @@ from epg.storage.artefact import encode_json
 
 FORMAT = 2  # 2: random numbers are Philox's, so runs of format 1 cannot go on exactly
 # Settings that checkpoints of this format may lack, being older than the setting, and what they trained with.
-ADDED_SETTINGS: dict[str, Any] = {"training.leave_out": [], "training.cuda_graphs": False}
+ADDED_SETTINGS: dict[str, Any] = {
+    "training.leave_out": [],
+    "training.cuda_graphs": False,
+    "optimizer.frozen_encoder": False,
+    "optimizer.layer_decay": 1.0,
+    "objective.contrastive_weight": 1.0,
+    "objective.consistency_weight": 1.0,
+    "objective.momentum_end": None,
+    "objective.initial": "online",
+}
 
 
 class IncompatibleError(ArtefactError):

@@ -30,6 +30,7 @@ class Verbs(Mapping[str, type]):
         "reference": "evaluate:MakeReference",
         "compare": "compare:Compare",
         "sweep": "sweep:Sweep",
+        "study": "study:Study",
         "neighbours": "probe:Neighbours",
         "denoising": "probe:Denoising",
         "probe": "probe:Probe",

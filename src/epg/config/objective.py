@@ -15,6 +15,7 @@ Stage = str
 """The kind of an objective, which is what a stage of a recipe and its run folder are called."""
 Parameterization = Literal["x", "edm", "spectral"]
 """What a generator's network predicts, see `epg.denoiser`."""
+Beginning = Literal["online", "momentum", "random"]
 
 
 class Passes(NamedTuple):
@@ -72,6 +73,11 @@ class ObjectiveConfig(Section):
         if self.samples:
             return Work(spent=Passes(generator=3), kept=Passes(generator=1))
         return Work(spent=Passes(encoder=3), kept=Passes(encoder=1))
+
+    @property
+    def begins(self) -> Beginning:
+        """With which weights of `--encoder` the trained encoder begins: the setting `initial`, where there is one."""
+        return getattr(self, "initial", "online")
 
     def from_scratch(self) -> Self:
         """The settings of a run that starts without an encoder of stage 1."""

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from epg.config.objective import KINDS as KINDS
+from epg.config.objective import Beginning
 from epg.config.objective import ObjectiveConfig as ObjectiveConfig
 from epg.config.objective import Parameterization as Parameterization
 from epg.config.objective import Passes as Passes
@@ -30,6 +31,7 @@ from epg.config.ranges import (
 )
 from epg.config.views import AffineViewsConfig, MocoViewsConfig
 
+LossWeight = Annotated[Number, Field(ge=0, le=1e4)]
 RISING = ("crop_scale", "blur_sigma")
 
 
@@ -38,6 +40,10 @@ class PretrainingConfig(ObjectiveConfig):
     title = "A ViT encoder pre-trained by self-supervision on clean and noisy images (RCM)"
 
     kind: Literal["pretraining"] = "pretraining"
+    contrastive_weight: LossWeight = 1.0
+    """Weight of the contrastive loss between the views; 0 leaves it out."""
+    consistency_weight: LossWeight = 1.0
+    """Weight of the representation-consistency loss; 0 leaves it out: contrastive learning on clean images alone."""
     contrastive_temperature: Temperature = 0.2
     tau1: Temperature = 0.1
     """Temperature of the representation-consistency loss at sigma_min."""
@@ -45,6 +51,8 @@ class PretrainingConfig(ObjectiveConfig):
     """Its temperature at sigma_max when training starts; set to tau1 for the constant-temperature baseline."""
     momentum: Probability = 0.99
     """EMA decay of the momentum encoder, the target of the contrastive loss."""
+    momentum_end: Probability | None = None
+    """The decay at the end of training, annealed as in rRCM (there from 0.99 to 0.9999); none keeps it constant."""
     s0: Levels = 20
     s1: Levels = 1280
     """N(k) doubles from s0 to s1 over training."""
@@ -58,12 +66,15 @@ class PretrainingConfig(ObjectiveConfig):
 
     @property
     def work(self) -> Work:
-        """Three passes of the trained encoder (two views, noisy image), one as target, two of the momentum encoder; two
-        trained and two momentum projections."""
-        spent = Passes(encoder=3 * 3 + 1 + 2, projector=2 * 3 + 2)
-        return Work(spent, kept=Passes(encoder=3, projector=2), still=Passes(encoder=1, projector=1))
+        """Of the views two passes of the trained and of the momentum encoder with their projections; of the noisy image
+        one trained pass and one as target."""
+        views, noisy = 2 * bool(self.contrastive_weight), int(bool(self.consistency_weight))
+        spent = Passes(encoder=(3 + 1) * views + (3 + 1) * noisy, projector=(3 + 1) * views)
+        return Work(spent, kept=Passes(views + noisy, projector=views), still=Passes(encoder=1, projector=1))
 
     def problems(self) -> Iterator[str]:
+        if not self.contrastive_weight and not self.consistency_weight:
+            yield "--objective.contrastive-weight 0: leaves no loss with --objective.consistency-weight 0"
         if self.s1 < self.s0:
             yield f"--objective.s1 {self.s1}: must be at least --objective.s0 {self.s0}"
         views = self.views
@@ -79,6 +90,8 @@ class DiffusionConfig(ObjectiveConfig):
     title = "An image diffusion model that works on pixels, without a VAE (EPG)"
 
     kind: Literal["diffusion"] = "diffusion"
+    initial: Literal["online", "momentum"] = "online"
+    """Which encoder of a pre-training run the generator begins with: the trained one, or its momentum average."""
     parameterization: Literal["x", "spectral"] = "x"
     """`x`: the network predicts the clean image. `spectral`: it corrects the best linear denoiser of the training
     images by frequency, weighted by what that leaves unknown; mean 0 and std 1.4 suit it."""
@@ -108,6 +121,9 @@ class ConsistencyConfig(ObjectiveConfig):
     sampler = "one_step"
 
     kind: Literal["consistency"] = "consistency"
+    initial: Beginning = "online"
+    """Which encoder of a pre-training run is taken: the trained one, or its momentum average. `random`: the generator
+    begins without one, which then serves the auxiliary loss alone."""
     mean: LogMean = -0.4
     std: LogStd = 1.6
     """ln t ~ N(mean, std^2)."""
@@ -121,7 +137,7 @@ class ConsistencyConfig(ObjectiveConfig):
     one whose t - r the precision of training still resolves: 7 in bf16, 10 in fp16, 23 in fp32."""
     c: Annotated[Number, Field(ge=1e-6, le=1e3)] = 0.06
     """Softening constant of the distance."""
-    auxiliary_weight: Annotated[Number, Field(ge=0, le=1e4)] = 1.0
+    auxiliary_weight: LossWeight = 1.0
     """Weight of the auxiliary loss from the frozen pre-trained encoder; 0 needs no encoder."""
     auxiliary_temperature: Temperature = 0.1
     dropout: Decay = 0.5
@@ -132,6 +148,10 @@ class ConsistencyConfig(ObjectiveConfig):
     @property
     def predicts(self) -> Parameterization:
         return "edm"
+
+    def problems(self) -> Iterator[str]:
+        if self.initial == "random" and not self.frozen_encoder:
+            yield "--objective.initial random: leaves --encoder without use; pass --from-scratch instead of both"
 
     @property
     def contrastive(self) -> bool:
@@ -150,7 +170,7 @@ class ConsistencyConfig(ObjectiveConfig):
         return Work(spent, kept=Passes(generator=1, encoder=frozen), still=Passes(encoder=frozen))
 
     def from_scratch(self) -> "ConsistencyConfig":
-        return self.model_copy(update={"auxiliary_weight": 0.0})
+        return self.model_copy(update={"auxiliary_weight": 0.0, "initial": "online"})
 
     def scaled(self, factor: float) -> "ConsistencyConfig":
         return self if self.d is None else self.model_copy(update={"d": max(1, round(self.d * factor))})

@@ -129,6 +129,11 @@ class OptimizerConfig(Section):
     """(step, lr) pairs: from that step on the peak rate is `lr`."""
     clip: Annotated[Number, Field(gt=0, le=10**12)] | None = None
     """Largest gradient norm; none does not clip."""
+    frozen_encoder: bool = False
+    """Of a generator: the encoder stays as it begins, only the rest is trained."""
+    layer_decay: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """The rate of the encoder's last block relative to `lr`, and of each earlier block to the next one's; patch and
+    position embedding count as a block before the first. 1 is one rate for all."""
 
 
 class TrainingConfig(Section):

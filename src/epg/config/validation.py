@@ -108,6 +108,8 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield "--optimizer.kind muon: needs whole matrices, which --training.parallel fsdp cuts; choose ddp or adamw"
     if training.cuda_graphs and (training.parallel == "fsdp" or micro is not None or training.activation_checkpointing):
         yield "--training.cuda-graphs: not with --training.parallel fsdp, micro-batch or activation-checkpointing"
+    if config.optimizer.frozen_encoder and not config.objective.samples:
+        yield f"--optimizer.frozen-encoder: is for generators; {config.stage} trains the encoder itself"
     steps = [step for step, _ in config.optimizer.lr_steps]
     if any(a >= b for a, b in pairwise(steps)):
         yield f"--optimizer.lr-steps: the steps {', '.join(map(str, steps))} must rise"

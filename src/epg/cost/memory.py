@@ -37,21 +37,24 @@ def memory(config: RunConfig, images: int, *, checkpointing: bool, devices: int 
     shape, objective = shape_of(config.model, config.data), config.objective
     kept, networks = objective.work.kept, objective.work.still
     sizes = (encoder_cost(shape), projector_cost(config.model), generator_cost(shape))
-    trained = (sizes[2] if objective.samples else sizes[0] + sizes[1]).parameters
-    still = sum(times * size.parameters for times, size in zip(networks, sizes, strict=True))
+    network = (sizes[2] if objective.samples else sizes[0] + sizes[1]).parameters
+    frozen = config.optimizer.frozen_encoder * sizes[0].parameters
+    trained = network - frozen
+    still = frozen + sum(times * size.parameters for times, size in zip(networks, sizes, strict=True))
     averages = len(config.training.ema) + len(config.training.power_ema)
     moments = 1 if config.optimizer.kind == "muon" else 2  # Muon keeps one of the matrices, which are nearly all
     number = FULL if config.training.precision in ("fp32", "fp64", "auto") else 2
     activations = images * (
         kept.encoder * encoder_bytes(shape, number, checkpointing, frozen=objective.samples)
-        + kept.generator * (encoder_bytes(shape, number, checkpointing) + decoder_bytes(shape, number, checkpointing))
+        + kept.generator * decoder_bytes(shape, number, checkpointing)
+        + kept.generator * (not frozen) * encoder_bytes(shape, number, checkpointing)
     )
     share = FULL / devices
     return Memory(
         weights=share * (trained + still),
         gradients=share * trained,
         optimizer=share * moments * trained,
-        averages=share * averages * trained,
+        averages=share * averages * network,
         activations=activations + (0 if number == FULL else number * (trained + still)),
     )
 

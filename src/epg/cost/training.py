@@ -11,6 +11,8 @@ def training_flops(config: RunConfig) -> float:
     checkpointing computes again do not count."""
     spent, shape = config.objective.work.spent, shape_of(config.model, config.data)
     costs = (encoder_cost(shape), projector_cost(config.model), generator_cost(shape))
+    if config.optimizer.frozen_encoder:  # of three parts of a trained pass it has the forward one
+        spent = spent._replace(encoder=spent.encoder - 2)
     return 2 * sum(times * cost.macs_with_attention for times, cost in zip(spent, costs, strict=True))
 
 

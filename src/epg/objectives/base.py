@@ -33,8 +33,8 @@ class Terms:
     """What an objective is made of: the terms of its loss for every sample, (N,) each, in the units of the loss."""
 
     terms: dict[str, Tensor]
-    by_level: str
-    """The term that the log shows by noise level too."""
+    by_level: str | None
+    """The term that the log shows by noise level too, if one depends on it."""
     quarters: Tensor
     """Which quarter of the levels each sample was at, (N,) int64."""
 
@@ -74,8 +74,10 @@ class Objective(nn.Module, ABC):
     def forward(self, drawn: Mapping[str, Tensor]) -> Losses:
         """Batch means of the terms, and their sum as the loss; one of them by noise level."""
         found = self.terms(drawn)
-        by_level = by_quarter(found.by_level, found.terms[found.by_level], found.quarters)
-        return mean_losses(**found.terms) | by_level
+        losses = mean_losses(**found.terms)
+        if found.by_level is None:
+            return losses
+        return losses | by_quarter(found.by_level, found.terms[found.by_level], found.quarters)
 
     @property
     def encoders(self) -> list[Encoder]:
@@ -98,8 +100,8 @@ class Objective(nn.Module, ABC):
         """Called once before the first step of a run, on its device and by all processes together: what is measured of
         the images."""
 
-    def after_step(self) -> None:
-        """Called after every optimizer step: target networks follow here."""
+    def after_step(self, step: int) -> None:
+        """Called after the optimizer's step of this number, from 0: target networks follow here."""
 
     def schedule_numbers(self, step: int) -> dict[str, float]:
         """What the stage's schedules say at a step, for the log."""
@@ -132,6 +134,9 @@ class GeneratorObjective(Objective):
     def __init__(self, network: EPG, config: RunConfig) -> None:
         super().__init__(config)
         self.network = network
+        self.begins_at_random = config.objective.begins == "random"
+        if config.optimizer.frozen_encoder:
+            network.encoder.requires_grad_(False)
         self.denoiser = denoiser_of(network, config)
 
     @classmethod
@@ -140,7 +145,7 @@ class GeneratorObjective(Objective):
 
     @property
     def encoders(self) -> list[Encoder]:
-        return [self.network.encoder]
+        return [] if self.begins_at_random else [self.network.encoder]
 
     @property
     def spectrum(self) -> Spectrum | None:

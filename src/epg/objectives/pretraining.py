@@ -1,7 +1,7 @@
 """Stage 1: representation consistency, eq. 8."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -19,6 +19,8 @@ from epg.objectives.base import Drawn, Losses, Objective, Terms, at_levels
 from epg.objectives.diagnostics import feature_std
 from epg.randomness import Draws
 
+Noisy = tuple[Tensor, Tensor]
+"""Images (N, C, H, W) with noise, and the shifted level they are at, one for all."""
 GAUGE_LEVELS = (0.002, 0.5, 5.0)  # unshifted: clean, as noisy as the data varies, mostly noise
 
 
@@ -32,6 +34,8 @@ class Pretraining(Objective):
         assert isinstance(config.objective, PretrainingConfig)
         self.config = config.objective
         self.network = network
+        if not self.config.contrastive_weight:
+            network.projector.requires_grad_(False)  # only that loss has a use for it
         self.momentum_network = copy.deepcopy(network).requires_grad_(False)
         options = self.config.views.model_dump(exclude={"kind"})
         self.views = (MocoViews if self.config.views.kind == "moco_v3" else AffineViews)(**options)
@@ -68,8 +72,12 @@ class Pretraining(Objective):
     def terms(self, drawn: Mapping[str, Tensor]) -> Terms:
         inputs = {name: values for name, values in drawn.items() if name != "quarters"}
         contrastive, consistency = self.losses(**inputs)
-        terms = {"contrastive": contrastive, "consistency": consistency}
-        return Terms(terms, "consistency", drawn["quarters"])
+        terms = {}
+        if contrastive is not None:
+            terms["contrastive"] = self.config.contrastive_weight * contrastive
+        if consistency is not None:
+            terms["consistency"] = self.config.consistency_weight * consistency
+        return Terms(terms, None if consistency is None else "consistency", drawn["quarters"])
 
     def view(self, batch: Batch, draws: Draws, number: int) -> Tensor:
         """View 0 or 1 of a batch, float32 in [0, 1]."""
@@ -82,8 +90,15 @@ class Pretraining(Objective):
         views = [(self.view(batch, draws, number) * 255).round().to(torch.uint8) for number in (0, 1)]
         return [images, *views, *noisy]
 
+    def decay(self, step: int) -> float:
+        """Of the momentum network at a step."""
+        end = self.config.momentum if self.config.momentum_end is None else self.config.momentum_end
+        return schedule.momentum(step, self.total_steps, self.config.momentum, end)
+
     def schedule_numbers(self, step: int) -> dict[str, float]:
+        annealed = {} if self.config.momentum_end is None else {"momentum": self.decay(step)}
         return {
+            **annealed,
             "tau2": schedule.tau2(step, self.total_steps, self.config.tau1, self.config.tau2),
             "num_levels": schedule.num_levels(step, self.total_steps, self.config.s0, self.config.s1),
         }
@@ -100,7 +115,7 @@ class Pretraining(Objective):
         numbers = {}
         for level in GAUGE_LEVELS:
             sigma = images.new_full((), self.shift * max(level, self.noise.sigma_min))
-            (features,) = self._encode(self.network, [at_levels(images, sigma, noise)], [sigma])
+            (features,) = self._encode(self.network, [(at_levels(images, sigma, noise), sigma)])
             numbers[f"feature_std/{level:g}"] = feature_std(features)
         return numbers
 
@@ -114,38 +129,45 @@ class Pretraining(Objective):
         t: Tensor,
         cleaner: Tensor,
         tau: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Per-sample contrastive and representation-consistency terms, (N,) each.
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Per-sample contrastive and representation-consistency terms, (N,) each, without their weights; None where
+        the weight is 0.
 
         Views, images and noise are (N, C, H, W), in network range. All samples are at the shifted level `t` and, for
         the target, at `cleaner`, with the temperature `tau`, see `neighbours`. The same noise serves the trajectory
         and, at sigma_min, the views.
         """
         t_0 = t.new_full((), self.shift * self.noise.sigma_min)
-        y1, y2 = at_levels(view1, t_0, noise), at_levels(view2, t_0, noise)
-
+        clean = [(at_levels(view, t_0, noise), t_0) for view in (view1, view2) if self.config.contrastive_weight]
+        noisy = [(at_levels(images, t, noise), t)] if self.config.consistency_weight else []
         # The encoder treats every sample alone, so clean views and noisy images share one call.
-        inputs = [y1, y2, at_levels(images, t, noise)]
-        feature1, feature2, noisy = self._encode(self.network, inputs, [t_0, t_0, t])
+        features = self._encode(self.network, [*clean, *noisy])
+        contrastive = self._contrastive(features[:2], clean) if clean else None
+        if not noisy:
+            return contrastive, None
         with torch.no_grad():
-            (target,) = self._encode(self.network, [at_levels(images, cleaner, noise)], [cleaner])
-            momentum1, momentum2 = (
-                self.momentum_network.project(f) for f in self._encode(self.momentum_network, [y1, y2], [t_0, t_0])
-            )
-        temperature = self.config.contrastive_temperature
-        contrastive = nt_xent(self.network.project(feature1), momentum2, temperature)
-        contrastive = contrastive + nt_xent(self.network.project(feature2), momentum1, temperature)
-        return contrastive, nt_xent(noisy, target, tau)
+            (target,) = self._encode(self.network, [(at_levels(images, cleaner, noise), cleaner)])
+        return contrastive, nt_xent(features[-1], target, tau)
 
-    def _encode(self, network: RCM, inputs: list[Tensor], sigmas: list[Tensor]) -> tuple[Tensor, ...]:
+    def _contrastive(self, features: Sequence[Tensor], views: Sequence[Noisy]) -> Tensor:
+        """Symmetric NT-Xent of both views' projections, each with the momentum network's of the other. (N,)."""
+        with torch.no_grad():
+            encoded = self._encode(self.momentum_network, views)
+            momentum1, momentum2 = (self.momentum_network.project(f) for f in encoded)
+        first, second = (self.network.project(f) for f in features)
+        temperature = self.config.contrastive_temperature
+        return nt_xent(first, momentum2, temperature) + nt_xent(second, momentum1, temperature)
+
+    def _encode(self, network: RCM, inputs: Sequence[Noisy]) -> tuple[Tensor, ...]:
         """CLS features of several batches, each at one shifted level, in one call."""
-        sigma = torch.cat([s.expand(len(x)) for x, s in zip(inputs, sigmas, strict=True)])
+        sigma = torch.cat([s.expand(len(x)) for x, s in inputs])
         scale = schedule.input_scale(sigma, self.noise.sigma_data).view(-1, 1, 1, 1)
-        return network.encode(scale * torch.cat(inputs), schedule.time_condition(sigma)).chunk(len(inputs))
+        noisy = torch.cat([x for x, _ in inputs])
+        return network.encode(scale * noisy, schedule.time_condition(sigma)).chunk(len(inputs))
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def after_step(self, step: int) -> None:
         """The momentum network follows: m <- 0.99 m + 0.01 n. Its batch statistics are its own."""
         targets: list[Tensor] = list(self.momentum_network.parameters())
         sources: list[Tensor] = list(self.network.parameters())
-        torch._foreach_lerp_(targets, sources, 1 - self.config.momentum)
+        torch._foreach_lerp_(targets, sources, 1 - self.decay(step))

@@ -128,7 +128,7 @@ class Learner:
             self._skip(step, scaled_too_much=not bad_forward)
             step.result.losses.clear()
         else:
-            self.objective.after_step()
+            self.objective.after_step(step.step)
             self.ema.update(step.step + 1)
             self.loss_scale.update(finite=True)
             self.skips.in_row = 0

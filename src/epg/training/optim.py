@@ -1,6 +1,8 @@
 """AdamW with the paper's parameter groups, Muon for the blocks' matrices, and the learning rate by step."""
 
 import math
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from epg.sharding import shard_like, whole_on_first
 from epg.training.muon import Muon
 
 NO_DECAY = ("position_embedding", "cls_token")
+IN_ENCODER = re.compile(r"(?:^|\.)encoder\.(?:blocks\.(\d+)\.|(?:stem|patch_embedding|position_embedding|cls_token)\b)")
 RATE = "rate"  # key of a parameter group: its learning rate relative to the configuration's `lr`
 
 
@@ -73,21 +76,29 @@ class Optimizer:
 
 def make_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizer:
     """The optimizer over the trainable parameters; no weight decay on the position embedding and the CLS token."""
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
     matrices = block_matrices(network) if config.kind == "muon" else {}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad and parameter not in matrices:
-            (no_decay if name.rsplit(".", 1)[-1] in NO_DECAY else decay).append(parameter)
-    groups = [
-        {"params": decay, "weight_decay": config.weight_decay, RATE: 1.0},
-        {"params": no_decay, "weight_decay": 0.0, RATE: 1.0},
-    ]
-    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
-    if not matrices:
-        return Optimizer(adamw)
-    group = {"params": list(matrices), "weight_decay": config.weight_decay, RATE: config.muon_lr / config.lr}
-    return Optimizer(adamw, Muon([group], lr=config.muon_lr))
+    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    rates = layer_rates([name for name, _ in trained], config.layer_decay)
+
+    def groups(kind: type[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+        members: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in trained:
+            if (parameter in matrices) == (kind is Muon):
+                decay = 0.0 if name.rsplit(".", 1)[-1] in NO_DECAY else config.weight_decay
+                members[decay, rates[name] * (config.muon_lr / config.lr if kind is Muon else 1)].append(parameter)
+        return [{"params": found, "weight_decay": decay, RATE: rate} for (decay, rate), found in members.items()]
+
+    adamw = torch.optim.AdamW(groups(torch.optim.AdamW), lr=config.lr, betas=config.betas, fused=True)
+    return Optimizer(adamw, Muon(groups(Muon), lr=config.muon_lr)) if matrices else Optimizer(adamw)
+
+
+def layer_rates(names: list[str], decay: float) -> dict[str, float]:
+    """The rate of every parameter relative to the configuration's, by its place in the encoder: `decay` to the number
+    of blocks from it to the encoder's end. 1 for its last norm and for what is not in an encoder."""
+    found = {name: IN_ENCODER.search(name) for name in names}
+    places = {name: int(match[1] or -1) for name, match in found.items() if match}
+    depth = 1 + max(places.values(), default=-1)
+    return {name: decay ** (depth - places[name]) if name in places else 1.0 for name in names}
 
 
 def block_matrices(network: nn.Module) -> dict[nn.Parameter, None]:

@@ -1,0 +1,342 @@
+"""`epg study`: a grid of runs with a shared stage 1, resumed after a kill, by several processes, with its table."""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from epg.cli import main
+from epg.errors import UserError
+from epg.evaluation.receipt import read
+from epg.study import claims
+from epg.study.command import needed
+from epg.study.plan import Cell, cells_of, read_study
+from epg.training.tracking import read_log
+
+STUDIES = sorted((Path(__file__).parents[1] / "studies").glob("*.yaml"))
+SMALL = {
+    "model": {
+        "encoder": {"depth": 1, "width": 16, "heads": 2},
+        "decoder": {"width": 16, "heads": 2},
+        "projector_hidden": 16,
+        "projector_out": 8,
+    },
+    "training": {"batch_size": 16, "steps": 4, "preview_every": 0, "trackers": [], "checkpoint_every": 2},
+    "optimizer": {"warmup_steps": 1},
+    "evaluation": {"count": 20},
+}
+CONTENT = {
+    "recipe": "digits",
+    "seeds": [3, 4],
+    "settings": SMALL,
+    "stages": {"diffusion": {"sampling": {"sampler": "euler", "steps": 2}}},
+    "arms": {
+        "RCM": {"stage": "pretraining"},
+        "EPG": {"encoder": "RCM"},
+        "scratch": {"settings": {"objective": {"label_dropout": 0.2}}},
+    },
+    "baseline": "scratch",
+}
+
+
+def written(folder: Path, **changes: object) -> Path:
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump({**CONTENT, **changes}, sort_keys=False))
+    return file
+
+
+def started(file: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "epg.cli", "study", str(file), "--out", str(out), *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def results(out: Path) -> dict[str, dict]:
+    """What each cell left, by file."""
+    return {
+        str(file.relative_to(out)): json.loads(file.read_text()) for file in sorted(out.glob("cells/*/result-*.json"))
+    }
+
+
+# From beginning to end ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A study killed in its third run and continued, and its folder."""
+    folder = tmp_path_factory.mktemp("study")
+    file, out = written(folder), folder / "out"
+    first = started(file, out)
+    deadline = time.monotonic() + 120
+    while len(results(out)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    first.kill()
+    first.communicate()
+    before = results(out)
+    assert 2 <= len(before) < 6
+    assert main(["study", str(file), "--out", str(out)]) == 0
+    after = results(out)
+    assert len(after) == 6
+    assert {name: after[name] for name in before} == before, "what was done was done again"
+    return file, out
+
+
+def test_numbers_are_those_of_the_receipts(study: tuple[Path, Path]) -> None:
+    out = study[1]
+    found = json.loads((out / "tiny.json").read_text())
+    arms = found["arms"]
+    assert list(arms) == ["RCM", "EPG", "scratch"]
+    by_cell = {(c["arm"], c["seed"]): out / c["folder"] / f"receipt-{c['judged']}.json" for c in found["cells"]}
+    for arm in ("EPG", "scratch"):
+        values = [read(by_cell[arm, seed]).metrics["fd_classifier"].value for seed in (3, 4)]
+        summary = arms[arm]["fd_classifier"]
+        assert summary["values"] == {"3": values[0], "4": values[1]}
+        assert summary["mean"] == pytest.approx(statistics.fmean(values))
+        assert summary["spread"] == pytest.approx(statistics.stdev(values))
+    assert "fd_classifier" not in arms["RCM"]
+    log = read_log(out / next(c["folder"] for c in found["cells"] if c["arm"] == "RCM") / "run")
+    assert arms["RCM"]["feature_std/0.5"]["values"]["3"] == log[-1]["feature_std/0.5"]
+    assert (out / "tiny.png").stat().st_size > 5000
+
+
+def test_differences_are_of_pairs(study: tuple[Path, Path]) -> None:
+    arms = json.loads((study[1] / "tiny.json").read_text())["arms"]
+    epg, scratch = (arms[arm]["fd_classifier"]["values"] for arm in ("EPG", "scratch"))
+    pairs = [epg[seed] - scratch[seed] for seed in ("3", "4")]
+    summary = arms["EPG"]["fd_classifier"]
+    assert summary["difference"] == pytest.approx(statistics.fmean(pairs))
+    assert summary["difference_error"] == pytest.approx(statistics.stdev(pairs) / 2**0.5)
+    assert arms["scratch"]["fd_classifier"]["difference"] is None
+
+
+def test_generators_begin_with_the_shared_encoder_of_their_seed(study: tuple[Path, Path]) -> None:
+    file, out = study
+    for cell in cells_of(read_study(file), file):
+        record = out / "cells" / cell.identity / "run" / "handover.json"
+        assert record.exists() == (cell.arm == "EPG")
+        if isinstance(cell.encoder, Cell):
+            assert cell.encoder.identity in json.loads(record.read_text())["source"]
+            assert cell.encoder.seed == cell.seed
+
+
+def test_the_table_and_a_second_call_that_does_nothing(
+    study: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = study
+    before = {path: path.stat().st_mtime_ns for path in out.glob("cells/**/*.safetensors")}
+    assert main(["study", str(file), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "Frechet" in printed
+    assert "difference from scratch" in printed
+    assert {path: path.stat().st_mtime_ns for path in out.glob("cells/**/*.safetensors")} == before
+    assert main(["study", str(file), "--out", str(out), "--dry-run", "--only", "EPG"]) == 0
+    printed = capsys.readouterr().out
+    assert "4 cells, 4 runs" in printed
+    assert "scratch" not in printed
+
+
+def test_another_evaluation_trains_nothing_again(study: tuple[Path, Path], tmp_path: Path) -> None:
+    out = study[1]
+    other = written(tmp_path, labels="random")
+    runs = sorted(path.name for path in (out / "cells").iterdir())
+    assert main(["study", str(other), "--out", str(out), "--only", "EPG"]) == 0
+    assert sorted(path.name for path in (out / "cells").iterdir()) == runs
+    assert len(results(out)) == 8
+    receipts = [read(path).samples for path in out.glob("cells/*/receipt-*.json")]
+    assert len({json.dumps(r["labels"]) for r in receipts}) == 2
+
+
+# Several processes ----------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_do_each_cell_once(tmp_path: Path) -> None:
+    file, out = written(tmp_path), tmp_path / "out"
+    both = [started(file, out), started(file, out)]
+    printed = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    began = [line for _, err in printed for line in err.splitlines() if line.startswith("[") and "cells/" in line]
+    assert len(began) == 6, began
+    assert len({line.partition("]")[2] for line in began}) == 6
+    assert all(any(line.startswith("[") for line in err.splitlines()) for _, err in printed), "one did nothing"
+    assert len(results(out)) == 6
+
+
+def test_a_stop_signal_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    steps = {**SMALL, "training": {**SMALL["training"], "steps": 4000}}
+    file, out = (
+        written(tmp_path, seeds=[0], settings=steps, arms={"RCM": {"stage": "pretraining"}}, baseline=None),
+        tmp_path / "out",
+    )
+    process = started(file, out)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("cells/*/run/checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert not list(out.glob("cells/*/claim.json"))
+
+
+def test_a_claim_is_for_one(tmp_path: Path) -> None:
+    """Many at the same moment: one gets it; when it is done the next may."""
+    got, ready = [], threading.Barrier(8)
+
+    def claim() -> None:
+        ready.wait()
+        with claims.claimed(tmp_path) as ours:
+            got.append(ours)
+            time.sleep(0.3)
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == [False] * 7 + [True]
+    with claims.claimed(tmp_path) as ours:
+        assert ours
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_claims_of_the_dead_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    file = tmp_path / claims.FILE
+    mine = claims.socket.gethostname()
+
+    def free(host: str, pid: int, age: float) -> bool:
+        file.write_text(json.dumps({"host": host, "pid": pid, "token": "x"}))
+        os.utime(file, (time.time() - age,) * 2)
+        with claims.claimed(tmp_path) as ours:
+            return ours
+
+    assert free(mine, ended.pid, age=0)
+    assert not free(mine, os.getpid(), age=0)
+    assert not free("elsewhere", ended.pid, age=claims.STALE / 2)
+    assert free("elsewhere", ended.pid, age=claims.STALE * 2)
+    monkeypatch.setattr(claims, "BEAT", 0.05)
+    file.unlink(missing_ok=True)
+    with claims.claimed(tmp_path):
+        os.utime(file, (0, 0))
+        time.sleep(0.3)
+        assert time.time() - file.stat().st_mtime < 60
+
+
+# What goes wrong ------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_cell_is_named_and_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "vit.safetensors"
+    weights.write_bytes(b"no weights")
+    arms = {
+        "broken": {"encoder": str(weights)},
+        "RCM": {"stage": "pretraining"},
+        "on it": {"encoder": "RCM"},
+        "scratch": {},
+    }
+    file, out = written(tmp_path, arms=arms, seeds=[0]), tmp_path / "out"
+    rcm = next(cell for cell in cells_of(read_study(file), file) if cell.arm == "RCM")
+    in_the_way = out / "cells" / rcm.identity / "run"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("a file where the run's folder should be")
+    assert main(["study", str(file), "--out", str(out)]) == 1
+    err = capsys.readouterr().err
+    assert "broken, seed 0: " in err
+    found = json.loads((out / "tiny.json").read_text())
+    assert list(found["arms"]) == ["scratch"]
+    assert found["failed"].keys() == {"broken, seed 0", "RCM, seed 0", "on it, seed 0"}
+    assert found["failed"]["on it, seed 0"] == "its encoder (RCM, seed 0) failed"
+    in_the_way.unlink()
+    assert main(["study", str(file), "--out", str(out), "--only", "on it"]) == 0  # what failed is tried again
+    assert {"RCM", "on it"} <= json.loads((out / "tiny.json").read_text())["arms"].keys()
+
+
+def test_everything_wrong_in_a_file_is_listed(tmp_path: Path) -> None:
+    arms = {
+        "a": {"encoder": "nowhere"},
+        "b": {"stage": "painting"},
+        "c": {"encoder": "d"},
+        "d": {},
+        "e": {"stage": "pretraining", "encoder": "f"},
+        "f": {"stage": "pretraining"},
+    }
+    with pytest.raises(UserError) as error:
+        read_study(written(tmp_path, arms=arms, baseline="g", stages={"pretrain": {}}))
+    for text in (
+        "arms.a.encoder nowhere: neither an arm of this study nor a weight file",
+        "arms.b.stage painting: choose one of pretraining, diffusion, consistency, onestep",
+        "arms.c.encoder d: is a generator",
+        "arms.e.encoder: pretraining begins without one",
+        "baseline g: no arm of that name",
+        "stages.pretrain: no such stage",
+    ):
+        assert text in str(error.value)
+    with pytest.raises(UserError, match=r"arms\.a\.encodr: no such setting; did you mean encoder\? \(line \d+\)"):
+        read_study(written(tmp_path, arms={"a": {"encodr": "x"}}))
+    with pytest.raises(UserError, match="seed: no such setting; did you mean seeds"):
+        read_study(written(tmp_path, seed=1))
+
+
+def test_wrong_settings_of_an_arm_are_found_before_anything_runs(tmp_path: Path) -> None:
+    arms = {"a": {"settings": {"optimizer": {"lrr": 1}}}, "b": {"settings": {"training": {"steps": -1}}}}
+    file = written(tmp_path, arms=arms, baseline=None)
+    with pytest.raises(UserError) as error:
+        cells_of(read_study(file), file)
+    assert "arm a: 1 wrong settings" in str(error.value)
+    assert "--training.steps -1: must be at least 1" in str(error.value)
+    assert main(["study", str(file), "--out", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+# Cells ----------------------------------------------------------------------------------------------------------------
+
+
+def test_identity_is_of_what_a_run_depends_on(tmp_path: Path) -> None:
+    def identities(**changes: object) -> list[str]:
+        file = written(tmp_path, **changes)
+        return [cell.identity for cell in cells_of(read_study(file), file)]
+
+    first = identities()
+    assert len(set(first)) == 6
+    assert identities() == first
+    assert identities(settings={**SMALL, "data": {"workers": 1}}) == first  # harmless
+    assert identities(labels="random") == first
+    assert not set(identities(settings={**SMALL, "data": {"fraction": 0.5}})) & set(first)
+    longer = identities(stages={"pretraining": {"training": {"steps": 5}}})
+    assert [a == b for a, b in zip(first, longer, strict=True)] == [False] * 4 + [True] * 2  # RCM, and EPG on it
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_studies_of_the_project(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = read_study(file)
+    assert study.description
+    cells = cells_of(study, file, images=False)
+    assert len({(cell.identity, cell.judged) for cell in cells}) == len(cells)
+    assert needed(cells, list(study.arms)) == cells
+    if file.stem in ("table6", "figure3", "table3", "figure8", "table12", "table13"):
+        assert {cell.config.model.num_classes for cell in cells} == {1000}
+    assert main(["study", str(file), "--dry-run"]) == 0
+    assert "PFLOP of training" in capsys.readouterr().out
+
+
+def test_lengths_of_the_paper_s_studies() -> None:
+    found = {file.stem: cells_of(read_study(file), file, images=False) for file in STUDIES}
+    lengths = {name: {c.config.stage: c.steps for c in cells} for name, cells in found.items()}
+    assert lengths["table13"] == {"pretraining": 300_000, "diffusion": 100_000, "consistency": 200_000}
+    assert lengths["table12"]["pretraining"] == 600_000
+    assert {(c.config.data.image_size, c.config.shift) for c in found["table6"]} == {(224, 3.5)}
+    assert [c.steps for c in found["table3"]][1:] == [100_000, 200_000, 300_000]
+    assert {c.config.training.batch_size for c in found["figure3"]} == {256, 512, 1024}
+    assert {c.labels for c in found["table12"]} == {"random"}
