@@ -1,0 +1,44 @@
+"""The plain step that benchmarks compare with computes the same."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from epg.objectives.diffusion import Diffusion
+from tests.helpers import random_batch, tiny_config, tiny_epg
+
+FILE = Path(__file__).parent.parent / "benchmarks" / "plain.py"
+
+
+@pytest.fixture(scope="module")
+def plain() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("plain", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["plain"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_loss_and_gradient_are_those_of_the_objective(plain: ModuleType) -> None:
+    config = tiny_config("diffusion")
+    objective = Diffusion(tiny_epg(config).train(), config)
+    run, drawn = plain.PlainRun(objective, config), objective.draw(random_batch(config), 3)
+    loss, expected = run.loss(drawn), objective(drawn)["loss"]
+    assert math.isclose(loss.item(), expected.item(), rel_tol=1e-5)
+    loss.backward()
+    expected.backward()
+    for name, parameter in run.network.named_parameters():
+        gradient = objective.network.get_parameter(name).grad
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max())), name
+
+
+def test_it_runs(plain: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    plain.main(["digits", "--pairs", "1", "--block-steps", "1", "--training.batch-size", "8"])
+    assert "digits: plain" in capsys.readouterr().out
