@@ -88,8 +88,8 @@ def test_one_generator_for_each_image():
     images = pixels(pipe([0, 1], generator=generators).images)
     for seed, label, image in ((7, 0, images[0]), (8, 1, images[1])):
         assert levels_apart(pixels(pipe([label], generator=seed).images)[0], image) <= 1
-    later = pixels(pipe([0, 1], generator=[torch.Generator().manual_seed(s) for s in (7, 8)], first_index=3).images)
-    assert levels_apart(pixels(pipe([1], generator=8, first_index=3).images)[0], later[1]) <= 1
+    later = pixels(pipe([1, 0], generator=[torch.Generator().manual_seed(s) for s in (7, 8)], first_index=3).images)
+    assert levels_apart(pixels(pipe([0], generator=8, first_index=3).images)[0], later[1]) <= 1
     with pytest.raises(ValueError, match="generator: 2 of them for 3 images"):
         pipe([0, 1, 2], generator=generators)
 
