@@ -66,11 +66,12 @@ class Moments(nn.Module):
         Args:
             which: 1 for every sample that counts, else 0, (N,). Where there is none nothing changes.
         """
-        x = self.in_units(features)
-        chosen = which[:, None] * x
-        found = all_reduce_sum(which.sum())
-        count, rate = found.clamp(min=1), (1 - self.decay) * (found > 0)
-        mean, second = all_reduce_sum(chosen.sum(0)) / count, all_reduce_sum(chosen.T @ x) / count
+        with torch.autocast(features.device.type, enabled=False):  # moments are sums of many numbers
+            x = self.in_units(features.to(self.mean))
+            chosen = which[:, None] * x
+            found = all_reduce_sum(which.sum())
+            count, rate = found.clamp(min=1), (1 - self.decay) * (found > 0)
+            mean, second = all_reduce_sum(chosen.sum(0)) / count, all_reduce_sum(chosen.T @ x) / count
         with torch.no_grad():
             self.mean.lerp_(mean, rate)
             self.second.lerp_(second, rate)
