@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from epg.data.loading.dataset import open_dataset
+from epg.data.dataset import open_dataset
+from epg.data.decode import open_flat
 from epg.data.loading.loader import BatchLoader
-from epg.data.pixels.decode import open_flat
 from epg.data.pixels.resize import center_crop
 from epg.data.prepared.encode import PixelOptions, decode_stored
 from epg.data.prepared.prepare import prepare

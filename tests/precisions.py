@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from epg.data.loading.configured import open_training_data
+from epg.data.configured import open_training_data
 from epg.networks.build import build_rcm
 from epg.objectives.base import Objective
 from epg.objectives.consistency import Consistency

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from epg import distributed
-from epg.data.loading.configured import open_training_data
+from epg.data.configured import open_training_data
 from epg.distributed import all_gather, all_reduce_sum, failing_together, local_device, rank, world_size
 from epg.errors import DataError
 from epg.losses import nt_xent

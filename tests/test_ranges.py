@@ -15,8 +15,8 @@ from epg.config.objectives import Stage
 from epg.config.recipe import merge
 from epg.config.settings import RunConfig
 from epg.config.validation import checked, put
+from epg.data.configured import open_training_data
 from epg.data.loading.base import ImageDataset
-from epg.data.loading.configured import open_training_data
 from epg.errors import UserError
 from epg.runs import prepare_run
 from tests.helpers import tiny_content

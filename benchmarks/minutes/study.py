@@ -12,8 +12,8 @@ from epg.cli import configure
 from epg.config.objectives import Stage
 from epg.config.settings import RunConfig
 from epg.config.validation import check
+from epg.data.configured import open_training_data
 from epg.data.loading.base import CachedDataset
-from epg.data.loading.configured import open_training_data
 from epg.distributed import pick_device
 from epg.objectives.base import normalizer_for
 from epg.quickstart.length import at_length

@@ -13,8 +13,8 @@ from epg.checkpoint.loading import generator_of
 from epg.checkpoint.lock import locked
 from epg.config.settings import RunConfig
 from epg.config.validation import check
-from epg.data.loading.configured import open_training_data
-from epg.data.loading.dataset import ImageDataset
+from epg.data.configured import open_training_data
+from epg.data.loading.base import ImageDataset
 from epg.distributed import failing_together, pick_device, processes, rank, world_size
 from epg.errors import UserError
 from epg.networks import Spectrum

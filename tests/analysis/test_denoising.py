@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from epg.analysis.denoising import compare, levels_between, squared_errors, verdict
 from epg.checkpoint.loading import generator_of
 from epg.cli import main
-from epg.data.loading.dataset import open_dataset
+from epg.data.dataset import open_dataset
 from epg.errors import UserError
 from epg.evaluation.noisy_features import noise_of
 from epg.evaluation.sources import TensorSource

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from epg.analysis.memorisation import distances, memorisation
-from epg.data.loading.dataset import open_dataset
+from epg.data.dataset import open_dataset
 
 Pixels = NDArray[np.float32]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from epg.analysis.neighbours import find_neighbours, pixels, run_neighbours, sheet
 from epg.cli import main
 from epg.config.sections import DataConfig
-from epg.data.loading.dataset import open_dataset
+from epg.data.dataset import open_dataset
 from epg.errors import UserError
 from epg.evaluation.held_out import training_and_held_out
 from epg.evaluation.sources import DatasetSource, TensorSource

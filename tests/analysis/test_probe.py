@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from epg.analysis.probe import LINEAR, TRANSFERRED, VOTE, linear_probe, probe
 from epg.cli import main
-from epg.data.loading.dataset import open_dataset
+from epg.data.dataset import open_dataset
 from epg.errors import ArtefactError, UserError
 from epg.evaluation.noisy_features import NoisyEncoder, noise_of, open_encoder
 from epg.evaluation.voting import nearest_vote, take

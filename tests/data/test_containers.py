@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tests.data.photos import encoded, photo
 
-from epg.data.loading.dataset import open_dataset
+from epg.data.dataset import open_dataset
 from epg.data.prepared.encode import PixelOptions
 from epg.data.prepared.prepare import prepare
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from epg.data.loading.dataset import CachedDataset, NoSplitError, open_dataset
-from epg.data.pixels.decode import decode_image
+from epg.data.dataset import CachedDataset, NoSplitError, open_dataset
+from epg.data.decode import decode_image
 from epg.errors import DataError, InterruptedRunError, UserError
 
 SIZE = 8

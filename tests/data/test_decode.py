@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from epg.data.pixels import decode
-from epg.data.pixels.decode import decode_image
+from epg.data import decode
+from epg.data.decode import decode_image
 from epg.data.pixels.resize import center_crop
 from epg.errors import DataError
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tests.data.photos import photo
 
-from epg.data.loading.dataset import open_dataset
+from epg.data.dataset import open_dataset
 from epg.data.loading.loader import BatchLoader
 from epg.data.prepared.encode import PixelOptions, decode_stored
 from epg.data.prepared.inspection import verify_store

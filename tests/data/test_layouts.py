@@ -12,7 +12,7 @@ from PIL import Image
 from tests.data.photos import encoded, photo
 
 from epg.cli import main
-from epg.data.loading.dataset import NoSplitError, open_dataset
+from epg.data.dataset import NoSplitError, open_dataset
 from epg.errors import DataError
 
 

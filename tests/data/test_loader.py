@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from epg.data.dataset import open_dataset
 from epg.data.loading.base import CachedDataset
-from epg.data.loading.dataset import open_dataset
 from epg.data.loading.loader import Batch, BatchLoader
 from epg.data.order import EpochOrder
 from epg.data.workers.ring import Ring

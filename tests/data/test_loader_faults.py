@@ -17,8 +17,8 @@ import pytest
 import torch
 from tests.data.photos import photo_folder
 
+from epg.data.dataset import open_dataset
 from epg.data.loading.base import CachedDataset, ImageDataset
-from epg.data.loading.dataset import open_dataset
 from epg.data.loading.loader import BatchLoader
 from epg.data.order import EpochOrder
 from epg.data.prepared.encode import PixelOptions

@@ -9,9 +9,9 @@ from tests.data.made import DISPLAY_P3, png, profile, tiff
 
 from epg.cli import main
 from epg.config.sections import DataConfig
-from epg.data.loading.configured import open_training_data
-from epg.data.loading.dataset import open_dataset
-from epg.data.pixels.decode import decode_image, look_at, open_flat
+from epg.data.configured import open_training_data
+from epg.data.dataset import open_dataset
+from epg.data.decode import decode_image, look_at, open_flat
 from epg.data.pixels.rules import RULES, PixelRules
 from epg.errors import DataError, UserError
 from epg.evaluation.image_folder import ImageFolder

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.data.photos import adm_by_hand, encoded, photo, photo_folder, tree
 
 from epg.cli import main
-from epg.data.loading.dataset import open_dataset
+from epg.data.dataset import open_dataset
 from epg.data.loading.loader import BatchLoader
 from epg.data.prepared.encode import PixelOptions
 from epg.data.prepared.plan import parse_shard

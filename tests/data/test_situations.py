@@ -12,7 +12,7 @@ import pytest
 from tests.data.photos import encoded, photo
 from tests.data.test_layouts import grey, labels_by_name, opened, prepared, put
 
-from epg.data.loading.dataset import NoSplitError
+from epg.data.dataset import NoSplitError
 from epg.errors import DataError
 
 CLASSES = ("cat", "dog")

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.data.fake_hub import fake_hub
 from tests.data.photos import encoded, photo, photo_folder
 
-from epg.data.loading.dataset import open_dataset
+from epg.data.dataset import open_dataset
 from epg.data.prepared.encode import PixelOptions, decode_stored
 from epg.data.prepared.prepare import prepare
 from epg.data.prepared.store import Store
@@ -451,7 +451,7 @@ FROM_HUB = """
 import sys
 from pathlib import Path
 from epg.cli import main
-from epg.data.loading.dataset import open_dataset
+from epg.data.dataset import open_dataset
 from epg.data.loading.loader import BatchLoader
 out = Path(sys.argv[1])
 flags = ["--image-size", "32", "--workers", "0"]

@@ -12,7 +12,7 @@ import pytest
 from tests.data.photos import photo_folder
 
 from epg.cli import main
-from epg.data.loading.dataset import RECHECK, open_dataset
+from epg.data.dataset import RECHECK, open_dataset
 from epg.data.loading.loader import BatchLoader
 from epg.data.prepared import store as store_module
 from epg.data.prepared.encode import PixelOptions

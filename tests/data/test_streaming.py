@@ -7,7 +7,7 @@ import pytest
 from tests.data.photos import photo_folder
 from tests.data.test_sources import table_of
 
-from epg.data.loading.dataset import SourceDataset, open_dataset
+from epg.data.dataset import SourceDataset, open_dataset
 from epg.data.loading.loader import BatchLoader
 from epg.data.order import WINDOW, BlockOrder
 from epg.data.sources.base import SourceOptions

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from epg.config.sections import DataConfig
-from epg.data.loading.configured import open_training_data, subset
-from epg.data.loading.dataset import CachedDataset, open_dataset
+from epg.data.configured import open_training_data, subset
+from epg.data.dataset import CachedDataset, open_dataset
 from epg.data.loading.loader import BatchLoader
 from epg.data.order import BalancedOrder
 from epg.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from epg.data.loading.dataset import open_dataset
+from epg.data.dataset import open_dataset
 from epg.errors import UserError
 from epg.evaluation import FEATURES, LOGITS
 from epg.evaluation.classifier import FEATURES as WIDTH

@@ -9,7 +9,7 @@ import pytest
 
 from epg.checkpoint import export
 from epg.cli import main
-from epg.data.loading.dataset import open_dataset
+from epg.data.dataset import open_dataset
 from epg.data.pixels.rules import RULES
 from epg.evaluation import real, receipt
 from epg.evaluation.extractors import indomain

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from epg.checkpoint import export
-from epg.data.loading.dataset import open_dataset
+from epg.data.dataset import open_dataset
 from epg.errors import UserError
 from epg.evaluation import FEATURES, LOGITS
 from epg.evaluation.extractors import Choice, choices, indomain, open_extractor

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from epg.cli import main
-from epg.data.loading.configured import open_training_data
+from epg.data.configured import open_training_data
 from epg.denoiser import Denoiser
 from epg.errors import UserError
 from epg.evaluation.held_out import held_out_of

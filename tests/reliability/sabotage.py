@@ -253,7 +253,7 @@ def leave_out(folder: Path, step: int) -> None:
 
 def in_a_worker(folder: Path, what: str, image: int = 3) -> None:
     """A loader process meets a fault at its so-many-th image: a signal, or MemoryError."""
-    from epg.data.loading.dataset import SourceDataset
+    from epg.data.dataset import SourceDataset
 
     uncached(folder)
     original, parent, count = SourceDataset.__getitem__, os.getpid(), 0

@@ -18,7 +18,7 @@ from epg.checkpoint.loading import load
 from epg.config.objectives import Stage
 from epg.config.recipe import merge, run_config
 from epg.config.settings import RunConfig, parse
-from epg.data.loading.configured import open_training_data
+from epg.data.configured import open_training_data
 from epg.data.loading.loader import BatchLoader
 from epg.errors import DivergedError, InterruptedRunError, UserError
 from epg.objectives.base import Losses

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from epg.data.loading.configured import open_training_data
+from epg.data.configured import open_training_data
 from epg.data.loading.loader import BatchLoader
 from epg.objectives.base import Objective
 from epg.runs import build_objective, prepare_run, resolve

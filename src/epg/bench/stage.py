@@ -16,8 +16,8 @@ from epg.checkpoint.loading import generator_of
 from epg.config.settings import RunConfig
 from epg.cost.devices import known_peak
 from epg.cost.training import training_flops
+from epg.data.configured import open_training_data
 from epg.data.loading.base import CachedDataset
-from epg.data.loading.configured import open_training_data
 from epg.distributed import world_size
 from epg.objectives.base import GeneratorObjective
 from epg.runs import build_objective, resolve

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epg.config.sections import DataConfig
+from epg.data.configured import open_training_data, subset
 from epg.data.loading.base import DerivedDataset, ImageDataset, NoSplitError
-from epg.data.loading.configured import open_training_data, subset
 from epg.errors import UserError
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from epg.data.pixels.decode import look_at, open_flat
+from epg.data.decode import look_at, open_flat
 from epg.data.sources.base import SourceOptions
 from epg.data.sources.files import FolderSource as Listing
 from epg.errors import ArtefactError, DataError

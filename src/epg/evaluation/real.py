@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from epg.config.sections import DataConfig
+from epg.data.configured import open_training_data
 from epg.data.loading.base import ImageDataset, NoSplitError
-from epg.data.loading.configured import open_training_data
 from epg.data.pixels.rules import PixelRules
 from epg.errors import UserError
 from epg.evaluation.extractors import IN_DOMAIN

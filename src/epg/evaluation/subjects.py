@@ -10,8 +10,8 @@ import torch
 from epg.checkpoint import checkpoint, export
 from epg.checkpoint.loading import Trained
 from epg.config.sections import DataConfig
+from epg.data.dataset import find_store, open_dataset
 from epg.data.loading.base import DerivedDataset, ImageDataset
-from epg.data.loading.dataset import find_store, open_dataset
 from epg.data.pixels.rules import RULES, PixelRules
 from epg.data.prepared.store import is_store, read_manifest
 from epg.data.sources.open import is_packed

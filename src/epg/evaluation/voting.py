@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from epg.data.configured import open_training_data
 from epg.data.loading.base import DerivedDataset, ImageDataset, NoSplitError
-from epg.data.loading.configured import open_training_data
 from epg.errors import UserError
 from epg.evaluation.extractors.indomain import images_and_labels
 from epg.evaluation.nearest import nearest

@@ -14,7 +14,7 @@ from epg.checkpoint.lock import locked
 from epg.config.objectives import Stage
 from epg.config.recipe import merge, run_config
 from epg.config.settings import RunConfig, parse
-from epg.data.loading.configured import open_training_data
+from epg.data.configured import open_training_data
 from epg.errors import UserError
 from epg.grids import evaluations
 from epg.quickstart.examination import Examination

@@ -18,7 +18,7 @@ from epg.config.sections import Section
 from epg.config.settings import RunConfig
 from epg.config.validation import checked
 from epg.config.yaml_file import key_lines, read_yaml
-from epg.data.loading.configured import open_training_data
+from epg.data.configured import open_training_data
 from epg.errors import UserError
 from epg.runs import without_encoder
 from epg.storage.artefact import fingerprint

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from epg.checkpoint.writer import CheckpointWriter
 from epg.config.settings import RunConfig
-from epg.data.loading.dataset import ImageDataset
+from epg.data.loading.base import ImageDataset
 from epg.data.loading.loader import Batch, BatchLoader
 from epg.distributed import agree, rank, world_size
 from epg.errors import InterruptedRunError, PeerError

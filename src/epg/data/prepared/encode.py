@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from epg.data.pixels.decode import FORMATS, Origin, decode_image, decoding, open_flat
+from epg.data.decode import FORMATS, Origin, decode_image, decoding, open_flat
 from epg.data.pixels.resize import MAX_PIXELS, center_crop, resize_short_side
 from epg.data.pixels.rules import RULES, PixelRules
 from epg.errors import DataError

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from epg.data.pixels.decode import open_flat
+from epg.data.decode import open_flat
 from epg.data.pixels.resize import center_crop
 from epg.data.prepared.duplicates import Groups, equal_groups, similar_groups
 from epg.data.prepared.encode import PixelOptions

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from epg.data.pixels.decode import Origin
+from epg.data.decode import Origin
 from epg.data.pixels.rules import PixelRules
 from epg.data.prepared.encode import PixelOptions
 from epg.data.sources.classes import classes_line

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from epg.data.pixels.decode import EXTENSIONS
+from epg.data.decode import EXTENSIONS
 
 IMAGES = tuple(extension.encode() for extension in EXTENSIONS)
 LONGEST = 16  # bytes of a name's end that decide what it is

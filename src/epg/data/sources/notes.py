@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from epg.data.pixels.decode import EXTENSIONS
+from epg.data.decode import EXTENSIONS
 from epg.data.sources.annotations import Described
 from epg.data.sources.base import SourceOptions, readable
 from epg.data.sources.classes import some

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from epg.data.pixels.decode import FORMATS, decoding
+from epg.data.decode import FORMATS, decoding
 from epg.data.sources.base import SourceOptions, readable
 from epg.data.sources.kinds import is_image
 from epg.data.sources.names import Names

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from epg.data.decode import decode_with_origin, look_at
 from epg.data.loading.base import CachedDataset, ImageDataset, NoSplitError, Order
 from epg.data.order import BlockOrder
-from epg.data.pixels.decode import decode_with_origin, look_at
 from epg.data.pixels.rules import RULES, PixelRules, changed_rules, check_rules
 from epg.data.prepared.encode import decode_stored
 from epg.data.prepared.seen import Seen, manifest_lines

@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 from epg.config.sections import DataConfig
+from epg.data.dataset import open_dataset
 from epg.data.loading.base import CachedDataset, DerivedDataset, ImageDataset
-from epg.data.loading.dataset import open_dataset
 from epg.data.order import EpochOrder
 from epg.data.pixels.rules import PixelRules
 from epg.errors import UserError
