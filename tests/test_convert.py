@@ -287,7 +287,7 @@ def test_a_program_that_computes_something_else_is_refused():
     ("arguments", "code", "words"),
     [
         (["{run}", "--out", "{out}", "--to", "program"], 2, "writes a file that ends in .pt2"),
-        (["{run}", "--out", "{out}.pt2", "--to", "program"], 2, "only a consistency model draws in one step"),
+        (["{run}", "--out", "{out}.pt2", "--to", "program"], 2, "only a one-step model draws in one step"),
         (["{run}", "--out", "{out}.pth", "--to", "release", "--push", "me/x"], 2, "goes with --to weights or pipeline"),
         (["{run}", "--out", "{out}", "--recipe", "digits"], 2, "for a file of the release"),
         (["{run}", "--out", "{out}", "--ema", "0.7"], 77, "no EMA with decay 0.7"),
