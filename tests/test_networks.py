@@ -9,9 +9,9 @@ from epg.config.sections import DataConfig, ModelConfig
 from epg.cost.network import Cost, epg_cost, generator_cost, rcm_parameters
 from epg.networks import EPG, RCM, Encoder, NetworkShape, Projector
 from epg.networks.build import build_epg, build_rcm, without_numbers
-from epg.networks.layers import Attention, BatchNorm, LayerNorm, sinusoidal_embedding
+from epg.networks.layers import Attention, BatchNorm, LayerNorm, PatchEmbedding, sinusoidal_embedding
 from epg.randomness import Draws
-from tests.helpers import random_batch, randomize, tiny_config, tiny_epg
+from tests.helpers import random_batch, randomize, relative, tiny_config, tiny_epg
 
 
 def shape(**changes: int) -> NetworkShape:
@@ -174,6 +174,19 @@ def test_unpatchify_order():
                 for c in range(3):
                     patch, within = y // 2 * 3 + x // 2, (y % 2 * 2 + x % 2) * 3 + c
                     assert image[n, c, y, x] == patches[n, patch, within]
+
+
+@pytest.mark.parametrize("channels", [3, 8, 16])
+@pytest.mark.parametrize("patch_size", [2, 4, 8, 16])
+def test_patches_in_half_precision(channels: int, patch_size: int) -> None:
+    """As a convolution in bf16 some of these are noise in torch 2.14 on a CPU with AMX, see docs/training.md."""
+    embedding = PatchEmbedding(channels, 192, patch_size)
+    x = torch.randn(4, channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = embedding(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = embedding(x)
+    assert relative(half.float(), exact) < 0.02
 
 
 def test_patch_embedding_reads_patches_in_rows():
