@@ -205,6 +205,8 @@ def watch(request: dict[str, Any], streams: list[int]) -> tuple[dict[str, Any], 
 
 def become(request: dict[str, Any], number: int) -> None:
     """Does what `python WORDS` does."""
+    torch = importlib.import_module("torch")
+    torch.set_num_threads(1)  # a pool of threads does not outlive a fork; two threads that made the new one would race
     sys.stdout = sys.__stdout__ = open(1, "w", 1 if os.isatty(1) else -1, closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", 1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(request["cwd"])

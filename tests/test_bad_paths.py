@@ -42,6 +42,7 @@ NEEDS: dict[str, dict[str, str]] = {
     "verify": {"run": "{run}"},
     "ema": {"run": "{run}", "out": "{out}", "sigma_rel": "0.1"},
     "info": {},
+    "study": {"file": "{study}", "out": "{out}"},
     "bench": {"recipe": "digits", "stages": "diffusion", "seconds": "0", "json": "{out}.json"},
 }
 TINY = [
@@ -131,6 +132,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "run": save_run(root / "run", tiny_config(model={"num_classes": 10})),
         "set": root / "set",
         "empty": root / "empty",
+        "study": Path(__file__).parent.parent / "studies/first.yaml",
     }
 
 

@@ -12,7 +12,7 @@ from epg.checkpoint import saving
 from epg.checkpoint.loading import generator_of, load
 from epg.checkpoint.loading import read_trained as read_weights
 from epg.cli import main
-from epg.cli.info import list_recipes, print_info
+from epg.cli.info import Machine, list_recipes, print_info
 from epg.config.recipe import recipe_names, run_config
 from epg.config.sections import NoiseConfig, SamplingConfig
 from epg.errors import ArtefactError, UserError
@@ -106,7 +106,7 @@ def test_levels_in_plain_numbers_are_those_that_are_sampled_with(changes, given)
 
 
 def test_info(capsys):
-    print_info("imagenet256-xl")
+    print_info("imagenet256-xl", Machine())
     text = capsys.readouterr().out
     for number in ("583.0M", "106.8M", "127.5", "131.3", "75", "258", "1,000,000", "600,000", "700,000"):
         assert number in text, number
@@ -114,7 +114,7 @@ def test_info(capsys):
 
 @pytest.mark.parametrize("recipe", ["digits", "small", "cifar10", "imagenet64"])
 def test_info_of_recipes_that_take_their_classes_from_the_data(recipe, capsys):
-    print_info(recipe)
+    print_info(recipe, Machine())
     text = capsys.readouterr().out
     assert all(word in text for word in ("pretraining", "diffusion", "consistency", "NFE"))
 

@@ -23,7 +23,7 @@ from epg.generator import Generator
 from epg.networks import Spectrum
 from epg.randomness import normal
 from epg.sampling.pictures import save_grid
-from epg.training.spectra import blocks, gaussians_of
+from epg.training.spectra import gaussians_of
 from minutes.study import Study
 
 
@@ -52,7 +52,7 @@ class Judge:
 def gaussian_images(study: Study) -> Tensor:
     """uint8 images of the class-wise Gaussian: what the linear part alone would draw."""
     spectrum = Spectrum(study.train.num_classes + 1, 3, study.train.image_size)
-    parts = blocks(study.train, study.normalizer, 0)
+    parts = ((study.normalizer.encode(images), labels) for _, images, labels in blocks(study.train, 0))
     for name, value in gaussians_of(parts, spectrum.mean.shape, flip=True).items():
         getattr(spectrum, name).copy_(value)
     unit = normal(range(study.count), (3, study.train.image_size, study.train.image_size), "gaussian", device="cpu")

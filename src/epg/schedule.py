@@ -25,10 +25,11 @@ RHO = 7.0
 def karras(n: Index, num_levels: int, sigma_min: float, sigma_max: float, rho: float) -> Index:
     """Level `n` (0 = noisiest) of the Karras grid with `num_levels` levels, eq. 10.
 
-    `n` may be any number, or float64 numbers: beyond `num_levels - 1` the formula is simply continued.
+    `n` may be any number, or float64 numbers: beyond `num_levels - 1` the formula is continued, down to 0.
     """
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return (high + n / (num_levels - 1) * (low - high)) ** rho
+    root = high + n / (num_levels - 1) * (low - high)
+    return max(root, 0.0) ** rho if isinstance(root, float) else root**rho
 
 
 def karras_grid(

@@ -62,7 +62,7 @@ def test_features_are_those_that_stage_1_compares(runs: Path) -> None:
     images = take(open_dataset("digits", image_size=8, channels=1), 5, "x")
     x = objective.normalizer.encode(images.images) + 0.5 * images.noise
     with torch.no_grad():
-        (expected,) = objective._encode(objective.network, [x], [torch.tensor(0.5)])
+        (expected,) = objective._encode(objective.network, [(x, torch.tensor(0.5))])
     features = encoder.features(images.images, images.noise, 0.5)
     np.testing.assert_allclose(features, expected.numpy(), rtol=1e-4, atol=1e-5)
     assert not np.allclose(features, encoder.features(images.images, images.noise, 1.0), atol=1e-2)

@@ -331,7 +331,7 @@ def hoard(folder: Path) -> None:
 
 def uncached(folder: Path) -> None:
     """The images are read by worker processes, though they would fit into memory."""
-    from epg.data.loading import configured
+    from epg.data import configured
 
     configured.CACHE_BYTES = 0
 

@@ -2,14 +2,12 @@
 
 import json
 import math
-import os
 import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,7 +17,6 @@ from epg.checkpoint import checkpoint
 from epg.cli import main
 from epg.config.recipe import merge
 from epg.config.sections import OptimizerConfig
-from epg.config.settings import RunConfig
 from epg.config.validation import problems
 from epg.cost.training import training_flops
 from epg.errors import ArtefactError
@@ -28,6 +25,7 @@ from epg.objectives.diffusion import Diffusion
 from epg.objectives.pretraining import Pretraining
 from epg.runs import build_objective, prepare_run, train
 from epg.training.optim import RATE, make_optimizer
+from tests import started
 from tests.helpers import random_batch, tiny_config, tiny_epg
 from tests.training.test_loop import tensors, tiny
 
@@ -316,12 +314,8 @@ def test_a_vit_of_another_shape_is_refused(tmp_path: Path) -> None:
         prepare_run(wide, tmp_path / "run", encoder=tmp_path / "width.safetensors")
 
 
-def _train_one(rank: int, port: int, config: RunConfig, folder: Path) -> None:
-    torch.set_num_threads(1)
-    launched = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
-    os.environ.update({name: str(value) for name, value in launched.items()}, GLOO_SOCKET_IFNAME="lo")
-    train(config, folder)
-    os._exit(0)
+def _train_one(stage: str, changes: dict, folder: str) -> None:
+    train(tiny(stage, **changes), Path(folder))
 
 
 # Several processes ----------------------------------------------------------------------------------------------------
@@ -333,12 +327,12 @@ def _train_one(rank: int, port: int, config: RunConfig, folder: Path) -> None:
         ("diffusion", {"optimizer": {"frozen_encoder": True}}),
     ],
 )
-def test_two_processes_equal_one(stage: str, changes: dict, parallel: str, tmp_path: Path, free_port: int) -> None:
+def test_two_processes_equal_one(stage: str, changes: dict, parallel: str, tmp_path: Path) -> None:
     """Where a part of the network takes no gradient."""
     training = {"precision": "fp64", "parallel": parallel, "steps": 4}
-    config = tiny(stage, **merge(changes, {"training": training}))
-    mp.spawn(_train_one, args=(free_port, config, tmp_path / "two"), nprocs=2)  # type: ignore[no-untyped-call]
-    train(config, tmp_path / "one")
+    settings = merge(changes, {"training": training})
+    started.call(_train_one, stage, settings, tmp_path / "two", processes=2)
+    train(tiny(stage, **settings), tmp_path / "one")
     first, second = tensors(tmp_path / "one"), tensors(tmp_path / "two")
     assert first.keys() == second.keys()
     for name in first:

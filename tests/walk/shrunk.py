@@ -61,7 +61,6 @@ NOT_RUN = [  # page, beginning of the command, why not
     ("sampling.md", "torchrun", SEVERAL),
     ("sampling.md", "python benchmarks/", BENCHMARK),
     ("studies.md", "epg study", "minutes of a core; tests/test_study.py runs a small one"),
-    ("training.md", "python benchmarks/", BENCHMARK),
     ("training.md", "torchrun", SEVERAL),
 ]
 

@@ -3,10 +3,10 @@
 import difflib
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from epg import signals
 from epg.cli.numbers import in_range
@@ -19,32 +19,30 @@ __all__ = ["VERBS", "parse", "run"]
 class Verbs(Mapping[str, type]):
     """Each verb is a dataclass of its options, and calling it does what it says. Imported when it is asked for."""
 
-    PLACES = {  # noqa: RUF012
-        "quickstart": "quickstart:Quickstart",
-        "prepare": "data:Prepare",
-        "inspect": "data:Inspect",
-        "pretrain": "train:Pretrain",
-        "finetune": "train:Finetune",
-        "sample": "sample:Sample",
-        "evaluate": "evaluate:Evaluate",
-        "reference": "evaluate:MakeReference",
-        "compare": "compare:Compare",
-        "sweep": "sweep:Sweep",
-        "study": "study:Study",
-        "neighbours": "probe:Neighbours",
-        "denoising": "probe:Denoising",
-        "probe": "probe:Probe",
-        "convert": "convert:Convert",
-        "verify": "tools:Verify",
-        "ema": "tools:Ema",
-        "info": "tools:Info",
-        "bench": "bench:Bench",
+    PLACES: ClassVar[dict[str, Callable[[], type]]] = {
+        "quickstart": lambda: importlib.import_module("epg.cli.quickstart").Quickstart,
+        "prepare": lambda: importlib.import_module("epg.cli.data").Prepare,
+        "inspect": lambda: importlib.import_module("epg.cli.data").Inspect,
+        "pretrain": lambda: importlib.import_module("epg.cli.train").Pretrain,
+        "finetune": lambda: importlib.import_module("epg.cli.train").Finetune,
+        "sample": lambda: importlib.import_module("epg.cli.sample").Sample,
+        "evaluate": lambda: importlib.import_module("epg.cli.evaluate").Evaluate,
+        "reference": lambda: importlib.import_module("epg.cli.evaluate").MakeReference,
+        "compare": lambda: importlib.import_module("epg.cli.compare").Compare,
+        "sweep": lambda: importlib.import_module("epg.cli.sweep").Sweep,
+        "study": lambda: importlib.import_module("epg.cli.study").Study,
+        "neighbours": lambda: importlib.import_module("epg.cli.probe").Neighbours,
+        "denoising": lambda: importlib.import_module("epg.cli.probe").Denoising,
+        "probe": lambda: importlib.import_module("epg.cli.probe").Probe,
+        "convert": lambda: importlib.import_module("epg.cli.convert").Convert,
+        "verify": lambda: importlib.import_module("epg.cli.tools").Verify,
+        "ema": lambda: importlib.import_module("epg.cli.tools").Ema,
+        "info": lambda: importlib.import_module("epg.cli.tools").Info,
+        "bench": lambda: importlib.import_module("epg.cli.bench").Bench,
     }
 
     def __getitem__(self, name: str) -> type:
-        module, _, kind = self.PLACES[name].partition(":")
-        found: type = getattr(importlib.import_module(f"epg.cli.{module}"), kind)
-        return found
+        return self.PLACES[name]()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.PLACES)

@@ -54,7 +54,8 @@ class ServiceTracker:
     database (`trackio show`; TRACKIO_SPACE_ID or TRACKIO_SERVER_URL send it elsewhere). Resuming continues it."""
 
     def __init__(self, name: str, folder: Path, config: RunConfig) -> None:
-        self.name, self.library = name, importlib.import_module(name)
+        self.name = name
+        self.library = importlib.import_module("wandb") if name == "wandb" else importlib.import_module("trackio")
         title, own = f"{config.recipe} {config.stage}", tracker_id(folder)
         further: dict[str, dict[str, Any]] = {
             "wandb": {"name": title, "id": own, "dir": folder},
