@@ -18,6 +18,7 @@ from epg.cli import VERBS, main
 from epg.cli.paths import PathOption, path_options
 from tests.generators import save_run
 from tests.helpers import tiny_config
+from tests.test_study import written
 
 CODES = {2, 65, 70, 73, 74, 77}
 SECONDS = 30  # for one command, on a busy machine
@@ -132,7 +133,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "run": save_run(root / "run", tiny_config(model={"num_classes": 10})),
         "set": root / "set",
         "empty": root / "empty",
-        "study": Path(__file__).parent.parent / "studies/first.yaml",
+        "study": written(root, seeds=[0], arms={"scratch": {"settings": {"training": {"steps": 1}}}}),
     }
 
 

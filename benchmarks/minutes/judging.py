@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from epg.data.loading.passes import blocks
 from epg.errors import UserError
 from epg.evaluation import FEATURES
 from epg.evaluation.extraction import Collector, extract

@@ -56,7 +56,7 @@ def _explained(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError:
         raise UserError(f"{path}: nested more than {DEPTH_CAP} deep") from None
     except (ValueError, TypeError) as error:
