@@ -53,6 +53,8 @@ NOT_RUN = [  # page, beginning of the command, why not
     ("pipeline.md", "epg convert runs/digits/pretraining --out digits-rcm", HUB),
     ("README.md", "benchmarks/gpu.sh", "a GPU"),
     ("records.md", "benchmarks/gpu.sh", "a GPU"),
+    ("results.md", "epg finetune digits", "minutes; training.md runs it small"),
+    ("results.md", "epg evaluate runs/digits/", "what those minutes left"),
     ("results.md", "epg finetune small", "sixteen minutes of a core"),
     ("results.md", "epg pretrain small", "minutes of a core"),
     ("results.md", "epg sample runs/small/", "what those minutes left"),
