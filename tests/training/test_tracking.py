@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,9 @@ def test_resuming_drops_lines_beyond_the_checkpoint(tmp_path: Path) -> None:
             trackers.log(step, {"loss": float(step)})
     with (tmp_path / "log.jsonl").open("a") as stream:
         stream.write('{"step": 2, "lo')  # torn by a crash
+    time.sleep(
+        1
+    )  # TensorBoard reads files in the order of their second, and within one of a number's digits: 10 before 9
     with open_trackers(config("tensorboard"), tmp_path, 2) as trackers:
         trackers.log(3, {"loss": 30.0})
     assert [line["loss"] for line in read_log(tmp_path)] == [1, 2, 30]
