@@ -122,6 +122,7 @@ def test_another_stage_may_start_from_a_generator_too(place: Path) -> None:
             "objective.parameterization: x in the generator, edm here",
         ),
         (["--from", "{place}/diffusion", "--model.decoder.width", "32"], "model: "),
+        (["--from", "{place}/diffusion", "--training.parallel", "fsdp"], "--stage onestep measures moments with whole"),
     ],
 )
 def test_mistakes(place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

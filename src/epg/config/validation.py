@@ -106,6 +106,8 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield f"--noise.sigma-min {noise.sigma_min}: must be less than --noise.sigma-max {noise.sigma_max}"
     if config.optimizer.kind == "muon" and training.parallel == "fsdp":
         yield "--optimizer.kind muon: needs whole matrices, which --training.parallel fsdp cuts; choose ddp or adamw"
+    if config.objective.continues and training.parallel == "fsdp":
+        yield f"--training.parallel fsdp: --stage {config.stage} measures moments with whole networks; choose ddp"
     if training.cuda_graphs and (training.parallel == "fsdp" or micro is not None or training.activation_checkpointing):
         yield "--training.cuda-graphs: not with --training.parallel fsdp, micro-batch or activation-checkpointing"
     if config.optimizer.frozen_encoder and not config.objective.samples:

@@ -15,7 +15,7 @@ from epg.data.loading.base import ImageDataset
 from epg.data.loading.loader import Batch
 from epg.data.loading.passes import blocks
 from epg.data.views.augment import random_flip
-from epg.distributed import rank, world_size
+from epg.distributed import failing_together, rank, world_size
 from epg.moments import Moments, Sums
 from epg.networks import EPG, Encoder
 from epg.networks.build import build_encoder, build_epg
@@ -143,11 +143,12 @@ class OneStep(GeneratorObjective):
         """
         sums = self.sums()
         part = (rank(), world_size())
-        for first, images, labels in blocks(dataset, self.max_damaged, part):
-            images, labels = self.normalizer.encode(images.to(self.device), self.dtype), labels.to(self.device)
-            flips = self.numbers(first, len(images)).uniform("flip")
-            weights = self.weights(dataset, labels)
-            self.add(sums, random_flip(images, flips) if self.config.flip else images, labels, weights, first)
+        with failing_together():
+            for first, images, labels in blocks(dataset, self.max_damaged, part):
+                images, labels = self.normalizer.encode(images.to(self.device), self.dtype), labels.to(self.device)
+                flips = self.numbers(first, len(images)).uniform("flip")
+                weights = self.weights(dataset, labels)
+                self.add(sums, random_flip(images, flips) if self.config.flip else images, labels, weights, first)
         for space, found in zip(self.spaces, sums, strict=True):
             mean, second = found.moments()
             space.set_reference(mean, second - torch.outer(mean, mean), self.units(mean, second))
