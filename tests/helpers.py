@@ -1,7 +1,10 @@
 """Tiny configurations and networks: real components, small enough for a second."""
 
+import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from epg.networks.build import build_epg
 from epg.objectives.base import Drawn, Losses, Objective
 
 GOLDEN = Path(__file__).parent / "golden"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def tiny_config(stage: str = "diffusion", **changes: Any) -> RunConfig:
@@ -155,3 +159,14 @@ class EvaluationCounter:
 
     def __exit__(self, *exc: object) -> None:
         self._hook.remove()
+
+
+def script(name: str) -> ModuleType:
+    """A program of `benchmarks/` as a module, found by its classes under its own name."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

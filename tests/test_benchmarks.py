@@ -1,6 +1,5 @@
 """The training benchmark, on a network that takes milliseconds."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,8 +11,9 @@ import pytest
 from epg.config.recipe import run_config
 from epg.cost.training import training_flops
 from epg.errors import UserError
+from tests.helpers import BENCHMARKS, script
 
-FILE = Path(__file__).parent.parent / "benchmarks" / "train_step.py"
+FILE = BENCHMARKS / "train_step.py"
 TINY = [
     *("--training.batch-size", "16", "--model.encoder.width", "16", "--model.encoder.heads", "2"),
     *("--model.decoder.width", "16", "--model.decoder.heads", "2", "--model.encoder.depth", "1"),
@@ -23,13 +23,7 @@ SHORT = ["--blocks", "2", "--block-steps", "3", "--warm-up", "1"]
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_step", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_step"] = module  # so that its classes can be found by name
-    spec.loader.exec_module(module)
-    return module
+    return script("train_step")
 
 
 @pytest.mark.parametrize("stage", ["pretraining", "diffusion", "consistency"])

@@ -1,29 +1,18 @@
 """The plain step that benchmarks compare with computes the same."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
 from epg.objectives.diffusion import Diffusion
-from tests.helpers import random_batch, tiny_config, tiny_epg
-
-FILE = Path(__file__).parent.parent / "benchmarks" / "plain.py"
+from tests.helpers import random_batch, script, tiny_config, tiny_epg
 
 
 @pytest.fixture(scope="module")
 def plain() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("plain", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["plain"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("plain")
 
 
 def test_loss_and_gradient_are_those_of_the_objective(plain: ModuleType) -> None:

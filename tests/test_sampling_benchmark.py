@@ -1,8 +1,6 @@
 """The sampling benchmark, on a network that takes milliseconds."""
 
-import importlib.util
 import json
-import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -10,8 +8,8 @@ from types import ModuleType
 import pytest
 
 from epg.sampling.job import Job
+from tests.helpers import script
 
-FILE = Path(__file__).parent.parent / "benchmarks" / "sample.py"
 TINY = [
     *("--model.encoder.width", "16", "--model.encoder.heads", "2", "--model.encoder.depth", "1"),
     *("--model.decoder.width", "16", "--model.decoder.heads", "2"),
@@ -21,13 +19,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_sample", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_sample"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("sample")
 
 
 def test_figures(benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

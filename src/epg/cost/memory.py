@@ -64,21 +64,15 @@ def encoder_bytes(shape: NetworkShape, number: int, checkpointing: bool, frozen:
     and what the linear layers, the attention (with its logarithms of sums) and GELU take, in the precision of
     products (`number` bytes); what a linear layer takes is not kept where its weights are `frozen`."""
     block = (8.25 + (8 if frozen else 14) * number) * shape.encoder_width
-    return tokens(shape) * (
-        _blocks(shape, block, FULL * shape.encoder_width, checkpointing) + 5.5 * shape.encoder_width
-    )
+    return shape.tokens * (_blocks(shape, block, FULL * shape.encoder_width, checkpointing) + 5.5 * shape.encoder_width)
 
 
 def decoder_bytes(shape: NetworkShape, number: int, checkpointing: bool) -> float:
     """The same of the decoder, whose blocks also keep the fused skip, its norm, and both sides of each modulation."""
     block = (20.25 + 17 * number) * shape.decoder_width + number * shape.encoder_width
-    return tokens(shape) * (_blocks(shape, block, FULL * shape.decoder_width, checkpointing) + 8 * shape.decoder_width)
+    return shape.tokens * (_blocks(shape, block, FULL * shape.decoder_width, checkpointing) + 8 * shape.decoder_width)
 
 
 def _blocks(shape: NetworkShape, block: float, entry: float, checkpointing: bool) -> float:
     """Bytes of a token in all blocks; of checkpointed ones their inputs, and all of the one that is computed again."""
     return shape.depth * entry + block if checkpointing else shape.depth * block
-
-
-def tokens(shape: NetworkShape) -> int:
-    return (shape.sample_size // shape.patch_size) ** 2 + 2

@@ -69,7 +69,7 @@ def _embedding(shape: NetworkShape) -> Cost:
 
 def encoder_cost(shape: NetworkShape) -> Cost:
     """One forward pass of one image in the encoder of a network of this shape."""
-    width, tokens = shape.encoder_width, _tokens(shape)
+    width, tokens = shape.encoder_width, shape.tokens
     features, pixels = shape.stem or shape.in_channels, shape.sample_size**2
     cost = _layer(shape.patch_size**2 * features, width, tokens - 2) + _free((1 + tokens + NORM) * width)
     cost += (_attention_and_mlp(width, shape.mlp_ratio, tokens) + _free(2 * NORM * width)) * shape.depth
@@ -79,7 +79,7 @@ def encoder_cost(shape: NetworkShape) -> Cost:
 
 
 def _decoder(shape: NetworkShape) -> Cost:
-    width, outer, tokens = shape.decoder_width, shape.encoder_width, _tokens(shape)
+    width, outer, tokens = shape.decoder_width, shape.encoder_width, shape.tokens
     features, pixels = shape.stem or shape.in_channels, shape.sample_size**2
     block = _attention_and_mlp(width, shape.mlp_ratio, tokens) + _free(3 * NORM * width)
     block += _layer(width + outer, width, tokens) + _layer(outer, 6 * width, 1)
@@ -90,10 +90,6 @@ def _decoder(shape: NetworkShape) -> Cost:
         cost += _layer(KERNEL * 2 * features, features, pixels)
         cost += _layer(KERNEL * features, shape.in_channels, pixels)
     return cost
-
-
-def _tokens(shape: NetworkShape) -> int:
-    return (shape.sample_size // shape.patch_size) ** 2 + 2
 
 
 def _attention_and_mlp(width: int, ratio: float, tokens: int) -> Cost:

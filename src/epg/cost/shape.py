@@ -33,6 +33,11 @@ class NetworkShape:
     gaussians: int = 0
     """Of the `Spectrum` that spectral preconditioning needs: 1, or `num_classes + 1`; 0 for none."""
 
+    @property
+    def tokens(self) -> int:
+        """CLS, time and the patches."""
+        return (self.sample_size // self.patch_size) ** 2 + 2
+
     def __post_init__(self) -> None:
         if self.sample_size % self.patch_size:
             raise ValueError(f"image size {self.sample_size} is not a multiple of the patch size {self.patch_size}")

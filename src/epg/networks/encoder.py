@@ -25,7 +25,7 @@ class Encoder(nn.Module):
         image_size, patch_size, width = shape.sample_size, shape.patch_size, shape.encoder_width
         channels, stem = shape.in_channels, shape.stem
         self.image_size, self.patch_size, self.channels, self.width = image_size, patch_size, channels, width
-        self.num_tokens = (image_size // patch_size) ** 2 + 2
+        self.num_tokens = shape.tokens
         self.stem = ConvPair(channels, stem, stem) if stem else nn.Identity()
         self.pixel_features = stem or channels
         self.patch_embedding = PatchEmbedding(self.pixel_features, width, patch_size)
