@@ -58,8 +58,8 @@ class Denoiser(nn.Module):
         if self.parameterization == "spectral":
             spectrum = self.network.spectrum
             assert spectrum is not None
-            c_out = spectrum.spread(t.flatten(), labels).view(-1, 1, 1, 1)
-            return spectrum(x, t.flatten(), labels) + c_out * output
+            linear, c_out = spectrum.posterior(x, t.flatten(), labels)
+            return linear + c_out.view(-1, 1, 1, 1) * output
         distance = t - self.sigma_min
         c_skip = self.sigma_data**2 / (distance**2 + self.sigma_data**2)
         c_out = distance * self.sigma_data * (t**2 + self.sigma_data**2).rsqrt()

@@ -49,13 +49,17 @@ class Spectrum(nn.Module):
 
         With the colours of a frequency in the directions of their covariance: `m + v / (v + s^2) (x - m)`.
         """
+        return self.posterior(x, sigma, labels)[0]
+
+    def posterior(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`forward` and `spread` of the same images: (N, C, H, W) and (N,)."""
         rows = self.rows(labels, x.device)
         mean, directions = self.mean.to(x.device)[rows], self.directions.to(x.device)[rows]
+        shrinkage = self._shrinkage(sigma, rows)
         with full_float32(x.device):
-            centred = dct(x) - mean
-            along = (directions * centred[:, :, None]).sum(1)  # (N, direction, H, W)
-            shrunk = self._shrinkage(sigma, rows) * along
-            return inverse_dct(mean + (directions * shrunk[:, None]).sum(2))
+            along = dot(directions, (dct(x) - mean)[:, :, None], 1)  # (N, direction, H, W)
+            estimate = inverse_dct(mean + dot(directions, (shrinkage * along)[:, None], 2))
+        return estimate, unknown(sigma, shrinkage)
 
     def spread(self, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Root mean square of what the linear denoiser leaves unknown, at shifted levels (N,): (N,).
@@ -63,14 +67,14 @@ class Spectrum(nn.Module):
         The mean posterior variance, over colours and frequencies: `v s^2 / (v + s^2)`.
         """
         rows = self.rows(labels, sigma.device)
-        return sigma * self._shrinkage(sigma, rows).mean((1, 2, 3)).sqrt()
+        return unknown(sigma, self._shrinkage(sigma, rows))
 
     def sample(self, unit: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (N, C, H, W) of the Gaussian of each label, from standard normal numbers of that shape."""
         rows = self.rows(labels, unit.device)
         along = self.variance.to(unit.device)[rows].sqrt() * unit
         with full_float32(unit.device):
-            coloured = (self.directions.to(unit.device)[rows] * along[:, None]).sum(2)
+            coloured = dot(self.directions.to(unit.device)[rows], along[:, None], 2)
             return inverse_dct(self.mean.to(unit.device)[rows] + coloured)
 
     def rows(self, labels: Tensor | None, device: torch.device) -> Tensor:
@@ -82,6 +86,20 @@ class Spectrum(nn.Module):
     def _shrinkage(self, sigma: Tensor, rows: Tensor) -> Tensor:
         variance = self.variance.to(sigma.device)[rows]
         return variance / (variance + sigma.view(-1, 1, 1, 1) ** 2)
+
+
+def unknown(sigma: Tensor, shrinkage: Tensor) -> Tensor:
+    """Root mean square (N,) of what is unknown where each frequency (N, C, H, W) keeps `v / (v + s^2)` of itself."""
+    return sigma * shrinkage.mean((1, 2, 3)).sqrt()
+
+
+def dot(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """`(a * b).sum(dim)` over a short dimension: the product is never there as a whole."""
+    first, *others = zip(*(factor.unbind(dim) for factor in torch.broadcast_tensors(a, b)), strict=True)
+    total = first[0] * first[1]
+    for one, other in others:
+        total = torch.addcmul(total, one, other)
+    return total
 
 
 def dct(images: Tensor) -> Tensor:
