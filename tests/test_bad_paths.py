@@ -39,6 +39,7 @@ NEEDS: dict[str, dict[str, str]] = {
     "neighbours": {"samples": "{run}", "out": "{out}", "count": "2"},
     "denoising": {"model": "{run}", "out": "{out}", "levels": "2", "count": "2"},
     "probe": {"encoder": "{run}", "out": "{out}", "levels": "1", "train_count": "20", "test_count": "20"},
+    "features": {"runs": "{run}", "out": "{out}", "levels": "1", "count": "20"},
     "convert": {"source": "{run}", "out": "{out}", "to": "weights"},
     "verify": {"run": "{run}"},
     "ema": {"run": "{run}", "out": "{out}", "sigma_rel": "0.1"},

@@ -26,6 +26,7 @@ FLAGS = [  # beginning of a command, and what is added to it: of a flag that is 
     ("epg neighbours RUN --features inception", "--inception inception.pth --most 9"),
     ("epg denoising", "--levels 2 --count 9"),
     ("epg probe", "--levels 0.1 1"),
+    ("epg features", "--levels 0.1 1 --count 9"),
     ("epg bench", "--tiny --device cpu --seconds 0 --training.batch-size 8"),
     ("epg convert nnet_ema.pth", "--recipe tiny.yaml"),
 ]

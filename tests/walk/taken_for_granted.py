@@ -37,6 +37,7 @@ def analysis() -> Names:
     """Receipts to compare, runs of the digits, and samples of photographs."""
     trained("runs/quickstart-digits/pretraining", "pretraining")
     trained("runs/quickstart-digits/diffusion", "diffusion")
+    trained("runs/quickstart-digits/diffusion-scratch", "diffusion")
     trained("RUN", "diffusion", "--training.ema 0.999 0.9999 --training.power-ema 0.05 0.1")
     for run in ("runs/a", "runs/b", "other"):
         trained(run, "diffusion")

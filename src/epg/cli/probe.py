@@ -1,4 +1,4 @@
-"""`epg probe`, `epg denoising` and `epg neighbours`: what a model has learned, and whether it has only memorised."""
+"""`epg probe`, `features`, `denoising` and `neighbours`: what a model has learned, and whether it only memorised."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from epg.cli.judging import Judging
-from epg.cli.numbers import BatchSize, Between, Compared, Decay, Level, Seed
+from epg.cli.numbers import BatchSize, Between, Compared, Decay, Images, Level, Seed
 from epg.cli.paths import Place
 
 
@@ -44,6 +44,36 @@ class Probe:
         from epg.analysis.probe import run_probe
 
         run_probe(**vars(self))
+
+
+@dataclass(frozen=True)
+class Features:
+    """What encoders make of noisy images: patch tokens as colours, and how far features spread, by noise level.
+
+    Several runs, such as one with a pre-trained encoder and one from scratch, are shown the same images and noise.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders of any stage, checkpoints, exports, or weight files."""
+    data: Place | None = None
+    """Images; those of the first run if not given, its test split where it has one."""
+    ema: Decay | None = None
+    """Of generators: which EMA decay to load, 0 for the weights as trained; the first if not given."""
+    levels: tuple[Level, ...] = (0.002, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+    """Unshifted noise levels."""
+    count: Compared = 1000
+    """Images that the spread is measured on, at most."""
+    shown: Images = 4
+    """Images in the picture of colours, at most."""
+    seed: Seed = 0
+    out: Path | None = None
+    """Folder for features.json and the pictures; `analysis` in the first run folder if not given."""
+    device: str = "auto"
+
+    def __call__(self) -> None:
+        from epg.analysis.feature_report import run_features
+
+        run_features(**vars(self))
 
 
 @dataclass(frozen=True)

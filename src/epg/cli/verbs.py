@@ -34,6 +34,7 @@ class Verbs(Mapping[str, type]):
         "neighbours": lambda: importlib.import_module("epg.cli.probe").Neighbours,
         "denoising": lambda: importlib.import_module("epg.cli.probe").Denoising,
         "probe": lambda: importlib.import_module("epg.cli.probe").Probe,
+        "features": lambda: importlib.import_module("epg.cli.probe").Features,
         "convert": lambda: importlib.import_module("epg.cli.convert").Convert,
         "verify": lambda: importlib.import_module("epg.cli.tools").Verify,
         "ema": lambda: importlib.import_module("epg.cli.tools").Ema,

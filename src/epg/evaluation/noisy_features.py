@@ -1,6 +1,6 @@
 """What an encoder makes of images at any noise level: of stage 1, of a trained generator, or with random weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,13 +47,28 @@ class NoisyEncoder:
 
         `pool` is the CLS token or the mean of the patch tokens, after the final norm.
         """
-        parts = []
+        blocks = self._blocks(images, noise, level)
+        parts = [tokens[:, CLS] if pool == "cls" else tokens[:, PATCHES].mean(1) for tokens in blocks]
+        return torch.cat(parts).float().cpu().numpy()
+
+    @torch.no_grad()
+    def patches(self, images: Tensor, noise: Tensor, level: float) -> Features:
+        """The patch tokens themselves, after the final norm, (N, S, S, D): S of them along a side of the image."""
+        tokens = torch.cat([tokens[:, PATCHES] for tokens in self._blocks(images, noise, level)])
+        side = self.encoder.image_size // self.encoder.patch_size
+        return tokens.unflatten(1, (side, side)).float().cpu().numpy()
+
+    def _blocks(self, images: Tensor, noise: Tensor, level: float) -> Iterator[Tensor]:
+        """All tokens (BLOCK, T, D), some images at a time."""
         for block, eps in zip(images.split(BLOCK), noise.split(BLOCK), strict=True):
             x, sigma = self._noisy(block, eps, level)
             classes = None if self.condition is None else self.condition.expand(len(x), -1)
-            tokens, _ = self.encoder(x, time_condition(sigma), classes)
-            parts.append(tokens[:, CLS] if pool == "cls" else tokens[:, PATCHES].mean(1))
-        return torch.cat(parts).float().cpu().numpy()
+            yield self.encoder(x, time_condition(sigma), classes)[0]
+
+    def seen(self, images: Tensor, noise: Tensor, level: float) -> Tensor:
+        """The noisy images as pictures, uint8 (N, C, H, W): what of them lies outside of the pixels' range is cut."""
+        t = self.config.shift * max(level, self.config.noise.sigma_min)
+        return self.normalizer.decode(at_levels(self.normalizer.encode(images), t, noise))
 
     def pixels(self, images: Tensor, noise: Tensor, level: float) -> Features:
         """What the network is given: the same noisy images, scaled, as plain vectors (N, C H W)."""

@@ -40,8 +40,14 @@ def feature_std(features: Tensor) -> Tensor:
     Averaged over channels, relative to 1 / sqrt(D): 1 when the features spread over the whole sphere, 0 when all are
     the same (appendix E). Every process must call it, with the same N.
     """
+    return channel_std(features).mean() * features.shape[1] ** 0.5
+
+
+@torch.no_grad()
+def channel_std(features: Tensor) -> Tensor:
+    """The same of each channel, (D,), not relative to anything: what figure 8 shows."""
     z = F.normalize(full_precision(features), dim=-1)
     count = len(z) * world_size()
     mean = all_reduce_sum(z.sum(0)) / count
     variance = all_reduce_sum((z - mean).square().sum(0)) / max(1, count - 1)
-    return variance.sqrt().mean() * z.shape[1] ** 0.5
+    return variance.sqrt()
