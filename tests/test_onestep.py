@@ -65,7 +65,9 @@ def test_it_starts_from_the_average_of_the_generator_and_with_its_encoder(place:
     assert frozen
     for name, value in frozen.items():
         assert torch.equal(value, original[name.replace("frozen_encoder", "network.encoder")]), name
-    assert json.loads((out / "base.json").read_text())["source"].startswith(str(place / "diffusion"))
+    record = json.loads((out / "handover.json").read_text())
+    assert record["generator"]["source"].startswith(str(place / "diffusion"))
+    assert record["source"].startswith(str(place / "encoder"))
 
 
 def test_distances_fall(place: Path) -> None:
@@ -104,10 +106,14 @@ def test_it_draws_in_one_step_everywhere(place: Path, tmp_path: Path, capsys: py
     assert torch.equal(drawn, model.sample([3]))
 
 
-def test_another_stage_may_start_from_a_generator_too(place: Path) -> None:
+def test_the_encoder_is_found_along_a_chain_of_generators(place: Path) -> None:
+    """A diffusion run that goes on from a generator has no use for its encoder; one step from that run has."""
     arguments = ["--from", str(place / "diffusion"), "--training.steps", "1", "--out", str(place / "longer")]
     assert main(["finetune", str(place / "mine.yaml"), *arguments]) == 0
-    assert (place / "longer" / "base.json").is_file()
+    assert "source" not in json.loads((place / "longer" / "handover.json").read_text())
+    assert finetune(place, "chain", "--from", str(place / "longer"), "--training.steps", "1") == 0
+    record = json.loads((place / "chain" / "handover.json").read_text())
+    assert record["source"].startswith(str(place / "encoder"))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +127,7 @@ def test_another_stage_may_start_from_a_generator_too(place: Path) -> None:
             ["--from", "{place}/diffusion", "--objective.parameterization", "edm"],
             "objective.parameterization: x in the generator, edm here",
         ),
-        (["--from", "{place}/diffusion", "--model.decoder.width", "32"], "model: "),
+        (["--from", "{place}/diffusion", "--model.decoder.width", "32"], "model.decoder.width: 24 in the"),
         (["--from", "{place}/diffusion", "--training.parallel", "fsdp"], "--stage onestep measures moments with whole"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from epg.checkpoint.base import Base, read_base, refuse_misfit
+from epg.checkpoint.base import Beginning, begin_with, read_base
 from epg.checkpoint.handover import EncoderWeights, hand_over, handed_over, read_encoder
 from epg.checkpoint.loading import generator_of
 from epg.checkpoint.lock import locked
@@ -64,7 +64,9 @@ def best_precision(device: torch.device) -> Literal["bf16", "fp32"]:
     return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
-def build_objective(config: RunConfig, encoder: EncoderWeights | None = None, base: Base | None = None) -> Objective:
+def build_objective(
+    config: RunConfig, encoder: EncoderWeights | None = None, begun: Beginning | None = None
+) -> Objective:
     """The objective of a resolved configuration, initialised from its seed alone and, given one, an encoder, or a whole
     generator, whose encoder then stays."""
     with torch.random.fork_rng(devices=[]):
@@ -72,10 +74,10 @@ def build_objective(config: RunConfig, encoder: EncoderWeights | None = None, ba
         objective = OBJECTIVES[config.stage].build(config)
     if encoder is not None:
         for module in objective.encoders:
-            if base is None or module not in objective.network.children():
+            if begun is None or module not in objective.network.children():
                 hand_over(module, encoder)
-    if base is not None:
-        objective.network.load_state_dict(base.tensors)
+    if begun is not None:
+        objective.network.load_state_dict(begun.weights.tensors, strict=False)  # compared in `refit`
     return objective
 
 
@@ -103,7 +105,8 @@ def prepare_run(
 
     Args:
         encoder: stage 1's run folder, checkpoint or weight file; None starts stage 2 from scratch.
-        base: a generator to begin with, see `epg.checkpoint.base`; its run says which encoder it had.
+        base: a generator to begin with, see `epg.checkpoint.base`; its run says which encoder it had, which is read
+            where a loss needs it.
         dataset: the images, if they are open already.
         resume: the run folder or checkpoint to continue from; None takes the newest checkpoint in `folder`, if any.
         overrides: settings that may differ from those of the run that is continued.
@@ -114,12 +117,11 @@ def prepare_run(
         found = resuming.starting_point(folder, resume)
         before = None if found is None else resuming.config_of(found)
         config = resolve(config, dataset, before)
-        begun = None if base is None or found is not None else read_base(base)
-        if begun is not None:
-            refuse_misfit(begun, config, dataset.class_names)
-            encoder = encoder or begun.encoder
+        begun = None
+        if base is not None and found is None:
+            begun, encoder = begin_with_base(base, encoder, config, dataset)
         if encoder is None:
-            config = without_encoder(config, before)
+            config = without_encoder(config, before, begun)
         start = None if found is None else resuming.continued(found, folder, config, dataset.fingerprint(), overrides)
         if start is None and overrides:
             raise UserError(f"--override: there is no run in {folder} that could be continued with other settings")
@@ -127,7 +129,7 @@ def prepare_run(
         objective = build_objective(config, weights, begun)
         announce(config, dataset, start)
         record(folder, config, weights, objective, begun)
-    spectrum = objective.spectrum if start is None and begun is None else None
+    spectrum = objective.spectrum if start is None else None
     if spectrum is not None:
         measure(spectrum, dataset, config, objective.normalizer)
     evaluation = None
@@ -141,19 +143,38 @@ def prepare_run(
     return Run(config, folder, dataset, trainer)
 
 
-def without_encoder(config: RunConfig, before: RunConfig | None) -> RunConfig:
+def begin_with_base(
+    base: Path, encoder: Path | None, config: RunConfig, dataset: ImageDataset
+) -> tuple[Beginning, Path | None]:
+    """A generator's weights for a run, and where the encoder is that a loss compares images with, if one does.
+
+    Raises ArtefactError for a generator that cannot fit, UserError for an encoder that nothing needs.
+    """
+    begun = begin_with(read_base(base), config, dataset.class_names)
+    if config.objective.frozen_encoder:
+        return begun, encoder or begun.base.encoder
+    if encoder is not None:
+        raise UserError(
+            f"--encoder: --stage {config.stage} goes on with the encoder that is in the generator given to --from, and "
+            "no loss of it needs another. Leave it out."
+        )
+    return begun, None
+
+
+def without_encoder(config: RunConfig, before: RunConfig | None, begun: Beginning | None = None) -> RunConfig:
     """The configuration of a run that starts without an encoder, of which there is then nothing frozen to compare with.
 
-    A run that is continued has its frozen encoder in the checkpoint if it began with one. Raises UserError for a stage
-    that cannot do without.
+    A run that is continued has its frozen encoder in the checkpoint if it began with one. Raises UserError where a
+    generator is gone on from, and the stage compares images in the features of one.
     """
     if before is not None and before.objective.frozen_encoder:
         return config
     alone = config.objective.from_scratch()
-    if alone.frozen_encoder:
+    if alone.frozen_encoder or (begun is not None and config.objective.frozen_encoder):
+        without = "" if alone.frozen_encoder else ", or --objective.auxiliary-weight 0 to do without"
         raise UserError(
             f"--encoder: --stage {config.stage} compares images in the features of a pre-trained encoder, and the run "
-            "given to --from does not say where its own came from. Pass the run folder of `epg pretrain`."
+            f"given to --from does not say where its own came from. Pass the run folder of `epg pretrain`{without}."
         )
     return config.model_copy(update={"objective": alone})
 

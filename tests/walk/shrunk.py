@@ -16,6 +16,11 @@ FLAGS = [  # beginning of a command, and what is added to it: of a flag that is 
     ("epg inspect", "--workers 0"),
     ("epg pretrain", NETWORK),
     ("epg finetune", NETWORK),
+    (
+        "epg finetune imagenet256-l --from released",
+        "--model.encoder.depth 2 --model.encoder.width 16 --model.patch-size 2 --data.image-size 16 "
+        "--training.compile False --training.precision fp32 --training.preview-every 0",
+    ),
     ("epg finetune digits --from-scratch --evaluation", "--evaluation.every 2 --evaluation.count 20"),
     ("epg sample", "--count 4"),
     ("epg evaluate", "--count 9"),

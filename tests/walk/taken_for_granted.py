@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 
 from epg.cli import main
+from epg.config.settings import RunConfig
 from tests.evaluation.helpers import random_images, random_inception
 from tests.generators import save_run
 from tests.helpers import tiny_config
@@ -69,10 +70,7 @@ def pipeline() -> Names:
     """The page's runs, whose classes are the digits' names, and a file like those of the release."""
     trained("runs/digits/diffusion", "diffusion")
     trained("runs/digits/consistency", "consistency")
-    config = tiny_config()
-    save_run(Path("tiny"), config)
-    epg("convert tiny --to release --out nnet_ema.pth")
-    Path("tiny.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    released(tiny_config())
     return {}
 
 
@@ -89,9 +87,18 @@ def sampling() -> Names:
 
 
 def training() -> Names:
+    colour = {"channels": 3, "normalization": "imagenet"}
+    released(tiny_config(data=colour, noise={"shift": 0.125}, sampling={"steps": 2}))
     class_folders(Path("path/to/images"), each=3)
     class_folders(Path("more/images"), each=2, names=[str(i) for i in range(10)])
     return {}
+
+
+def released(config: RunConfig) -> None:
+    """A file like those of the release, and the recipe that it fits."""
+    save_run(Path("tiny"), config)
+    epg("convert tiny --to release --out nnet_ema.pth")
+    Path("tiny.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
 
 
 def archive(file: str, size: int = 36) -> None:

@@ -1,20 +1,19 @@
 """From a trained generator to the next stage: its whole network, averaged weights, where a run begins (`--from`)."""
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from typing import Any, get_args
 
 from epg.checkpoint.handover import handed_over
 from epg.checkpoint.loading import open_weights
+from epg.checkpoint.refit import Refit, refit
 from epg.config.settings import RunConfig
 from epg.cost.shape import shape_of
+from epg.data.views.normalize import Normalizer
 from epg.errors import ArtefactError
 from epg.generator import Generator
 from epg.objectives.base import normalizer_for
-
-FILE = "base.json"  # in the folder of a run that began with a generator
 
 
 @dataclass(frozen=True)
@@ -26,42 +25,99 @@ class Base:
     encoder: Path | None
     """The encoder of stage 1 that it once began with, where its run says so."""
 
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        return self.generator.denoiser.network.state_dict()
 
-    def record(self) -> str:
-        """What a run folder keeps of it, as JSON."""
-        return json.dumps({"source": str(self.source), "loaded": list(self.tensors)}, indent=1)
+@dataclass(frozen=True)
+class Beginning:
+    """A generator's weights for the network of a run."""
+
+    base: Base
+    weights: Refit
+    settings: dict[str, tuple[Any, Any]]
+    """Settings that touch what the network has seen, and differ: the generator's and the run's."""
+
+    def record(self) -> dict[str, Any]:
+        """What `handover.json` keeps of it: every tensor of the network is in one of the lists."""
+        encoder = {} if self.base.encoder is None else {"encoder": str(self.base.encoder)}
+        parts = {"kept": self.weights.kept, "resized": self.weights.resized, "new": list(self.weights.new)}
+        return {"source": str(self.base.source), **encoder, **parts, "settings": self.settings}
 
     def report(self) -> str:
         """What was taken over, for the user to read."""
-        size = sum(t.numel() for t in self.tensors.values())
-        return f"generator from {self.source}: {len(self.tensors)} tensors ({size:,} numbers) loaded, 0 missing"
+        weights = self.weights
+        size = sum(weights.tensors[name].numel() for name in weights.kept)
+        lines = [f"generator from {self.base.source}: {len(weights.kept)} tensors ({size:,} numbers) kept"]
+        for told in dict.fromkeys(told for told in weights.resized.values() if told != weights.classes):
+            names = [name for name, other in weights.resized.items() if other == told]
+            lines.append(f"  resized: {told}: {', '.join(names)}")
+        if weights.classes:
+            lines.append(f"  classes: {weights.classes}")
+        if weights.new:
+            lines.append(f"  new: {', '.join(weights.new)}, which are measured of this run's images")
+        lines += [f"  {name}: {old:g} in the generator, {new:g} here" for name, (old, new) in self.settings.items()]
+        return "\n".join(lines)
 
 
 def read_base(path: Path) -> Base:
     """The generator of a run, checkpoint, export, pipeline folder or repository of the Hub. Raises ArtefactError."""
+    if path.is_file():
+        raise ArtefactError(
+            f"--from {path}: a file; if it is of the authors' release, take it over once: epg convert {path} --out "
+            "FOLDER, then --from FOLDER"
+        )
     opened = open_weights(path)
     folders = [path, path.parent, path.parent.parent]  # a checkpoint or an export lies in its run's folder
     encoders = [found for folder in folders if (found := handed_over(folder)) is not None]
     return Base(opened.path, opened.generator(), encoders[0] if encoders else None)
 
 
-def refuse_misfit(base: Base, config: RunConfig, class_names: tuple[str, ...]) -> None:
-    """Raises ArtefactError listing what a resolved configuration has otherwise than the generator it begins with."""
+def begin_with(base: Base, config: RunConfig, class_names: tuple[str, ...]) -> Beginning:
+    """The generator for the network of a resolved configuration. Raises ArtefactError listing what cannot fit."""
     model = base.generator
-    own_names = class_names if model.class_names else ()
-    pairs = [
-        ("objective.parameterization", model.denoiser.parameterization, config.objective.predicts),
-        ("model", model.denoiser.network.shape, shape_of(config.model, config.data, config.gaussians)),
-        ("data.normalization", model.normalizer, normalizer_for(config)),
-        ("noise.shift", model.shift, config.shift),
-        ("classes", model.class_names, own_names),
-    ]
-    different = [f"  {name}: {old} in the generator, {new} here" for name, old, new in pairs if old != new]
-    if different:
+    old, new = model.denoiser.network.shape, shape_of(config.model, config.data, config.gaussians)
+    wrong = [(name, a, b) for name, a, b in fixed(base, config) if a != b]
+    if old.sample_size == new.sample_size and model.shift != config.shift:
+        wrong.append(("noise.shift", model.shift, config.shift))
+    if wrong:
+        listed = "\n".join(f"  {name}: {a} in the generator, {b} here" for name, a, b in wrong)
+        cures = list(dict.fromkeys(cure(name, value, config) for name, value, _ in wrong))
         raise ArtefactError(
-            f"--from {base.source}: does not fit this run:\n" + "\n".join(different) + "\nUse the recipe and the data "
-            "that it was trained with, or pass these settings as flags."
+            f"--from {base.source}: does not fit this run:\n{listed}\nUse the recipe that the generator was trained "
+            f"with, or as it has them: {' '.join(cures)}. Classes, image size and patch size may differ."
         )
+    tensors = model.denoiser.network.state_dict()
+    weights = refit(tensors, old, new, model.class_names, class_names, f"--from {base.source}")
+    seen = {"data.image_size": (old.sample_size, new.sample_size), "noise.shift": (model.shift, config.shift)}
+    return Beginning(base, weights, {name: pair for name, pair in seen.items() if pair[0] != pair[1]})
+
+
+def fixed(base: Base, config: RunConfig) -> Iterator[tuple[str, Any, Any]]:
+    """What must be alike, by the setting: the generator's and the run's."""
+    model, shape = base.generator, base.generator.denoiser.network.shape
+    yield "objective.parameterization", model.denoiser.parameterization, config.objective.predicts
+    yield "data.channels", shape.in_channels, config.data.channels
+    yield "data.normalization", called(model.normalizer), called(normalizer_for(config))
+    yield "noise.sigma_data", model.denoiser.sigma_data, config.noise.sigma_data
+    wanted = config.model
+    yield "model.encoder.depth", shape.depth, wanted.encoder.depth
+    yield "model.encoder.width", shape.encoder_width, wanted.encoder.width
+    yield "model.encoder.heads", shape.encoder_heads, wanted.encoder.heads
+    yield "model.decoder.width", shape.decoder_width, wanted.decoder.width
+    yield "model.decoder.heads", shape.decoder_heads, wanted.decoder.heads
+    yield "model.mlp_ratio", shape.mlp_ratio, wanted.mlp_ratio
+    yield "model.stem", shape.stem, wanted.stem
+
+
+def cure(name: str, value: Any, config: RunConfig) -> str:
+    """The flag that makes a setting what the generator has; another stage where this one cannot have it."""
+    section, _, key = name.partition(".")
+    if section == "objective":
+        field = type(config.objective).model_fields.get(key)
+        if field is None or value not in get_args(field.annotation):
+            return "another --stage"
+    return f"--{name.replace('_', '-')} {value}"
+
+
+def called(normalizer: Normalizer) -> str:
+    """The setting that means this map, or its numbers."""
+    known = {Normalizer.imagenet(): "imagenet", Normalizer.symmetric(normalizer.channels): "symmetric"}
+    return known.get(normalizer, f"mean {normalizer.mean}, std {normalizer.std}")

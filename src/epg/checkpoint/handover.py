@@ -1,10 +1,10 @@
 """From stage 1 to stage 2: the pre-trained encoder, key by key. A wrong checkpoint is an error, never a silent start
 from scratch."""
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,7 +17,8 @@ from epg.cost.shape import shape_of
 from epg.errors import ArtefactError
 from epg.storage.artefact import match, read_json
 
-FILE = "handover.json"  # in the folder of a run that began with an encoder
+FILE = "handover.json"  # in the folder of a run that began with an encoder, or with a generator
+GENERATOR = "generator"  # the entry of the latter, see `epg.checkpoint.base`
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,27 @@ class EncoderWeights:
     notes: str = ""
     """How the weights of another kind of network were made to fit."""
 
-    def record(self) -> str:
-        """What a run folder keeps of it, as JSON; every key is in one of the lists."""
+    def record(self) -> dict[str, Any]:
+        """What a run folder keeps of it; every key is in one of the lists."""
         notes = {"notes": self.notes} if self.notes else {}
         keys = {"loaded": list(self.tensors), "missing": [], "unexpected": [], "left_out": self.left_out}
-        return json.dumps({"source": str(self.source), **keys, **notes}, indent=1)
+        return {"source": str(self.source), **keys, **notes}
 
 
 def handed_over(folder: Path) -> Path | None:
-    """Where the encoder came from that the run in a folder began with. Raises ArtefactError for a damaged record."""
+    """Where the encoder came from that the run in a folder began with, or the generator that it went on from; None
+    where neither is known. Raises ArtefactError for a damaged record."""
     file = folder / FILE
     if not file.is_file():
         return None
-    source = read_json(file)[0].get("source")
-    if not isinstance(source, str):
+    content, _ = read_json(file)
+    generator = content.get(GENERATOR)
+    if "source" not in content and isinstance(generator, dict):
+        content = {"source": generator.get("encoder")}
+    source = content.get("source", ...)
+    if not isinstance(source, str | None):
         raise ArtefactError(f"{file}: damaged; it must name the source of the encoder. Pass --encoder again.")
-    return Path(source)
+    return None if source is None else Path(source)
 
 
 def read_encoder(path: Path, config: RunConfig) -> EncoderWeights:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from epg.checkpoint.refit import resized_grid
 from epg.cost.shape import NetworkShape
 from epg.errors import ArtefactError
 from epg.networks.encoder import PATCHES
@@ -103,11 +103,7 @@ def scaled(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
 
 def resized(positions: Tensor, side: int) -> Tensor:
     """Position embedding (1, 1 + S S, D) of CLS and patches as ours of CLS, time and patches, (1, 2 + side side, D)."""
-    width, before = positions.shape[2], math.isqrt(positions.shape[1] - 1)
-    grid = positions[:, 1:].view(1, before, before, width).permute(0, 3, 1, 2)  # (1, D, S, S)
-    if before != side:
-        grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False, antialias=side < before)
-    out = torch.zeros(1, side**2 + 2, width)
+    out = torch.zeros(1, side**2 + 2, positions.shape[2])
     out[:, :1] = positions[:, :1]
-    out[:, PATCHES] = grid.flatten(2).transpose(1, 2)
+    out[:, PATCHES] = resized_grid(positions[:, 1:], side)
     return out

@@ -97,8 +97,8 @@ class Finetune(Training):
     encoder: Path | None = None
     """Run folder (or checkpoint, export, released weight file, or user/repo on the Hub) of the pre-trained encoder."""
     base: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Start from this whole generator (run folder, checkpoint, export, pipeline folder, or user/repo on the Hub); its
-    run says which pre-trained encoder it had, where a loss needs that."""
+    """Start from this whole generator (run folder, checkpoint, export, pipeline folder, or user/repo on the Hub), also
+    with other classes, image or patch size; its run says which pre-trained encoder it had, where a loss needs that."""
     from_scratch: bool = False
     """Start from a random encoder instead."""
 

@@ -1,11 +1,11 @@
 """What a run says and writes before its first step."""
 
+import json
 import sys
 from pathlib import Path
 
-from epg.checkpoint import base as bases
 from epg.checkpoint import export, handover
-from epg.checkpoint.base import Base
+from epg.checkpoint.base import Beginning
 from epg.checkpoint.checkpoint import listing
 from epg.checkpoint.handover import EncoderWeights, report
 from epg.config.settings import RunConfig
@@ -38,21 +38,21 @@ def announce(config: RunConfig, dataset: ImageDataset, start: Start | None = Non
 
 
 def record(
-    folder: Path, config: RunConfig, weights: EncoderWeights | None, objective: Objective, base: Base | None
+    folder: Path, config: RunConfig, weights: EncoderWeights | None, objective: Objective, begun: Beginning | None
 ) -> None:
-    """Writes `config.yaml` and, with every key, what was handed over from stage 1 (`handover.json`) or is gone on from
-    (`base.json`)."""
+    """Writes `config.yaml` and, with every key, what was handed over from stage 1 and what of a generator is gone on
+    with (`handover.json`)."""
     if rank() != 0:
         return
     refuse_foreign(folder)
     with outputs.writing(folder):
         replace_text(folder / "config.yaml", config.to_yaml())
-        if weights is not None:
-            replace_text(folder / handover.FILE, weights.record())
-        if base is not None:
-            replace_text(folder / bases.FILE, base.record())
-    if base is not None:
-        print(base.report(), file=sys.stderr)
+        if weights is not None or begun is not None:
+            content = {} if weights is None else weights.record()
+            content |= {} if begun is None else {handover.GENERATOR: begun.record()}
+            replace_text(folder / handover.FILE, json.dumps(content, indent=1))
+    if begun is not None:
+        print(begun.report(), file=sys.stderr)
     elif weights is not None:
         decoder = sum(p.numel() for n, p in objective.network.named_parameters() if not n.startswith("encoder."))
         print(report(weights, decoder), file=sys.stderr)
@@ -62,7 +62,7 @@ def refuse_foreign(folder: Path) -> None:
     """Raises OutputError where a folder holds files, named as a run's are, that no run of ours wrote."""
     if (folder / export.FOLDER).exists():
         outputs.refuse_foreign(folder / export.FOLDER, export.strange)
-    names = [name for name in ("config.yaml", handover.FILE, bases.FILE, "log.jsonl") if (folder / name).exists()]
+    names = [name for name in ("config.yaml", handover.FILE, "log.jsonl") if (folder / name).exists()]
     try:
         ours = not names or RunConfig.model_fields.keys() <= read_yaml(folder / "config.yaml").keys()
     except UserError:
