@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parent.parent / "src/epg"
 ROOMS = [
     ("errors", "extras", "command_line", "memory", "progress", "signals"),  # no science
     ("randomness", "distributed"),
-    ("sharding",),
+    ("sharding", "circumstances"),
     ("storage",),
     ("schedule", "labels"),
     ("samplers",),

@@ -16,6 +16,7 @@ from epg.checkpoint.lock import locked
 from epg.cli import main
 from epg.errors import ArtefactError, DataError, OutputError, RunLockedError, UserError
 from epg.runs import best_precision, build_objective, prepare_run, train
+from epg.training.beginning import starts_of
 from tests.training.test_loop import tiny
 
 
@@ -220,3 +221,15 @@ def test_auto_precision_of_a_run_that_goes_on_is_what_it_began_with(began: str, 
     assert run.config.training.precision == began
     assert run.trainer.start is not None
     assert run.trainer.start.history == []
+
+
+def test_every_start_is_recorded_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["/usr/bin/epg", "pretrain", "a name"], ["epg", "--out", str(Path.home() / "x")]):
+        monkeypatch.setattr(sys, "argv", words)
+        train(tiny("pretraining", training={"steps": 2, "checkpoint_every": 2}), tmp_path)
+    first, second = starts_of(tmp_path)
+    assert (first["step"], first["command"]) == (0, "epg pretrain 'a name'")
+    assert (second["step"], second["command"]) == (2, "epg --out ~/x")
+    assert first["environment"]["packages"]["torch"] == torch.__version__.partition("+")[0]
+    (tmp_path / "starts.jsonl").write_text("[1\n")
+    assert starts_of(tmp_path) == []

@@ -128,7 +128,7 @@ def prepare_run(
         weights = None if encoder is None else read_encoder(encoder, config)
         objective = build_objective(config, weights, begun)
         announce(config, dataset, start)
-        record(folder, config, weights, objective, begun)
+        record(folder, config, weights, objective, begun, 0 if start is None else start.checkpoint.step)
     spectrum = objective.spectrum if start is None else None
     if spectrum is not None:
         measure(spectrum, dataset, config, objective.normalizer)

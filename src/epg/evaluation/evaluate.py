@@ -4,9 +4,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from epg.circumstances import circumstances
 from epg.distributed import failing_together, rank
 from epg.errors import UserError
-from epg.evaluation import LOGITS, receipt
+from epg.evaluation import LOGITS
 from epg.evaluation.estimates import Evidence
 from epg.evaluation.extraction import Collector, check_shapes, extract
 from epg.evaluation.extractors.extractor import Extractor
@@ -72,7 +73,7 @@ def evaluate(
         warnings=[*warnings, *_notes(samples, reference, extractors, numbers)],
         seed=seed,
         seconds=round(time.monotonic() - started, 3),
-        **receipt.circumstances(),
+        **circumstances(),
     )
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
+from epg.circumstances import circumstances
 from epg.config.settings import RunConfig
 from epg.data.loading.base import ImageDataset
 from epg.distributed import rank, world_size
 from epg.errors import UserError
-from epg.evaluation import receipt
 from epg.evaluation.noisy_features import NoisyEncoder
 from epg.evaluation.receipt import Number, Receipt
 from epg.evaluation.voting import labelled_splits, nearest_vote, take
@@ -58,5 +58,5 @@ class EncoderExamination:
             reference={"name": "training images", "count": len(self.train.labels), **self.fingerprints},
             extractors={},
             seed=config.seed,
-            **receipt.circumstances(),
+            **circumstances(),
         )

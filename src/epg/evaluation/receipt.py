@@ -1,20 +1,13 @@
 """The receipt of an evaluation: every number with its uncertainty and everything that it depends on, as JSON."""
 
 import json
-import platform
-import sys
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from epg.command_line import without_home
-from epg.distributed import world_size
 from epg.errors import ArtefactError
 from epg.storage.files import replace_text
 from epg.storage.outputs import writing
@@ -107,33 +100,3 @@ def intact(file: Path) -> Receipt | None:
         return read(file)
     except ArtefactError:
         return None
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, without names of people, hosts or folders."""
-    packages = {}
-    for name in ("epg", "torch", "numpy", "torch-fidelity", "transformers", "safetensors"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {
-        "packages": packages,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "processes": world_size(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def circumstances() -> dict[str, Any]:
-    """When, where and by which command (as a shell reads it) a number came about."""
-    return {
-        "environment": environment(),
-        "command": without_home([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "time": now(),
-    }
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

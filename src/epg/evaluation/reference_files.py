@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from epg.checkpoint.manifest import signed
+from epg.circumstances import environment, now
 from epg.errors import ArtefactError, DataError, OutputError, RunLockedError, UserError
 from epg.evaluation import FEATURES, SPATIAL
 from epg.evaluation.extraction import Collector, extract
 from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.metrics.frechet import Moments
 from epg.evaluation.npz import MAX_WIDTH, Npz, NpzSource
-from epg.evaluation.receipt import environment, now
 from epg.evaluation.reference import Reference, Statistics
 from epg.evaluation.sources import Progress
 from epg.storage import outputs

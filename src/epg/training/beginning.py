@@ -3,11 +3,13 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from epg.checkpoint import export, handover
 from epg.checkpoint.base import Beginning
 from epg.checkpoint.checkpoint import listing
 from epg.checkpoint.handover import EncoderWeights, report
+from epg.circumstances import circumstances
 from epg.config.settings import RunConfig
 from epg.config.yaml_file import read_yaml
 from epg.data.loading.base import ImageDataset
@@ -16,7 +18,10 @@ from epg.errors import OutputError, UserError
 from epg.objectives.base import Objective
 from epg.storage import outputs
 from epg.storage.files import replace_text
+from epg.storage.plain_file import read_plain
 from epg.training.resume import Start, describe
+
+STARTS = "starts.jsonl"  # in a run folder: step, time, command and machine of every start
 
 
 def announce(config: RunConfig, dataset: ImageDataset, start: Start | None = None) -> None:
@@ -38,15 +43,22 @@ def announce(config: RunConfig, dataset: ImageDataset, start: Start | None = Non
 
 
 def record(
-    folder: Path, config: RunConfig, weights: EncoderWeights | None, objective: Objective, begun: Beginning | None
+    folder: Path,
+    config: RunConfig,
+    weights: EncoderWeights | None,
+    objective: Objective,
+    begun: Beginning | None,
+    step: int = 0,
 ) -> None:
-    """Writes `config.yaml` and, with every key, what was handed over from stage 1 and what of a generator is gone on
-    with (`handover.json`)."""
+    """Writes `config.yaml`, a line about this start at `step` and, with every key, what was handed over from stage 1
+    and what of a generator is gone on with (`handover.json`)."""
     if rank() != 0:
         return
     refuse_foreign(folder)
     with outputs.writing(folder):
         replace_text(folder / "config.yaml", config.to_yaml())
+        lines = [*starts_of(folder), {"step": step, **circumstances()}]
+        replace_text(folder / STARTS, "".join(json.dumps(line) + "\n" for line in lines))
         if weights is not None or begun is not None:
             content = {} if weights is None else weights.record()
             content |= {} if begun is None else {handover.GENERATOR: begun.record()}
@@ -56,6 +68,15 @@ def record(
     elif weights is not None:
         decoder = sum(p.numel() for n, p in objective.network.named_parameters() if not n.startswith("encoder."))
         print(report(weights, decoder), file=sys.stderr)
+
+
+def starts_of(folder: Path) -> list[dict[str, Any]]:
+    """Every start of a run: the step it began at, command, time and environment; oldest first, as far as known."""
+    try:
+        lines = [json.loads(line) for line in read_plain(folder / STARTS).splitlines()]
+    except (OSError, ValueError):  # none, or damaged: it is about the past, and nothing depends on it
+        return []
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def refuse_foreign(folder: Path) -> None:
