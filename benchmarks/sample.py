@@ -109,7 +109,7 @@ def network_seconds(job: Job, calls: Counter[int], batches: int) -> Seconds:
     inputs = {}
     for size in calls:
         labels = torch.zeros(size, dtype=torch.long) if model.num_classes else None
-        inputs[size] = torch.randn(size, *model.image_shape, device=device), model.place_labels(labels, size)
+        inputs[size] = torch.randn(size, *model.image_shape, device=device), model.classes.placed(labels, size, device)
     evaluate = {size: plain(model, labels) for size, (_, labels) in inputs.items()}
     start = Seconds.now(device)
     with torch.no_grad():
@@ -122,7 +122,7 @@ def network_seconds(job: Job, calls: Counter[int], batches: int) -> Seconds:
 
 def plain(model: Generator, labels: torch.Tensor | None) -> Any:
     """The denoiser without guidance, in the model's precision."""
-    return model.denoise(labels, model.sampling.model_copy(update={"guidance": 1.0}))
+    return model.denoiser_for(labels, model.sampling.model_copy(update={"guidance": 1.0}))
 
 
 def command_seconds(job: Job, again: int) -> Seconds:

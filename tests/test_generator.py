@@ -16,10 +16,10 @@ from epg.cli.info import Machine, list_recipes, print_info
 from epg.config.recipe import recipe_names, run_config
 from epg.config.sections import NoiseConfig, SamplingConfig
 from epg.errors import ArtefactError, UserError
-from epg.generator import to_half_precision
 from epg.grids import evaluations, grid_of, levels_of
 from epg.labels import class_numbers
 from epg.networks.build import build_rcm
+from epg.networks.precision import to_half_precision
 from epg.objectives.pretraining import Pretraining
 from epg.sampling.pictures import grid, save_grid
 from tests.generators import NAMES, SAMPLERS, levels_apart, lively_epg, save_run, state_of, tiny_generator
@@ -241,7 +241,7 @@ def test_a_sampler_that_waits_is_noticed():
     model.denoiser.to("meta")
 
     def waiting(x, sigma):
-        denoised = model.denoise()(x, sigma)
+        denoised = model.denoiser_for()(x, sigma)
         return denoised if denoised.isfinite().all() else x
 
     with pytest.raises(Exception, match=r"meta|Meta"):

@@ -81,7 +81,7 @@ def test_every_level_of_a_grid_is_one_graph() -> None:
     generator = tiny_generator()
     sampling = SamplingConfig(sampler="heun", steps=12, guidance=2.0)
     labels = torch.tensor([0, 1])
-    denoise = generator.denoise(labels, sampling)
+    denoise = generator.denoiser_for(labels, sampling)
     graph = torch.compile(denoise, backend="eager", fullgraph=True)
     with torch._dynamo.config.patch(recompile_limit=5, fail_on_recompile_limit_hit=True):
         drawn = generator.walk(graph, [0, 1], sampling=sampling)

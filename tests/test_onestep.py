@@ -102,7 +102,7 @@ def test_it_draws_in_one_step_everywhere(place: Path, tmp_path: Path, capsys: py
     assert main(["convert", run, "--to", "program", "--out", str(tmp_path / "one.pt2")]) == 0
     model = load(run)
     noise = model.unit_noise([0]) * model.noise.sigma_max
-    drawn = model.normalizer.decode(model.denoise(torch.tensor([3]))(noise, model.noise.sigma_max))
+    drawn = model.normalizer.decode(model.denoiser_for(torch.tensor([3]))(noise, model.noise.sigma_max))
     assert torch.equal(drawn, model.sample([3]))
 
 

@@ -27,6 +27,7 @@ ROOMS = [
     ("denoiser", "losses", "moments"),
     ("guidance",),
     ("grids",),
+    ("features",),
     ("generator",),
     ("objectives",),
     ("pipeline",),

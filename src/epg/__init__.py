@@ -1,14 +1,19 @@
-"""EPG: image generators trained directly on pixels, without a VAE."""
+"""EPG: image generators trained directly on pixels, without a VAE.
 
-from typing import Any
+`load` a model, `train` one. Both are imported when they are first asked for: the command line starts without torch.
+"""
+
+from typing import TYPE_CHECKING
 
 __all__ = ["load"]
 
+if TYPE_CHECKING:
+    from epg.checkpoint.loading import load
+else:
 
-def __getattr__(name: str) -> Any:
-    """`epg.load`, imported when it is first asked for: the command line starts fast without torch."""
-    if name == "load":
-        from epg.checkpoint.loading import load
+    def __getattr__(name):
+        if name == "load":
+            from epg.checkpoint.loading import load
 
-        return load
-    raise AttributeError(f"module 'epg' has no attribute {name!r}")
+            return load
+        raise AttributeError(f"module 'epg' has no attribute {name!r}")

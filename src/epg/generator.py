@@ -4,27 +4,28 @@ Image i depends on (seed, i) and its label alone: not on the batch it is drawn i
 Everything here works on plain tensors and needs neither a run folder nor the configuration's types.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from epg import samplers
 from epg.data.views.normalize import Normalizer
 from epg.denoiser import Denoiser, bind, clamped
 from epg.errors import UserError
+from epg.features import TrainedEncoder
 from epg.grids import evaluations, grid_of
 from epg.guidance import Autoguidance, IntervalGuidance
-from epg.labels import Labels, class_numbers
-from epg.randomness import doubles, normal
+from epg.labels import Classes, Labels, no_class
+from epg.networks.precision import HALF, to_half_precision
+from epg.randomness import normal
 from epg.samplers import Denoise, Watch
 
 if TYPE_CHECKING:
     from epg.config.sections import NoiseConfig, SamplingConfig
-
-HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,13 @@ class Generator:
         """The shifted grid of sampling settings (None: the generator's own), float64, ending in 0."""
         return grid_of(sampling or self.sampling, self.noise, self.shift)
 
-    def denoise(
+    def denoiser_for(
         self, labels: Tensor | None = None, sampling: "SamplingConfig | None" = None, guide: "Generator | None" = None
     ) -> Denoise:
         """D(x, sigma) for `epg.samplers`: labels (N,) and guidance are in it, and predictions keep to real pixels."""
         guided = self._guided(labels, sampling or self.sampling, guide)
         denoise = clamped(guided, self.normalizer.bounds(self.device))
-        if self.dtype not in HALF:
-            return denoise
-
-        def in_half_precision(x: Tensor, sigma: float) -> Tensor:
-            with torch.autocast(self.device.type, self.dtype):
-                return denoise(x, sigma)
-
-        return in_half_precision
+        return torch.autocast(self.device.type, self.dtype)(denoise) if self.dtype in HALF else denoise
 
     def _guided(self, labels: Tensor | None, sampling: "SamplingConfig", guide: "Generator | None") -> Denoise:
         interval = (sampling.interval[0] * self.shift, sampling.interval[1] * self.shift)
@@ -104,33 +98,56 @@ class Generator:
             raise UserError("--guidance: an unconditional model has no classifier-free guidance; leave it at 1")
         return IntervalGuidance(self.denoiser, labels, sampling.guidance, interval)
 
-    def class_numbers(self, classes: Labels, where: str = "--classes") -> list[int]:
-        """Numbers of classes by number or name, see `epg.labels`. Raises UserError for what the model does not have."""
-        if self.num_classes == 0 and not (isinstance(classes, Sequence) and len(classes) == 0):
-            raise UserError(f"{where}: this model is unconditional and takes none")
-        return class_numbers(classes, self.class_names, self.num_classes, where)
+    def denoise(
+        self, x: Tensor, sigma: Tensor | float, labels: Labels | None = None, *, guidance: float = 1.0
+    ) -> Tensor:
+        """D(x, sigma, labels), the mean of the images that x may come from, kept to real pixels; gradients flow to x.
 
-    def as_labels(self, labels: Labels) -> Tensor:
-        """Class numbers or names as a tensor (N,); one that is given as such is not looked into."""
-        if isinstance(labels, Tensor) and labels.ndim:
-            return labels
-        return torch.tensor(self.class_numbers(labels, "labels"), dtype=torch.int64)
+        Args:
+            x: noisy network values (N, C, H, W), `encode(images) + sigma * noise`.
+            sigma: a level of `sigmas()`, which are times the shift, or one for each image (N,).
+            labels: as in `sample`.
+            guidance: `u + guidance (D - u)` with u the prediction without a class; 1 is none.
 
-    def place_labels(self, labels: Labels | None, count: int) -> Tensor | None:
-        """Labels (count,) on the model's device, checked before: there, a wrong one would end the process.
-
-        Raises UserError for labels out of range or of another shape or type, and for any of an unconditional model.
+        Raises UserError for x of another shape or labels that do not fit.
         """
-        if labels is None:
-            return None
-        if self.num_classes == 0:
-            raise UserError("labels: this model is unconditional and takes none")
-        labels = self.as_labels(labels)
-        if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise UserError(f"labels: {count} integers are expected, not {tuple(labels.shape)} {labels.dtype}")
-        if not bool(((labels >= 0) & (labels < self.num_classes)).all()):
-            raise UserError(f"labels must be between 0 and {self.num_classes - 1}")
-        return labels.to(self.device, torch.int64, non_blocking=True)
+        if tuple(x.shape[1:]) != self.image_shape:
+            raise UserError(f"x: shape {tuple(x.shape)}, but (N, {', '.join(map(str, self.image_shape))}) is expected")
+        labels = self.classes.placed(labels, len(x), self.device)
+        if labels is None and guidance != 1:
+            raise UserError(f"guidance {guidance:g}: needs labels, which it guides towards")
+        x = x.to(self.device)
+        level = torch.as_tensor(sigma, device=self.device).to(x.dtype).expand(len(x))
+        level = level.clamp(min=self.shift * self.noise.sigma_min)  # the smallest that the model knows
+        with torch.autocast(self.device.type, self.dtype) if self.dtype in HALF else contextlib.nullcontext():
+            denoised = self.denoiser(x, level, labels)
+            if labels is not None and guidance != 1:
+                unguided = self.denoiser(x, level, no_class(labels, self.num_classes))
+                denoised = unguided + guidance * (denoised - unguided)
+        low, high = self.normalizer.bounds(self.device)
+        return denoised.clamp(low.to(x), high.to(x))
+
+    @property
+    def encoder(self) -> TrainedEncoder:
+        table = self.denoiser.network.class_embedding
+        condition = None if table is None else table.weight[self.num_classes]
+        return TrainedEncoder(self.denoiser.network.encoder, self.normalizer, self.noise, self.shift, condition)
+
+    def features(self, images: Tensor, sigma: float = 0.0, *, seed: int = 0, batch_size: int = 64) -> Tensor:
+        """Tokens (N, T, D) of the encoder for images at a noise level, see `TrainedEncoder.features`."""
+        return self.encoder.features(images, sigma, seed=seed, batch_size=batch_size)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 pixels (N, C, H, W) as network values, on the model's device."""
+        return self.normalizer.encode(images.to(self.device))
+
+    def decode(self, values: Tensor) -> Tensor:
+        """Network values (N, C, H, W) as uint8 pixels on the CPU."""
+        return self.normalizer.decode(values).cpu()
+
+    @property
+    def classes(self) -> Classes:
+        return Classes(self.num_classes, self.class_names, self.class_counts)
 
     def draw(
         self,
@@ -152,8 +169,8 @@ class Generator:
             guide: a weaker generator for autoguidance, in place of classifier-free guidance.
             watch: called after every step of a sampler that has several.
         """
-        labels = self.place_labels(labels, len(indices))
-        return self.walk(self.denoise(labels, sampling, guide), indices, seed, sampling, watch)
+        labels = self.classes.placed(labels, len(indices), self.device)
+        return self.walk(self.denoiser_for(labels, sampling, guide), indices, seed, sampling, watch)
 
     @torch.no_grad()
     def walk(
@@ -164,7 +181,7 @@ class Generator:
         sampling: "SamplingConfig | None" = None,
         watch: Watch | None = None,
     ) -> Tensor:
-        """`draw` with a denoiser in the hand: the one that `denoise` gives, or something around it."""
+        """`draw` with a denoiser in the hand: the one that `denoiser_for` gives, or something around it."""
         sampling = sampling or self.sampling
         sigmas = self.sigmas(sampling)
         x = self.unit_noise(indices, seed) * float(sigmas[0])
@@ -189,17 +206,19 @@ class Generator:
         """uint8 images (count, C, H, W) on the CPU.
 
         Args:
-            labels: class numbers or names, one for each image: a tensor or array (count,), a list, or a single one;
-                None for an unconditional model (then `count` says how many).
+            labels: class numbers or names, or mixtures of classes such as {"cat": 0.5, "dog": 0.5}, one for each image:
+                a list, an array or tensor (count,), weights (count, classes) that add up to 1; or one for all `count`.
+                None for an unconditional model, or "no class" of another.
+            count: how many images; those of the labels if not given.
             first: index of the first image: images `first` to `first + count - 1` of this seed are made.
             sampling: sampler, steps and guidance; None takes the generator's own.
             guide: a weaker generator for autoguidance, in place of classifier-free guidance.
         """
-        labels = None if labels is None else self.as_labels(labels)
-        count = len(labels) if labels is not None else count
+        labels = self.classes.tensor(labels, count)
+        count = len(labels) if labels is not None and count is None else count
         if count is None:
-            raise ValueError("an unconditional model needs `count`")
-        self.place_labels(labels, count)  # all of them before the first batch is drawn
+            raise ValueError("without labels, one for each image, it needs `count`")
+        self.classes.placed(labels, count, self.device)  # all of them before the first batch is drawn
         parts = []
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
@@ -217,7 +236,7 @@ class Generator:
     def evaluations(
         self, sampling: "SamplingConfig | None" = None, guide: "Generator | None" = None
     ) -> tuple[float, float]:
-        """Evaluations of one image, of this network and of the guide's."""
+        """Evaluations of one image, of this network and the guide's."""
         plain, guided = evaluations(sampling or self.sampling, self.noise, self.shift)
         return (plain, guided) if guide is not None else (plain + guided, 0)
 
@@ -227,24 +246,4 @@ class Generator:
         Random ones follow `class_counts` where they are known and are uniform otherwise. Label i does not depend on
         `count`. None for an unconditional model. Raises UserError for a class that the model does not have.
         """
-        numbers = self.class_numbers(classes)
-        if self.num_classes == 0:
-            return None
-        choices = torch.tensor(numbers or range(self.num_classes))
-        if balanced:
-            return choices[torch.arange(count) % len(choices)]
-        weights = torch.tensor(self.class_counts, dtype=torch.float64)[choices] if self.class_counts else None
-        if weights is None or not bool(weights.sum() > 0):
-            weights = torch.ones(len(choices), dtype=torch.float64)
-        drawn = torch.from_numpy(doubles(count, seed, "sample labels"))
-        return choices[torch.searchsorted(weights.cumsum(0) / weights.sum(), drawn, right=True)]
-
-
-def to_half_precision(network: nn.Module, dtype: torch.dtype) -> None:
-    """Converts the weights that are multiplied, those of linear layers and convolutions, in place.
-
-    Norms, embeddings and all residual sums stay float32, as in training.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(dtype)
+        return self.classes.chosen(count, classes, balanced, seed)

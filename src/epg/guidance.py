@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from epg.denoiser import Denoiser
+from epg.labels import no_class
 from epg.samplers import Denoise, acts
 
 EVERYWHERE = (0.0, math.inf)
@@ -18,7 +19,7 @@ class IntervalGuidance:
 
     Args:
         denoiser: D(x, sigma, labels) of a class-conditional network.
-        labels: (N,) int64.
+        labels: (N,) int64, or of mixtures weights (N, classes + 1).
         scale: w; 1 is no guidance.
         interval: (low, high] in the levels that the sampler uses (shifted).
     """
@@ -27,7 +28,7 @@ class IntervalGuidance:
         self, denoiser: Denoiser, labels: Tensor, scale: float, interval: tuple[float, float] = EVERYWHERE
     ) -> None:
         self.denoiser, self.labels, self.scale, self.interval = denoiser, labels, scale, interval
-        self.labels_and_null = torch.cat([labels, torch.full_like(labels, denoiser.network.null_class)])
+        self.labels_and_null = torch.cat([labels, no_class(labels, denoiser.network.null_class)])
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         if not acts(self.scale, self.interval, sigma):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import ConfigMixin, ModelMixin
 
-from epg.generator import to_half_precision
 from epg.networks import EPG
+from epg.networks.precision import to_half_precision
 from epg.pipeline import EPGModel
 from tests.generators import lively_epg, tiny_generator
 from tests.helpers import tiny_config

@@ -4,17 +4,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from epg.checkpoint import export
 from epg.checkpoint.checkpoint import Checkpoint, find
+from epg.checkpoint.handover import split
 from epg.config.settings import RunConfig, parse
 from epg.errors import ArtefactError
+from epg.features import TrainedEncoder
 from epg.generator import Generator
 from epg.networks import EPG
-from epg.networks.build import build_epg, without_numbers
+from epg.networks.build import build_encoder, build_epg, without_numbers
 from epg.objectives.base import denoiser_of, normalizer_for
 from epg.pipeline import folder as pipeline
 from epg.storage import hub
@@ -37,18 +40,33 @@ def generator_of(
     )
 
 
-def load(path: str | Path, *, ema: float | None = None, device: torch.device | str = "cpu") -> Generator:
-    """The generator of a run folder, checkpoint, export, pipeline folder or repository of the Hub.
+@overload
+def load(
+    path: str | Path, *, encoder: Literal[False] = False, ema: float | None = None, device: torch.device | str = "cpu"
+) -> Generator: ...
+@overload
+def load(
+    path: str | Path, *, encoder: Literal[True], ema: float | None = None, device: torch.device | str = "cpu"
+) -> TrainedEncoder: ...
+def load(
+    path: str | Path, *, encoder: bool = False, ema: float | None = None, device: torch.device | str = "cpu"
+) -> Generator | TrainedEncoder:
+    """The generator of a run folder, checkpoint, export, pipeline folder or repository of the Hub; or its encoder.
 
     Args:
         path: run folder (its newest valid checkpoint), `checkpoints/step-...` folder, `export` folder, pipeline folder,
             or `user/repo[@revision]`, of which configuration and weights are downloaded, never code.
+        encoder: the encoder alone, for its `features`: also of a run of stage 1, which has nothing else.
         ema: which decay to load; 0 is the weights as trained, None what the run samples with (its first average).
 
     Raises:
-        ArtefactError: nothing valid there, a pre-trained encoder, or a decay it does not have.
+        ArtefactError: nothing valid there, a pre-trained encoder where a generator is asked for, or a decay it does not
+            have.
     """
-    return open_weights(path, ema).generator(device)
+    weights = open_weights(path, ema)
+    if not encoder:
+        return weights.generator(device)
+    return weights.encoder(device) if isinstance(weights, Trained) else weights.generator(device).encoder
 
 
 def open_weights(path: str | Path, ema: float | None = None) -> "Trained | pipeline.Saved":
@@ -86,7 +104,7 @@ class Trained:
         if not self.config.objective.samples:
             raise ArtefactError(
                 f"{self.path}: a pre-trained encoder cannot sample. Fine-tune it first: epg finetune RECIPE --encoder "
-                f"{self.path}"
+                f"{self.path} (in Python, epg.load(..., encoder=True) gives its features)"
             )
         with without_numbers():
             network = build_epg(self.config.model, self.config.data, self.config.gaussians)
@@ -95,6 +113,19 @@ class Trained:
         network.load_state_dict({name: t.float() for name, t in weights.items()}, assign=True)
         network = network.eval().requires_grad_(False).to(device)
         return generator_of(self.config, network, self.class_names, self.class_counts)
+
+    def encoder(self, device: torch.device | str = "cpu") -> TrainedEncoder:
+        """The encoder of any stage, ready to give features. Raises ArtefactError."""
+        config = self.config
+        if config.objective.samples:
+            return self.generator(device).encoder
+        with without_numbers():
+            network = build_encoder(config.model, config.data)
+        weights = split(self.path, self.tensors(), "encoder.").tensors
+        match(weights, network.state_dict(), str(self.path), types=False)
+        network.load_state_dict({name: t.float() for name, t in weights.items()}, assign=True)
+        network = network.eval().requires_grad_(False).to(device)
+        return TrainedEncoder(network, normalizer_for(config), config.noise, config.shift)
 
 
 def read_trained(path: Path, ema: float | None = None) -> Trained:

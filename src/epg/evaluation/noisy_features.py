@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from epg.checkpoint.handover import hand_over, read_encoder, split
+from epg.checkpoint.handover import hand_over, read_encoder
 from epg.checkpoint.loading import Trained, read_trained
 from epg.checkpoint.official import recognise
 from epg.checkpoint.state_dict import read_state_dict
@@ -120,12 +120,5 @@ def open_encoder(
 
 def encoder_of(trained: Trained, device: torch.device | str = "cpu") -> NoisyEncoder:
     """The encoder in the weights of a run of any stage. Raises ArtefactError."""
-    name, config = str(trained.path), trained.config
-    if not config.objective.samples:
-        encoder = build_encoder(config.model, config.data)
-        hand_over(encoder, split(trained.path, trained.tensors(), "encoder."))
-        return NoisyEncoder(name, encoder.eval().to(device), config)
-    network = trained.generator(device).denoiser.network
-    table = network.class_embedding
-    condition = None if table is None else table.weight[network.null_class].detach()
-    return NoisyEncoder(name, network.encoder, config, condition)
+    opened = trained.encoder(device)
+    return NoisyEncoder(str(trained.path), opened.network, trained.config, opened.condition)

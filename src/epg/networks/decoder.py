@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from epg.cost.shape import NetworkShape
@@ -103,7 +104,8 @@ class EPG(nn.Module):
         labels: Tensor | None = None,
         dropout: Tensor | None = None,
     ) -> Tensor:
-        """F (N, C, H, W) from scaled inputs x (N, C, H, W), c(t) (N,) and labels (N,) int64 (None: no class)."""
+        """F (N, C, H, W) from scaled inputs x (N, C, H, W), c(t) (N,) and labels: (N,) int64, or weights of the table's
+        rows (N, num_classes + 1), or None for no class."""
         classes = self.embed_labels(labels, len(x))
         pixels = self.encoder.stem(x)  # (N, C or stem, H, W)
         tokens, skips = self.encoder.encode(pixels, time_condition, classes)
@@ -120,4 +122,8 @@ class EPG(nn.Module):
             return None
         if labels is None:
             labels = torch.full((n,), self.null_class, device=self.class_embedding.weight.device)
+        if labels.is_floating_point():  # weights (N, num_classes + 1)
+            rows = torch.arange(labels.shape[1], device=labels.device).expand(labels.shape)
+            table = self.class_embedding.weight  # summed as it is, where autocast would round a product
+            return F.embedding_bag(rows, table, per_sample_weights=labels.to(table.dtype), mode="sum")
         return self.class_embedding(labels)

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +47,15 @@ class Spectrum(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """E[image | x] under the Gaussian of each label: noisy x (N, C, H, W) at shifted levels (N,) -> (N, C, H, W).
 
-        With the colours of a frequency in the directions of their covariance: `m + v / (v + s^2) (x - m)`.
+        With the colours of a frequency in the directions of their covariance: `m + v / (v + s^2) (x - m)`. Of mixtures
+        of labels, with weights (N, K), the same mixtures of that.
         """
         return self.posterior(x, sigma, labels)[0]
 
     def posterior(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`forward` and `spread` of the same images: (N, C, H, W) and (N,)."""
+        if self.gaussians > 1 and labels is not None and labels.is_floating_point():
+            return mixed(lambda numbers: self(x, sigma, numbers), labels), self.spread(sigma, labels)
         rows = self.rows(labels, x.device)
         mean, directions = self.mean.to(x.device)[rows], self.directions.to(x.device)[rows]
         shrinkage = self._shrinkage(sigma, rows)
@@ -64,8 +67,10 @@ class Spectrum(nn.Module):
     def spread(self, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """Root mean square of what the linear denoiser leaves unknown, at shifted levels (N,): (N,).
 
-        The mean posterior variance, over colours and frequencies: `v s^2 / (v + s^2)`.
+        The mean posterior variance, over colours and frequencies: `v s^2 / (v + s^2)`; of mixtures the mean of theirs.
         """
+        if self.gaussians > 1 and labels is not None and labels.is_floating_point():
+            return mixed(lambda numbers: self.spread(sigma, numbers).square(), labels).sqrt()
         rows = self.rows(labels, sigma.device)
         return unknown(sigma, self._shrinkage(sigma, rows))
 
@@ -99,6 +104,15 @@ def dot(a: Tensor, b: Tensor, dim: int) -> Tensor:
     total = first[0] * first[1]
     for one, other in others:
         total = torch.addcmul(total, one, other)
+    return total
+
+
+def mixed(function: Callable[[Tensor], Tensor], weights: Tensor) -> Tensor:
+    """What a function of labels (N,) gives, (N, ...), in mixtures: each class is asked for once, weights are (N, K)."""
+    total = torch.zeros(())
+    for label in weights.any(0).nonzero().flatten().tolist():
+        of_class = function(torch.full((len(weights),), label, device=weights.device))
+        total = total.to(of_class) + weights[:, label].view(-1, *[1] * (of_class.ndim - 1)) * of_class
     return total
 
 

@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from epg.cost.shape import NetworkShape
 from epg.errors import ArtefactError
-from epg.generator import HALF, to_half_precision
 from epg.networks.decoder import EPG
+from epg.networks.precision import HALF, to_half_precision
 from epg.storage.seal import SEAL, check_file, check_settings, entry_of, files_in, seal_file
 
 MODEL_CONFIG = "config.json"

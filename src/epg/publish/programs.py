@@ -30,7 +30,7 @@ class OneStep(nn.Module):
 
     def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         # samplers.one_step, with the level as a constant of the program
-        values = self._model.denoise(labels)(noise * self._sigma_max, self._sigma_max)
+        values = self._model.denoiser_for(labels)(noise * self._sigma_max, self._sigma_max)
         return self._model.normalizer.decode_unit(values).clamp(0, 1)
 
     def example(self, count: int, seed: int = 0) -> tuple[Tensor, ...]:

@@ -54,7 +54,9 @@ def trajectory(
     guide: Generator | None = None,
 ) -> list[Moment]:
     """What the denoiser saw and said while these images were drawn, noisiest first."""
-    recorder = Recorder(model.denoise(model.place_labels(labels, len(indices)), sampling, guide), model)
+    recorder = Recorder(
+        model.denoiser_for(model.classes.placed(labels, len(indices), model.device), sampling, guide), model
+    )
     model.walk(recorder, indices, seed, sampling)
     return list(recorder.moments.values())
 

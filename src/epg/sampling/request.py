@@ -78,7 +78,7 @@ def fitted(model: Generator, request: Request, guide: Generator | None = None) -
     sampling = changed(model, request.changes, guided=guide is not None)
     if guide is not None:
         check_guide(model, guide)
-    classes = model.class_numbers(request.classes)
+    classes = model.classes.numbers(request.classes)
     labels = model.make_labels(request.count, classes=classes, balanced=request.labels == "balanced", seed=request.seed)
     hashes = {
         name: None if part is None else digest_of(part.denoiser.state_dict())
