@@ -77,6 +77,21 @@ def test_what_forbids_comparing(changes: dict[str, Any], name: str, values: list
     assert obstacle.why
 
 
+def test_fdr_over_other_features_does_not_compare() -> None:
+    a, b = (
+        Receipt(
+            metrics={"fdr": Number(name=f"FDr ({over})", value=2.0, better="lower")},
+            samples=SAMPLES,
+            reference={},
+            extractors={},
+        )
+        for over in ("classifier", "classifier, inception")
+    )
+    assert compare({"a": a, "b": a}).obstacles == []
+    (obstacle,) = compare({"a": a, "b": b}).obstacles
+    assert obstacle.values == ["FDr (classifier)", "FDr (classifier, inception)"]
+
+
 @pytest.mark.parametrize(
     ("change", "name"),
     [

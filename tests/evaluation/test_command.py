@@ -101,6 +101,22 @@ def test_two_processes_give_the_same_numbers(home: Path) -> None:
         assert two.metrics[key].value == pytest.approx(number.value, rel=1e-9), key
 
 
+def test_fdr_of_real_images_is_one_and_the_same_everywhere(home: Path, held_out_digits: Path) -> None:
+    """Held-out images are as far as held-out images; others have one number, whatever the batch and the processes."""
+    words = ["--reference", "digits", "--features", "classifier", f"encoder={home / 'run'}", "--metrics", "fdr"]
+    real = evaluate(held_out_digits, *words, out=home / "real.json").metrics
+    assert [real[key].value for key in ("fd_ratio_classifier", "fd_ratio_encoder", "fdr")] == [1, 1, 1]
+    images, labels = images_and_labels(open_dataset("digits", image_size=8, channels=1, split="train"), np.arange(90))
+    np.savez(home / "others.npz", arr_0=images.permute(0, 2, 3, 1).numpy() // 2, arr_1=labels.numpy())
+    one = evaluate(home / "others.npz", *words, "--batch-size", "70", out=home / "one.json").metrics
+    assert one["fdr"].value > 2
+    assert one["fdr"].name == "FDr (classifier, encoder)"
+    out = home / "two.json"
+    done = started.epg("evaluate", home / "others.npz", *words, "--out", out, "--batch-size", "7", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert receipt.read(out).metrics == one
+
+
 def test_reference_of_an_encoder(home: Path, held_out_digits: Path) -> None:
     words = ["--features", f"encoder={home / 'run'}"]
     assert main(["reference", "digits", "--out", str(home / "ref"), *words, "--kept", "200"]) == 0
@@ -121,6 +137,10 @@ def test_reference_of_an_encoder(home: Path, held_out_digits: Path) -> None:
         (["{samples}"], "--reference: what shall .* be compared with"),
         (["{samples}", "--reference", "digits", "--metrics", "fid"], "--metrics fid: .* use --features inception"),
         (["{samples}", "--reference", "nowhere"], "nowhere: does not exist"),
+        (
+            ["{samples}", "--reference", "{samples}", "--metrics", "fdr"],
+            "--metrics fdr: needs real images that the ref",
+        ),
         (["{run}", "--features", "encoder=nowhere"], "nowhere"),
         (["{run}", "--guidance", "-1"], "--guidance -1.0"),
         (["{run}", "--reference", "digits", "--features", "inception", "--inception", "x.pth"], "no such file"),

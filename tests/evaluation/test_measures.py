@@ -7,10 +7,10 @@ import pytest
 
 from epg.cli import main
 from epg.errors import UserError
-from epg.evaluation.estimates import Estimate
+from epg.evaluation.estimates import Estimate, some
 from epg.evaluation.evaluate import evaluate
 from epg.evaluation.measures import METRICS, Metric, Name, choose
-from epg.evaluation.metrics.frechet import statistics
+from epg.evaluation.metrics.frechet import frechet_between, statistics
 from epg.evaluation.metrics.uncertainty import GROUPS, frechet, groups_of, jackknife
 from epg.evaluation.reference import make_reference
 from epg.evaluation.sources import TensorSource
@@ -67,6 +67,30 @@ def test_a_new_metric_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
         evaluate(TensorSource(images[:5]), reference, [extractor], ["shift"])
     with pytest.raises(UserError, match="--metrics shift: not with inception"):
         choose(["shift"], ["inception"])
+
+
+def test_fdr_is_a_mean_of_ratios_at_equal_counts() -> None:
+    """Of 40 samples as many are taken as there are held-out images, and the same by every extractor."""
+    images, real, samples = (random_images(count, seed=seed) for seed, count in enumerate((60, 25, 40)))
+    extractors = [random_extractor("narrow", width=4), random_extractor("wide", width=6)]
+    reference = make_reference(TensorSource(images), extractors)
+    of = {e.name: [e.compute(x)["features"].detach().numpy() for x in (images, real, samples)] for e in extractors}
+    held_out = {name: features[1] for name, features in of.items()}
+    found = evaluate(TensorSource(samples), reference, extractors, ["fdr"], held_out=held_out)
+    assert found is not None
+    assert list(found.metrics) == ["fd_ratio_narrow", "fd_ratio_wide", "fdr"]
+    ratios = {
+        name: frechet_between(some(drawn, 25), seen) / frechet_between(real, seen)
+        for name, (seen, real, drawn) in of.items()
+    }
+    for name, ratio in ratios.items():
+        assert found.metrics[f"fd_ratio_{name}"].value == pytest.approx(ratio, rel=1e-6)
+    mean = found.metrics["fdr"]
+    assert (mean.name, mean.better) == ("FDr (narrow, wide)", "lower")
+    assert mean.value == pytest.approx(sum(ratios.values()) / 2, rel=1e-6)
+    assert mean.error_from.endswith("of 25 held-out images")
+    with pytest.raises(UserError, match="--metrics fdr: needs real images that the reference does not contain"):
+        evaluate(TensorSource(samples), reference, extractors, ["fdr"])
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "sweep"])

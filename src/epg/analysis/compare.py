@@ -110,6 +110,9 @@ def _settings(receipts: Sequence[Receipt]) -> Iterator[tuple[str, list[Any], str
         told = [None if e is None else f"{e['sha256'][:12]} {e['preprocessing']}" for e in used]
         if len({t for t in told if t is not None}) > 1:  # at least two used it
             yield f"{name} features", told, f"numbers of other {name} weights"
+    means = [number and number.name for number in (r.metrics.get("fdr") for r in receipts)]
+    if len({name for name in means if name is not None}) > 1:
+        yield "mean over features", means, "a mean over other features"
     sampling = [r.samples.get("sampling") or {} for r in receipts]
     for name in dict.fromkeys(name for s in sampling for name in s):
         yield name, [s.get(name) for s in sampling], ""

@@ -217,6 +217,6 @@ class EvaluationConfig(Section):
     reference: str | None = None
     """A data set, a folder made by `epg reference`, or an .npz of ADM's; none is the training images."""
     metrics: list[str] = []
-    """fid, sfid, is, fd, pr, dc, kid, mmd, accuracy; the usual ones of the features if empty."""
+    """fid, sfid, is, fd, fdr, pr, dc, kid, mmd, accuracy; the usual ones of the features if empty."""
     best: str | None = None
     """Metric that marks the best checkpoint (best.json), which is then kept; none is FID or the Frechet distance."""

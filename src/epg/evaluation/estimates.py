@@ -1,5 +1,6 @@
 """What the metrics of `measures` compute from the outputs of an extractor, with standard errors."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from epg.errors import DataError
 from epg.evaluation import FEATURES, LOGITS, SPATIAL
 from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.metrics import kernels, manifolds, score, uncertainty
@@ -16,6 +18,7 @@ from epg.evaluation.metrics.manifolds import Manifold
 from epg.evaluation.metrics.uncertainty import JACKKNIFE, jackknife
 from epg.evaluation.receipt import ClassAccuracy
 from epg.evaluation.reference import Statistics, manifold_of
+from epg.randomness import permutation
 
 
 class Estimate(NamedTuple):
@@ -38,6 +41,8 @@ class Evidence:
     reference: Statistics
     labels: NDArray[np.int64] | None = None
     """(N,) in the extractor's classes, for metrics that need them."""
+    held_out: NDArray[np.float32] | None = None
+    """Features of real images that the reference does not contain, for metrics that need them."""
     seed: int = 0
 
     @property
@@ -62,6 +67,25 @@ def frechet(e: Evidence) -> Sequence[Estimate]:
 def spatial_frechet(e: Evidence) -> Sequence[Estimate]:
     value, error = uncertainty.frechet(e.outputs[SPATIAL], e.reference.moments[SPATIAL])
     return [Estimate(value, error, JACKKNIFE)]
+
+
+def frechet_ratio(e: Evidence) -> Sequence[Estimate]:
+    """Of equally many samples and held-out images. Raises DataError for held-out images that are the reference's."""
+    assert e.held_out is not None
+    count, reference = min(len(e.features), len(e.held_out)), e.reference.moments[FEATURES]
+    of_samples, of_real = (uncertainty.frechet(some(rows, count), reference) for rows in (e.features, e.held_out))
+    (value, error), (real, real_error) = of_samples, of_real
+    if real <= 0:
+        raise DataError("--metrics fdr: the held-out images are those of the reference; their distance is 0")
+    told = f"{JACKKNIFE}, and of {count} held-out images"
+    if error is None or real_error is None:
+        return [Estimate(value / real, None, told)]
+    return [Estimate(value / real, math.hypot(error, value / real * real_error) / real, told)]
+
+
+def some(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """`count` rows, chosen at random but always the same."""
+    return rows[np.sort(permutation(len(rows), 0, "some samples")[:count])] if count < len(rows) else rows
 
 
 def inception_score(e: Evidence) -> Sequence[Estimate]:

@@ -1,8 +1,11 @@
 """Judge images against a reference: features of all of them, the chosen metrics, a receipt."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from epg.circumstances import circumstances
 from epg.distributed import failing_together, rank
@@ -11,7 +14,7 @@ from epg.evaluation import LOGITS
 from epg.evaluation.estimates import Evidence
 from epg.evaluation.extraction import Collector, check_shapes, extract
 from epg.evaluation.extractors.extractor import Extractor
-from epg.evaluation.measures import Metric, choose
+from epg.evaluation.measures import METRICS, Metric, choose
 from epg.evaluation.receipt import ClassAccuracy, Number, Receipt
 from epg.evaluation.reference import Reference
 from epg.evaluation.sources import ImageSource, Progress, labels_among
@@ -29,6 +32,7 @@ def evaluate(
     seed: int = 0,
     on_progress: Progress | None = None,
     warnings: Sequence[str] = (),
+    held_out: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Receipt | None:
     """Every process must call it; the first one gets the receipt, the others None.
 
@@ -38,6 +42,7 @@ def evaluate(
         batch_size: images that a process reads or samples at once; no number depends on it.
         seed: of the subsets of KID.
         warnings: what the receipt should repeat.
+        held_out: by extractor features (M, D) of real images that the reference does not contain, on the first process.
 
     Raises:
         UserError: metrics that do not fit extractors, samples or reference.
@@ -48,21 +53,13 @@ def evaluate(
     if words is None and samples.labels is None:
         chosen = {name: {w: m for w, m in of.items() if m.needs != "labels"} for name, of in chosen.items()}
     with failing_together():
-        _check(samples, reference, extractors, chosen)
+        _check(samples, reference, extractors, chosen, held_out or {})
     collector = Collector()
     pixels = extract(samples, extractors, collector, batch_size=batch_size, on_progress=on_progress)
     if pixels is None:
         return None
     assert reference is not None
-    numbers: dict[str, Number] = {}
-    classes: list[ClassAccuracy] = []
-    for extractor in extractors:
-        metrics, statistics = chosen[extractor.name].values(), reference.statistics[extractor.name]
-        labels = _labels(samples, extractor).numpy() if any(m.needs == "labels" for m in metrics) else None
-        evidence = Evidence(extractor, collector.outputs(extractor.name), statistics, labels, seed)
-        for metric in metrics:
-            found, by_class = metric.measure(evidence)
-            numbers, classes = numbers | found, classes + by_class
+    numbers, classes = _measured(samples, reference, extractors, chosen, collector, seed, held_out or {})
     told = {"count": samples.count, "shape": list(samples.shape), "pixels": pixels}
     return Receipt(
         metrics=numbers,
@@ -77,6 +74,33 @@ def evaluate(
     )
 
 
+def _measured(
+    samples: ImageSource,
+    reference: Reference,
+    extractors: Sequence[Extractor],
+    chosen: dict[str, dict[str, Metric]],
+    collector: Collector,
+    seed: int,
+    held_out: Mapping[str, NDArray[np.float32]],
+) -> tuple[dict[str, Number], list[ClassAccuracy]]:
+    """The numbers by key, and the classes where a metric tells them apart."""
+    numbers: dict[str, Number] = {}
+    classes: list[ClassAccuracy] = []
+    first: dict[str, dict[str, Number]] = {}  # by word and extractor
+    for extractor in extractors:
+        name, metrics = extractor.name, chosen[extractor.name]
+        labels = _labels(samples, extractor).numpy() if any(m.needs == "labels" for m in metrics.values()) else None
+        statistics, outputs = reference.statistics[name], collector.outputs(name)
+        evidence = Evidence(extractor, outputs, statistics, labels, held_out.get(name), seed)
+        for word, metric in metrics.items():
+            found, by_class = metric.measure(evidence)
+            numbers, classes = numbers | found, classes + by_class
+            first.setdefault(word, {})[name] = next(iter(found.values()))
+    for word, by_extractor in first.items():
+        numbers |= METRICS[word].average(by_extractor)
+    return numbers, classes
+
+
 def _labels(samples: ImageSource, extractor: Extractor) -> Any:
     return labels_among(samples, extractor.class_names, "the reference")
 
@@ -86,6 +110,7 @@ def _check(
     reference: Reference | None,
     extractors: Sequence[Extractor],
     chosen: dict[str, dict[str, Metric]],
+    held_out: Collection[str],
 ) -> None:
     """Everything that can be refused before hours of sampling."""
     least = max(metric.fewest for of in chosen.values() for metric in of.values())
@@ -108,6 +133,11 @@ def _check(
             "between sizes measure the scaling; use a reference of the samples' size."
         )
     for extractor in extractors:
+        lacking = [
+            w for w, m in chosen[extractor.name].items() if m.needs == "held out" and extractor.name not in held_out
+        ]
+        if lacking:
+            raise UserError(f"--metrics {lacking[0]}: needs real images that the reference does not contain")
         _fits(reference, extractor, list(chosen[extractor.name].values()))
 
 
@@ -127,7 +157,7 @@ def _fits(reference: Reference, extractor: Extractor, metrics: Sequence[Metric])
             f"{where}: its {name} features were computed with other preprocessing ({statistics.preprocessing}; now "
             f"{extractor.preprocessing}); make the reference again"
         )
-    missing = {m.output for m in metrics if m.needs == "moments"} - statistics.moments.keys() - {LOGITS}
+    missing = {m.output for m in metrics if m.needs in ("moments", "held out")} - statistics.moments.keys() - {LOGITS}
     if missing:
         raise UserError(f"{where}: has no statistics of {name}'s {', '.join(missing)} output")
     fewest = max((m.fewest for m in metrics if m.needs == "images"), default=0)

@@ -6,17 +6,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from epg import progress
 from epg.config.sections import DataConfig
 from epg.data.pixels.rules import RULES, PixelRules, check_rules
 from epg.distributed import failing_together, from_first, pick_device, rank
 from epg.errors import UserError
-from epg.evaluation import reference_files
+from epg.evaluation import FEATURES, reference_files
+from epg.evaluation.estimates import Evidence
 from epg.evaluation.evaluate import evaluate
+from epg.evaluation.extraction import Collector, extract
 from epg.evaluation.extractors import IN_DOMAIN, Choice, choices, open_extractor
 from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.extractors.weights import cache_folder
-from epg.evaluation.measures import choose
+from epg.evaluation.measures import METRICS, choose, held_out_needed
 from epg.evaluation.npz import NpzSource
 from epg.evaluation.real import Real, open_real, with_fifth
 from epg.evaluation.receipt import Number, Receipt
@@ -69,11 +74,13 @@ class Jury:
     against: Reference | None
     words: Sequence[str] | None
     options: Options
-    floors: dict[int, dict[str, Number]] = field(default_factory=dict)
-    """By number of samples; computed when they are first needed."""
+    real_features: dict[tuple[int, str], NDArray[np.float32]] = field(default_factory=dict)
+    """Of so many held-out images by an extractor, on the first process; computed when they are first needed."""
 
     def judge(self, subject: Subject) -> Receipt | None:
         """Every process must call it; the first one gets the receipt."""
+        count = subject.source.count
+        floors = self.held_out(count, [e for e in self.extractors if e.name in IN_DOMAIN])
         with reporting("evaluating") as report:
             receipt = evaluate(
                 subject.source,
@@ -84,14 +91,31 @@ class Jury:
                 seed=self.options.seed,
                 on_progress=report,
                 warnings=[*subject.warnings, *self._doubts(subject)],
+                held_out=self.compared(count),
             )
-        count = subject.source.count
-        if count not in self.floors:
-            self.floors[count] = self._floors(count)
         if receipt is None:
             return None
-        floors = {key: n for key, n in self.floors[count].items() if key.removesuffix("_floor") in receipt.metrics}
-        return receipt.model_copy(update={"metrics": receipt.metrics | floors})
+        numbers = self._floors(floors)
+        kept = {key: n for key, n in numbers.items() if key.removesuffix("_floor") in receipt.metrics}
+        return receipt.model_copy(update={"metrics": receipt.metrics | kept})
+
+    def compared(self, count: int) -> Mapping[str, NDArray[np.float32]]:
+        """Features of `count` held-out images, where a metric needs them; as `held_out`."""
+        return self.held_out(count, self.extractors) if held_out_needed(self.words) else {}
+
+    def held_out(self, count: int, extractors: Sequence[Extractor]) -> Mapping[str, NDArray[np.float32]]:
+        """By extractor features of `count` real images that the reference lacks, or of all there are; none where there
+        are no such images. Every process must call it, the first one gets them."""
+        missing = [e for e in extractors if not from_first((count, e.name) in self.real_features)]
+        if self.real is None or self.real.held_out is None:
+            return {}
+        if missing:
+            source, found = some_of(self.real.held_out, f"{self.real.name}, held out", count), Collector()
+            with reporting("held-out images") as report:
+                extract(source, missing, found, batch_size=self.options.batch_size, on_progress=report)
+            if rank() == 0:
+                self.real_features.update({(count, e.name): found.outputs(e.name)[FEATURES] for e in missing})
+        return {e.name: self.real_features[count, e.name] for e in extractors} if rank() == 0 else {}
 
     def _doubts(self, subject: Subject) -> list[str]:
         """What the receipt should say about samples and reference together."""
@@ -100,18 +124,17 @@ class Jury:
         other = [] if subject.trained_on is None else ["the run was trained on other images than this reference"]
         return other + [f"reference: {line}" for line in self.real.train.treatment("--")]
 
-    def _floors(self, count: int) -> dict[str, Number]:
-        """With in-domain features: the Frechet distance of `count` real images that the reference lacks."""
-        measured = [e for e in self.extractors if e.name in IN_DOMAIN]
-        if self.real is None or self.real.held_out is None or not measured:
-            return {}
-        held_out = some_of(self.real.held_out, f"{self.real.name}, held out", count)
-        with reporting("floor") as report:
-            size = self.options.batch_size
-            found = evaluate(held_out, self.against, measured, ["fd"], batch_size=size, on_progress=report)
-        told = f"of {held_out.count} real held-out images"
-        numbers = {} if found is None else found.metrics
-        return {f"{key}_floor": n.model_copy(update={"name": f"{n.name} {told}"}) for key, n in numbers.items()}
+    def _floors(self, features: Mapping[str, NDArray[np.float32]]) -> dict[str, Number]:
+        """Frechet distances of real images that the reference lacks."""
+        numbers: dict[str, Number] = {}
+        for extractor in self.extractors:
+            if extractor.name in features and self.against is not None:
+                real = features[extractor.name]
+                evidence = Evidence(extractor, {FEATURES: real}, self.against.statistics[extractor.name])
+                for key, number in METRICS["fd"].measure(evidence)[0].items():
+                    told = f"{number.name} of {len(real)} real held-out images"
+                    numbers[f"{key}_floor"] = number.model_copy(update={"name": told})
+        return numbers
 
 
 def open_jury(
@@ -137,7 +160,7 @@ def open_jury(
             )
         real = open_real(place, subject, options.split, options.rules(subject.rules))
         chosen = _features(samples, subject, place, real, options)
-        real = with_fifth(real, [choice.name for choice in chosen])
+        real = with_fifth(real, [choice.name for choice in chosen], held_out_needed(words))
         choose(words, [choice.name for choice in chosen])  # before weights are fetched and classifiers trained
     extractors = open_extractors(chosen, real, ema, options)
     return Jury(real, extractors, _reference(place, real, extractors, options), words, options)

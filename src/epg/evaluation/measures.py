@@ -3,7 +3,7 @@
 Light until a number is computed, as the command line reads the words here. A new metric is one entry of `METRICS`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -46,8 +46,11 @@ class Metric:
     """The only extractor that it is defined with."""
     never: str = ""
     """An extractor with which it has another name, or no meaning."""
-    needs: Literal["moments", "images", "labels"] = "moments"
-    """Besides the samples' features: moments of the reference, features of its images, or the samples' labels."""
+    needs: Literal["moments", "images", "labels", "held out"] = "moments"
+    """Besides the samples' features: moments of the reference, features of its images, the samples' labels, or features
+    of real images that the reference does not contain."""
+    mean: Name | None = None
+    """Of the mean of its first number over all extractors, where that is one."""
 
     @property
     def fewest(self) -> int:
@@ -71,6 +74,26 @@ class Metric:
             numbers[key] = Number(name=called, better=name.better, **estimate)
             classes += found.classes
         return numbers, classes
+
+    def average(self, found: "Mapping[str, Number]") -> "dict[str, Number]":
+        """The mean of its first number over extractors, by key; `found` by the extractor's name.
+
+        All see the same samples, so that errors do not average out: theirs is the mean of the extractors' errors.
+        """
+        from epg.evaluation.receipt import Number
+
+        if self.mean is None or not found:
+            return {}
+        errors = [n.error for n in found.values() if n.error is not None]
+        known = len(errors) == len(found)
+        mean = Number(
+            name=f"{self.mean.name} ({', '.join(sorted(found))})",
+            value=sum(n.value for n in found.values()) / len(found),
+            error=sum(errors) / len(found) if known else None,
+            error_from=next(iter(found.values())).error_from if known else "",
+            better=self.mean.better,
+        )
+        return {self.mean.key: mean}
 
 
 FD_NAMES = {name.lower(): (f"fd_{name.lower()}", f"FD-{name}") for name in ("DINOv2", "EfficientNet")}
@@ -109,6 +132,13 @@ METRICS: dict[str, Metric] = {
         "frechet",
         never="inception",
     ),
+    "fdr": Metric(
+        "FDr: mean over all --features of the Frechet distance over that of as many held-out images; 1 is real",
+        [Name("fd_ratio", "FD ratio", "lower", {"inception": ("fd_ratio_inception", "FD ratio (inception)")})],
+        "frechet_ratio",
+        needs="held out",
+        mean=Name("fdr", "FDr", "lower"),
+    ),
     "mmd": Metric(
         "Gaussian MMD of other features than Inception's: CMMD with clip (Jayasumana et al. 2024)",
         [MMD],
@@ -127,6 +157,11 @@ METRICS: dict[str, Metric] = {
 }
 USUAL = {"inception": ("fid", "sfid", "is", "pr"), "classifier": ("fd", "pr", "accuracy"), "clip": ("mmd",)}
 OTHERWISE = ("fd", "pr")
+
+
+def held_out_needed(words: Sequence[str] | None) -> bool:
+    """Whether one of these metrics needs real images beside the reference."""
+    return any(METRICS[word].needs == "held out" for word in words or ())
 
 
 def known(words: Sequence[str]) -> Sequence[str]:

@@ -141,9 +141,10 @@ def better(mark: Best, held: Best | None) -> bool:
 
 
 def default_metric(found: Receipt) -> str:
-    """FID, or else the first Frechet distance, or else the first metric."""
+    """FDr, FID, or else the first Frechet distance, or else the first metric."""
     keys = [key for key in found.metrics if not key.endswith("_floor")]
-    return next((key for key in keys if key.split("_")[0] in ("fid", "fd")), keys[0])
+    distances = (key for key in keys if key.split("_")[0] in ("fid", "fd"))
+    return "fdr" if "fdr" in keys else next(distances, keys[0])
 
 
 # What is measured -----------------------------------------------------------------------------------------------------
@@ -168,6 +169,7 @@ class GeneratorExamination:
             jury.words,
             seed=self.config.seed,
             on_progress=lambda done, total: between(),
+            held_out=jury.compared(count),
         )
         if found is None:
             return None

@@ -55,9 +55,15 @@ def open_real(place: str | DataConfig, subject: Subject, split: str | None, rule
     return Real(name, split, train, held_out)
 
 
-def with_fifth(real: Real | None, features: Sequence[str]) -> Real | None:
-    """For in-domain features a fifth of the images is set aside where there is no other split; FID takes them all."""
-    if real is None or real.held_out is not None or not {*features} & {*IN_DOMAIN}:
+def with_fifth(real: Real | None, features: Sequence[str], held_out: bool = False) -> Real | None:
+    """For in-domain features, and for metrics that need held-out images, a fifth of the images is set aside where there
+    is no other split; FID takes them all. Raises UserError where there are too few images, or none but statistics."""
+    if held_out and (real is None or (real.held_out is None and len(real.train) < FEWEST_TO_SPLIT)):
+        raise UserError(
+            "--metrics fdr: needs real images that the reference does not contain. Pass a data set as --reference: its "
+            f"test split, or a fifth of at least {FEWEST_TO_SPLIT} images, is held out"
+        )
+    if real is None or real.held_out is not None or not (held_out or {*features} & {*IN_DOMAIN}):
         return real
     if len(real.train) >= FEWEST_TO_SPLIT:
         return Real(real.name, f"four fifths of {real.split}", *with_held_out(real.train))
