@@ -24,7 +24,7 @@ ROOMS = [
     ("data.dataset",),
     ("data.configured",),
     ("networks",),
-    ("denoiser", "losses", "moments"),
+    ("denoiser", "losses", "moments", "weighting"),
     ("guidance",),
     ("grids",),
     ("features",),

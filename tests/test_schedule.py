@@ -137,17 +137,36 @@ def test_nearest_level_is_nearest_in_sigma_not_in_its_logarithm():
     assert S.nearest_level(torch.tensor([4.0]), torch.tensor([10.0, 1.0])).item() == 1  # in ln t it were 10
 
 
-def test_denoising_weight():
-    grid = torch.tensor([8.0, 4.0, 2.0, 1.0])
-    assert S.denoising_weight(grid, torch.tensor(0.5)).tolist() == [0.25, 0.5, 1.0, 2.0]
+@pytest.mark.parametrize("levels", [2, 10, 1280])
+def test_denoising_weight_is_one_over_the_distance_to_the_next_level(levels):
+    grid, ends = S.karras_grid(levels), (0.002, 80.0, 7.0)
+    after_last = S.karras(levels, levels, *ends)
+    weight = S.denoising_weight(grid, levels, *ends)
+    assert torch.allclose(weight, 1 / (grid - grid.new_tensor([*grid[1:].tolist(), after_last])), rtol=1e-11)
+    between = S.karras(torch.tensor([0.25, 0.5], dtype=torch.float64), levels, *ends)
+    next_one = torch.tensor([S.karras(n, levels, *ends) for n in (1.25, 1.5)], dtype=torch.float64)
+    assert torch.allclose(S.denoising_weight(between, levels, *ends), 1 / (between - next_one), rtol=1e-11)
 
 
-def test_denoising_weight_of_the_paper_grid():
-    grid = S.karras_grid(1280)
-    weight = S.denoising_weight(grid, S.karras(1280, 1280, 0.002, 80.0, 7.0))
-    assert weight.shape == (1280,)
-    assert (weight.diff() > 0).all()
-    assert torch.allclose(weight[:-1], 1 / (grid[:-1] - grid[1:]))
+# Flow matching ------------------------------------------------------------------------------------------------------
+
+
+def test_times_of_the_straight_path():
+    """z = (1 - t) x + t a eps is (1 - t) (x + s eps)."""
+    t = torch.tensor([0.05, 0.5, 0.9], dtype=torch.float64)
+    s = S.flow_level(t, 2.0)
+    assert torch.allclose((1 - t) * s, 2 * t, rtol=1e-14)
+    assert torch.allclose(S.flow_time(s, 2.0), t, rtol=1e-14)
+    z = torch.tensor([-2.0, 0.0, 1.0], dtype=torch.float64)
+    assert torch.allclose(S.flow_time(S.uniform_time(z, 0.5), 0.5), torch.special.ndtr(z), rtol=1e-14)
+
+
+def test_flow_grid_is_even_in_time_and_starts_at_the_highest_level():
+    levels = [S.flow(n, 50, 80.0, 4.0, 1.0) for n in range(50)]
+    times = torch.tensor([S.flow_time(4 * level) for level in levels] + [0.0], dtype=torch.float64)
+    assert levels[0] == pytest.approx(80, rel=1e-12)
+    assert times[0].item() == pytest.approx(0.9969, abs=5e-5)  # 320 / 321
+    assert torch.allclose(times.diff(), times.diff()[:1].expand(50), rtol=1e-10)
 
 
 # Consistency --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from epg.evaluation.sources import TensorSource
 from epg.generator import Generator
 from epg.networks import Spectrum
 from epg.randomness import normal
+from epg.samplers import jumping
 from epg.sampling.pictures import save_grid
 from epg.training.spectra import gaussians_of
 from minutes.study import Study
@@ -70,7 +71,7 @@ def examine(study: Study, model: Generator, name: str, judge: Judge | None) -> d
     """Grids, distances and nearest training images of a generator."""
     precision = "bf16" if study.device.type == "cuda" else "fp32"
     model.to(study.device, precision)
-    guidances = study.options.guidance if model.denoiser.parameterization != "edm" else (1.0,)
+    guidances = study.options.guidance if not jumping(model.sampling.sampler) else (1.0,)
     results: dict[str, Any] = {}
     for guidance in guidances:
         sampling = model.sampling.model_copy(update={"guidance": guidance})

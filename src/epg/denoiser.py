@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 class Denoiser(nn.Module):
     """D(x, sigma, labels), float32 (or float64), in one of three parameterisations.
 
-    `x`: the network predicts the clean image, `D = F(c_in x, c(t))` (diffusion).
+    `x`: the network predicts the clean image, `D = F(c_in x, c(t))`.
     `edm`: `D = c_skip x + c_out F(c_in x, c(t))` with `c_skip = sd^2 / ((t - smin)^2 + sd^2)` and
-    `c_out = (t - smin) sd / sqrt(t^2 + sd^2)`, so that D is the identity at sigma_min (consistency).
+    `c_out = (t - smin) sd / sqrt(t^2 + sd^2)`, so that D is the identity at sigma_min, as consistency
+    training needs it.
     `spectral`: `D = W_t x + c_out F(c_in x, c(t))` with W_t the best linear denoiser of the training images (of the
-    label's class), and c_out the root mean square of what that leaves unknown (diffusion; `network.spectrum`).
+    label's class), and c_out the root mean square of what that leaves unknown (`network.spectrum`).
 
     Args:
         network: F(x, c(t), labels).

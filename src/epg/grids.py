@@ -17,8 +17,8 @@ def grid_of(sampling: SamplingConfig, noise: NoiseConfig, shift: float) -> Tenso
     """The shifted grid of sampling settings, float64, ending in 0."""
     import torch
 
-    if sampling.levels is not None:
-        return torch.tensor([*(shift * level for level in sampling.levels), 0.0], dtype=torch.float64)
+    if sampling.levels is not None or sampling.grid != "karras":
+        return torch.tensor(levels_of(sampling, noise, shift), dtype=torch.float64)
     sampler = samplers.SAMPLERS[sampling.sampler]
     grid = schedule.multistep_grid if sampler.jumps else schedule.sampling_grid
     options = {"sigma_min": noise.sigma_min, "sigma_max": noise.sigma_max, "rho": noise.rho}
@@ -28,9 +28,15 @@ def grid_of(sampling: SamplingConfig, noise: NoiseConfig, shift: float) -> Tenso
 def levels_of(sampling: SamplingConfig, noise: NoiseConfig, shift: float) -> list[float]:
     """`grid_of` in plain numbers, the same to rounding."""
     sampler = samplers.SAMPLERS[sampling.sampler]
-    steps, options = sampler.steps or sampling.steps, (noise.sigma_min, noise.sigma_max, noise.rho)
-    grid = sampling.levels or [schedule.karras(n, steps + sampler.jumps, *options) for n in range(steps)]
-    return [*(shift * level for level in grid), 0.0]
+    steps = sampler.steps or sampling.steps
+    if sampling.levels is not None:
+        levels = list(sampling.levels)
+    elif sampling.grid == "karras":
+        ends = (noise.sigma_min, noise.sigma_max, noise.rho)
+        levels = [schedule.karras(n, steps + sampler.jumps, *ends) for n in range(steps)]
+    else:
+        levels = [schedule.flow(n, steps, noise.sigma_max, shift, noise.scale) for n in range(steps)]
+    return [*(shift * level for level in levels), 0.0]
 
 
 def evaluations(sampling: SamplingConfig, noise: NoiseConfig, shift: float) -> tuple[int, int]:

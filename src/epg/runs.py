@@ -21,7 +21,7 @@ from epg.networks import Spectrum
 from epg.objectives import OBJECTIVES
 from epg.objectives.base import GeneratorObjective, Objective
 from epg.randomness import weights_seed
-from epg.samplers import MEANS, SAMPLERS
+from epg.samplers import jumping
 from epg.sampling.pictures import examples_picture, save_grid
 from epg.training import resume as resuming
 from epg.training.beginning import announce, record
@@ -199,7 +199,7 @@ def judge_for(
     config: RunConfig, objective: Objective, dataset: ImageDataset, spectrum: Spectrum | None
 ) -> Judge | None:
     """Compares a denoiser that predicts means with the best linear one. Raises UserError without held-out images."""
-    means = config.objective.predicts in MEANS and not SAMPLERS[config.objective.sampler].jumps
+    means = config.objective.samples and not jumping(config.objective.sampler)
     if not (config.evaluation.linear_every and means):
         return None
     assert isinstance(objective, GeneratorObjective)

@@ -120,9 +120,6 @@ def multistep(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, watch: 
 
 # The table ------------------------------------------------------------------------------------------------------------
 
-MEANS = ("x", "spectral")  # parameterisations that predict the mean image, which defines the ODE to walk down
-ENDS = ("edm",)  # that predict the end of that walk, as a consistency model does; trained for it, any other may too
-
 
 @dataclass(frozen=True)
 class Sampler:
@@ -168,12 +165,13 @@ def acts(scale: float, interval: tuple[float, float], sigma: float) -> bool:
 
 MOST_STEPS = 10_000
 HIGHEST_LEVEL = 1e6  # of the highest that a model is trained with, ten times
-SETTINGS = {"sampler": "heun", "steps": 32, "guidance": 1.0, "interval": (0.19, 1.61), "levels": None}
+GRIDS = ("karras", "uniform_t")
+SETTINGS = {"sampler": "heun", "steps": 32, "guidance": 1.0, "interval": (0.19, 1.61), "grid": "karras", "levels": None}
 
 
-def jumping(parameterization: str, sampler: str) -> bool:
-    """Whether a model of this parameterisation that draws with this sampler by itself jumps to the end of the walk."""
-    return parameterization in ENDS or (sampler in SAMPLERS and SAMPLERS[sampler].jumps)
+def jumping(sampler: str) -> bool:
+    """Whether a model that draws with this sampler by itself jumps to the end of the walk."""
+    return sampler in SAMPLERS and SAMPLERS[sampler].jumps
 
 
 def settled(saved: Mapping[str, Any], given: Mapping[str, Any], jumps: bool) -> dict[str, Any]:
@@ -230,6 +228,8 @@ def problems(
         yield f"{many}: one_step is 1 step; {names['sampler']} multistep takes several"
     elif not fewest <= steps <= MOST_STEPS:
         yield f"{names['steps']} {steps}: must be between {fewest} and {MOST_STEPS}"
+    if settings["grid"] not in GRIDS:
+        yield f"{names['grid']} {settings['grid']}: choose one of {', '.join(GRIDS)}"
     if levels is not None:
         inside = all(noise[0] <= level <= noise[1] for level in levels)
         if not (levels and inside and all(a > b for a, b in pairwise(levels))):

@@ -131,9 +131,44 @@ def nearest_level(sigma: Tensor, grid: Tensor) -> Tensor:
     return len(grid) - 1 - torch.searchsorted(midpoints, sigma)
 
 
-def denoising_weight(grid: Tensor, after_last: float) -> Tensor:
-    """lambda = 1 / (t_n - t_{n+1}) for every level of the grid; `after_last` is the formula's next level."""
-    return 1 / (grid - grid.new_tensor([*grid[1:].tolist(), after_last]))
+def denoising_weight(t: Tensor, num_levels: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+    """lambda = 1 / (t_n - t_{n+1}) at levels t; of one between two of the grid n is the real-valued inverse of eq. 10.
+
+    With `root = t^(1/rho)`, which falls by h from n to n + 1: `t_n - t_{n+1} = t (1 - (1 - h / root)^rho)`.
+    """
+    h = (sigma_max ** (1 / rho) - sigma_min ** (1 / rho)) / (num_levels - 1)
+    left = (1 - h / t ** (1 / rho)).clamp(min=0)
+    return 1 / (t * (1 - left**rho))
+
+
+# Flow matching ------------------------------------------------------------------------------------------------------
+#
+# The straight path z = (1 - t) x + t a eps is (1 - t) times x + s eps with the *shifted* level s = a t / (1 - t).
+
+
+def flow_time(s: Index, scale: float = 1.0) -> Index:
+    """t = s / (s + a)."""
+    return s / (s + scale)
+
+
+def flow_level(t: Index, scale: float = 1.0) -> Index:
+    """s = a t / (1 - t)."""
+    return scale * t / (1 - t)
+
+
+def uniform_time(unit_normal: Tensor, scale: float = 1.0) -> Tensor:
+    """Shifted levels of times uniform in (0, 1), rising with standard normal numbers."""
+    from torch.special import ndtr
+
+    return scale * ndtr(unit_normal) / ndtr(-unit_normal)
+
+
+def flow(n: Index, num_levels: int, sigma_max: float, shift: float, scale: float) -> Index:
+    """Unshifted level `n` (0 = noisiest) of `num_levels`, whose times with a final 0 are evenly apart.
+
+    They start at `s_max / (s_max + a)`, as t = 1 were an infinite level.
+    """
+    return flow_level(flow_time(shift * sigma_max, scale) * (1 - n / num_levels), scale) / shift
 
 
 # Consistency --------------------------------------------------------------------------------------------------------

@@ -24,6 +24,12 @@ ADDED_SETTINGS: dict[str, Any] = {
     "objective.consistency_weight": 1.0,
     "objective.momentum_end": None,
     "objective.initial": "online",
+    "objective.density": "lognormal",
+    "objective.rounding": True,
+    "objective.weighting": None,
+    "objective.sigmoid_bias": 0.0,
+    "noise.scale": 1.0,
+    "sampling.grid": "karras",
 }
 
 

@@ -27,6 +27,8 @@ class Drawing:
     """The recipe's if not given."""
     steps: int | None = None
     """Levels of the sampling grid; of a consistency model, evaluations."""
+    grid: Literal["karras", "uniform_t"] | None = None
+    """Where the levels lie: eq. 10, or evenly in the time of flow matching; the recipe's if not given."""
     levels: tuple[float, ...] | None = None
     """Unshifted noise levels to take instead of the grid, falling."""
     guidance: float | None = None
@@ -48,7 +50,7 @@ class Drawing:
         """These options, and a verb's own, as the samplers take them."""
         from epg.sampling import Request
 
-        changes = {name: getattr(self, name) for name in ("sampler", "steps", "levels", "guidance", "interval")}
+        changes = {name: getattr(self, name) for name in ("sampler", "steps", "grid", "levels", "guidance", "interval")}
         shared = ("classes", "labels", "seed", "guide", "ema", "dtype", "batch_size", "device")
         return Request(
             **{name: getattr(self, name) for name in shared},

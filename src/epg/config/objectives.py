@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from epg.config.diffusion import DiffusionConfig as DiffusionConfig
 from epg.config.objective import KINDS as KINDS
 from epg.config.objective import Beginning
 from epg.config.objective import ObjectiveConfig as ObjectiveConfig
@@ -85,36 +86,6 @@ class PretrainingConfig(ObjectiveConfig):
                 yield f"{flag} {low:g} {high:g}: the first must not exceed the second"
 
 
-class DiffusionConfig(ObjectiveConfig):
-    samples = True
-    title = "An image diffusion model that works on pixels, without a VAE (EPG)"
-
-    kind: Literal["diffusion"] = "diffusion"
-    initial: Literal["online", "momentum"] = "online"
-    """Which encoder of a pre-training run the generator begins with: the trained one, or its momentum average."""
-    parameterization: Literal["x", "spectral"] = "x"
-    """`x`: the network predicts the clean image. `spectral`: it corrects the best linear denoiser of the training
-    images by frequency, weighted by what that leaves unknown; mean 0 and std 1.4 suit it."""
-    spectrum: Literal["class", "global"] = "class"
-    """Of `spectral`: statistics of every class (and of all images), or only of all images."""
-    mean: LogMean = -1.2
-    std: LogStd = 1.6
-    """ln t ~ N(mean, std^2)."""
-    levels: Annotated[Whole, Field(ge=2, le=10**6)] = 1280
-    """The grid that drawn levels are rounded to."""
-    label_dropout: Probability = 0.1
-    """Probability of training a sample without its label, for guidance."""
-    flip: bool = True
-    """Flip images horizontally half of the time."""
-
-    @property
-    def predicts(self) -> Parameterization:
-        return self.parameterization
-
-    def gaussians(self, num_classes: int) -> int:
-        return 1 + num_classes * (self.spectrum == "class") if self.parameterization == "spectral" else 0
-
-
 class ConsistencyConfig(ObjectiveConfig):
     samples = True
     title = "A one-step image generator (consistency model) that works on pixels, without a VAE (EPG)"
@@ -184,8 +155,7 @@ class OneStepConfig(ObjectiveConfig):
 
     kind: Literal["onestep"] = "onestep"
     parameterization: Parameterization = "x"
-    """That of the generator it starts from (`--from`): `x` or `spectral` of a diffusion model, `edm` of a consistency
-    model."""
+    """That of the generator it starts from (`--from`): `edm` of a consistency model."""
     spectrum: Literal["class", "global"] = "class"
     """Of `spectral`: that of the generator it starts from."""
     levels: Annotated[tuple[Level, ...], Field(min_length=1, max_length=16)] = (0.1, 0.5, 2.0)

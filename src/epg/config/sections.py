@@ -108,6 +108,9 @@ class NoiseConfig(Section):
     sigma_data: Annotated[Number, Field(ge=1e-3, le=1e3)] = 0.5
     shift: Annotated[Number, Field(ge=1e-3, le=1e3)] | None = None
     """Factor on every level that touches an image; none is image_size / 64. Images below 32 pixels want 1."""
+    scale: Annotated[Number, Field(ge=1e-3, le=1e3)] = 1.0
+    """Of the noise at time 1 of flow matching, in network units: level s has the time s / (s + scale). Only what is
+    stated in such times asks for it: `uniform_t` and the weighting `v`."""
 
 
 class OptimizerConfig(Section):
@@ -195,6 +198,8 @@ class SamplingConfig(Section):
     sampler: Annotated[str, AfterValidator(known_sampler), Field(description=f"One of {', '.join(SAMPLERS)}.")] = "heun"
     steps: Annotated[Whole, Field(ge=1, le=10_000)] = 32
     """Levels of the grid; the final step to 0 comes on top. Of multistep: evaluations."""
+    grid: Literal["karras", "uniform_t"] = "karras"
+    """Where the levels lie: eq. 10, or evenly in the time of flow matching."""
     levels: tuple[Level, ...] | None = None
     """Unshifted noise levels to take instead of the grid, falling; they decide the number of steps."""
     guidance: Annotated[Number, Field(ge=0, lt=1000)] = 1.0

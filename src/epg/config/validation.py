@@ -117,10 +117,10 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield f"--optimizer.lr-steps: the steps {', '.join(map(str, steps))} must rise"
     yield from size_problems(config)
     yield from config.objective.problems()
-    if (kind := config.objective.predicts) is not None:
+    if config.objective.samples:
         sampling, conditional = config.sampling.model_dump(), model.num_classes != 0
         names, limits = {name: f"--sampling.{name}" for name in sampling}, (noise.sigma_min, noise.sigma_max)
-        jumps = jumping(kind, config.objective.sampler)
+        jumps = jumping(config.objective.sampler)
         settings = settled(sampling, {}, jumps)
         yield from sampling_problems(settings, names, jumps=jumps, conditional=conditional, noise=limits)
 

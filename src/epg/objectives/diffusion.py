@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from epg import schedule
+from epg.config.diffusion import Weighting as Name
 from epg.config.objectives import DiffusionConfig
 from epg.config.settings import RunConfig
 from epg.data.loading.loader import Batch
@@ -12,11 +13,12 @@ from epg.losses import x_prediction
 from epg.networks import EPG
 from epg.objectives.base import Drawn, GeneratorObjective, Terms, at_levels
 from epg.objectives.diagnostics import quarter
+from epg.weighting import Weighting, drawn_levels
 
 
 class Diffusion(GeneratorObjective):
-    """`lambda (D(x_t, t) - x)^2`, put together from three parts: the density of `levels`, the `weight` lambda, and the
-    denoiser's parameterisation of D."""
+    """`lambda (D(x_t, t) - x)^2`, put together from three parts: the density of `levels`, the `weighting` lambda, and
+    the denoiser's parameterisation of D."""
 
     grid: Tensor
     weights: Tensor
@@ -25,11 +27,12 @@ class Diffusion(GeneratorObjective):
         super().__init__(network, config)
         assert isinstance(config.objective, DiffusionConfig)
         self.config = config.objective
-        count, options = self.config.levels, (self.noise.sigma_min, self.noise.sigma_max, self.noise.rho)
-        grid = schedule.karras_grid(count, *options)
-        after_last = schedule.karras(count, count, *options)
+        grid = schedule.karras_grid(self.config.levels, self.noise.sigma_min, self.noise.sigma_max, self.noise.rho)
+        own: Name = "edm" if self.config.parameterization == "edm" else "paper"
+        self.weighting = Weighting(self.config.weighting or own, self.config, self.noise, self.shift)
+        self.weighed_by_spectrum = self.config.parameterization == "spectral" and self.config.weighting is None
         self.register_buffer("grid", grid.float(), persistent=False)
-        self.register_buffer("weights", schedule.denoising_weight(grid, after_last).float(), persistent=False)
+        self.register_buffer("weights", self.weighting(grid).float(), persistent=False)
 
     def draw(self, batch: Batch, step: int) -> Drawn:
         draws = self.draws(batch, step)
@@ -46,18 +49,19 @@ class Diffusion(GeneratorObjective):
         return Terms({"denoising": denoising}, "denoising", quarter(unit))
 
     def levels(self, unit: Tensor) -> Tensor:
-        """Unshifted levels t (N,) from standard normal numbers (N,), rising with them: `ln t ~ N(mean, std^2)`."""
-        return schedule.lognormal(unit, self.config.mean, self.config.std)
+        """Unshifted levels t (N,) from standard normal numbers (N,), rising with them."""
+        return drawn_levels(unit, self.config, self.noise, self.shift)
 
     def losses(self, images: Tensor, labels: Tensor | None, *, sigma: Tensor, noise: Tensor) -> Tensor:
-        """Per-sample loss (N,) at the grid levels nearest to `sigma` (N,), unshifted."""
-        index = schedule.nearest_level(sigma, self.grid)
-        t = (self.shift * self.grid[index]).to(images.dtype)
+        """Per-sample loss (N,) at levels `sigma` (N,), unshifted, or those of the grid nearest to them."""
+        if self.config.rounding:
+            index = schedule.nearest_level(sigma, self.grid)
+            sigma, weight = self.grid[index], self.weights[index]
+        else:
+            weight = self.weighting(sigma)
+        t = (self.shift * sigma).to(images.dtype)
+        if self.weighed_by_spectrum:
+            assert self.network.spectrum is not None
+            weight = self.network.spectrum.spread(t, labels) ** -2
         denoised = self.denoiser(at_levels(images, t, noise), t, labels)
-        return x_prediction(denoised, images, self.weight(index, t, labels).to(images.dtype))
-
-    def weight(self, index: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """lambda (N,): of a level of the grid, or `1 / c_out^2`, which leaves the network an error of one."""
-        if self.network.spectrum is None:
-            return self.weights[index]
-        return self.network.spectrum.spread(t, labels) ** -2
+        return x_prediction(denoised, images, weight.to(images.dtype))

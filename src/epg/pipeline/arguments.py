@@ -19,10 +19,11 @@ from epg.samplers import jumping, problems, settled
 Randomness = int | torch.Generator | Sequence[torch.Generator] | None
 Seeds = tuple[tuple[int, range], ...]
 CALLBACK_INPUTS = ("latents", "denoised")
-NOISE = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5}
+NOISE = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5, "scale": 1.0}
 ARGUMENTS = {
     "sampler": "sampler",
     "steps": "num_inference_steps",
+    "grid": "grid",
     "levels": "sigmas",
     "guidance": "guidance_scale",
     "interval": "guidance_interval",
@@ -59,7 +60,7 @@ def settings_of(given: Mapping[str, Any], config: Mapping[str, Any], conditional
     Raises ValueError for what does not fit the model.
     """
     saved, noise = config["sampling"] or {}, NOISE | (config["noise"] or {})
-    jumps = jumping(config["parameterization"], saved.get("sampler", ""))
+    jumps = jumping(saved.get("sampler", ""))
     named = {name: value for name, value in given.items() if value is not None}
     settings = settled(saved, named, jumps)
     limits = (noise["sigma_min"], noise["sigma_max"])

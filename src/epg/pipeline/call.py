@@ -38,7 +38,7 @@ class EPGPipeline(DiffusionPipeline):
 
     Args:
         transformer: an `EPGModel`.
-        parameterization: "x" or "spectral" (diffusion), or "edm" (consistency), see `epg.denoiser`.
+        parameterization: "x", "edm" or "spectral", see `epg.denoiser`.
         noise: sigma_min, sigma_max, rho and sigma_data (unshifted), and `shift`.
         normalization: `mean` and `std` per channel of pixels in [0, 1].
         sampling: sampler, steps, guidance and interval that a call takes where it names no others.
@@ -132,6 +132,7 @@ class EPGPipeline(DiffusionPipeline):
         *,
         guidance_interval: tuple[float, float] | None = None,
         sampler: str | None = None,
+        grid: str | None = None,
         sigmas: Sequence[float] | None = None,
         batch_size: int | None = None,
         latents: Tensor | None = None,
@@ -151,6 +152,7 @@ class EPGPipeline(DiffusionPipeline):
             output_type: "pil", "np" (N, H, W, C) or "pt" (N, C, H, W) in [0, 1], or "latent", the network's values.
             guidance_interval: unshifted levels (low, high] in which guidance acts.
             sampler: one of heun, euler, edm_stochastic, euler_ancestral, one_step, multistep.
+            grid: where the levels lie, karras or uniform_t.
             sigmas: unshifted noise levels to take instead of the grid, falling.
             batch_size: number of images of an unconditional model; 1 if not given.
             latents: standard normal noise (N, C, H, W) to start from, instead of the generator's.
@@ -162,13 +164,8 @@ class EPGPipeline(DiffusionPipeline):
         Raises:
             ValueError: an argument is out of range or does not fit this model.
         """
-        given = {
-            "sampler": sampler,
-            "steps": num_inference_steps,
-            "levels": sigmas,
-            "guidance": guidance_scale,
-            "interval": guidance_interval,
-        }
+        given: dict[str, Any] = {"sampler": sampler, "steps": num_inference_steps, "grid": grid, "levels": sigmas}
+        given |= {"guidance": guidance_scale, "interval": guidance_interval}
         classes = self.transformer.num_classes
         settings = settings_of(given, self.config, conditional=classes > 0)
         labels, count = requested_labels(class_labels, batch_size, self.config.id2label or {}, classes)

@@ -8,6 +8,7 @@ import torch
 
 from epg.generator import Generator
 from epg.pipeline import bundle, call, folder
+from epg.pipeline.arguments import NOISE
 from epg.pipeline.model import EPGModel
 from epg.samplers import SETTINGS
 from epg.storage import hub
@@ -72,7 +73,7 @@ class EPGPipeline(call.EPGPipeline):
         with torch.device("meta"):
             transformer = EPGModel(**asdict(network.shape))
         fill(transformer, network.state_dict())
-        noise = {name: getattr(model.noise, name) for name in ("sigma_min", "sigma_max", "rho", "sigma_data")}
+        noise = {name: getattr(model.noise, name) for name in NOISE}
         sampling = {name: getattr(model.sampling, name) for name in SETTINGS}
         return cls(
             transformer,

@@ -22,7 +22,7 @@ class OneStep(nn.Module):
 
     def __init__(self, model: Generator) -> None:
         super().__init__()
-        if not jumping(model.denoiser.parameterization, model.sampling.sampler):
+        if not jumping(model.sampling.sampler):
             raise UserError("only a one-step model draws in one step; this is a diffusion model")
         self.denoiser = model.denoiser
         self._model = model

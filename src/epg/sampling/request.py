@@ -92,7 +92,7 @@ def changed(model: Generator, changes: Mapping[str, Any], guided: bool = False) 
 
     `guided`: a weaker model guides (autoguidance), which acts at every level unless an interval is given.
     """
-    jumps = samplers.jumping(model.denoiser.parameterization, model.sampling.sampler)
+    jumps = samplers.jumping(model.sampling.sampler)
     saved = {name: getattr(model.sampling, name) for name in samplers.SETTINGS}
     if guided:
         saved["interval"] = (0.0, 2 * model.noise.sigma_max)
