@@ -70,6 +70,7 @@ NOT_RUN = [  # page, beginning of the command, why not
     ("sampling.md", "python benchmarks/", BENCHMARK),
     ("studies.md", "epg study", "minutes of a core; tests/test_study.py runs a small one"),
     ("training.md", "torchrun", SEVERAL),
+    ("tutorial.md", "epg quickstart", "tests/test_quickstart.py does"),
 ]
 
 

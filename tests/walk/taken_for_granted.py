@@ -114,4 +114,5 @@ WORLDS: dict[str, Callable[[], Names]] = {
     "reliability.md": reliability,
     "sampling.md": sampling,
     "training.md": training,
+    "tutorial.md": readme,
 }

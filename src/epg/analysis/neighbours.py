@@ -195,8 +195,9 @@ def run_neighbours(
     """`epg neighbours`: compares in pixels and in the features named. The first process gets the results.
 
     Args:
-        samples, count, request: as for `epg evaluate`.
-        train, held_out: where the images are; None takes the run's training images and what it did not see of them.
+        samples: with `count` and `request` as for `epg evaluate`.
+        train: where the training images are; None takes the run's.
+        held_out: where equally real images are that it did not see; None takes what it did not see of them.
         most: training images, and held-out images, at most; more are thinned out at random.
     """
     request = request or Request()

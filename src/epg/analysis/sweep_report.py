@@ -42,7 +42,7 @@ def run_sweep(
     Args:
         axes: values of the grid, or with `golden` the range to search to within `tolerance`.
         metric: key in the receipts by which the best is chosen; None is `default_metric`.
-        count, reference, words, request, options: as for `epg evaluate`; the same at every point.
+        count: as for `epg evaluate`, like `reference`, `words`, `request` and `options`; the same at every point.
     """
     points = list(dict.fromkeys(axes.grid()))
     if len(points) < 2:

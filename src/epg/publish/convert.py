@@ -75,7 +75,7 @@ def convert(
         source: run folder, checkpoint, export or pipeline folder; a file of the release; `user/repo` for one of these
             on the Hub, or `user/repo:file` (or folder) for a file of the release there.
         to: None is `weights` for a file of the release, and `pipeline` for what can sample.
-        recipe, stage, normalization: of a file of the release, which does not record them.
+        recipe: of a file of the release, which does not record it, nor `stage` and `normalization`.
 
     Raises:
         ArtefactError: the source is missing, damaged or of another architecture.
