@@ -17,11 +17,8 @@ from torch import Tensor
 
 from epg.analysis.memorisation import memorisation
 from epg.data.loading.base import CachedDataset
-from epg.evaluation import FEATURES
-from epg.evaluation.classifier import Classifier
 from epg.evaluation.evaluate import evaluate
-from epg.evaluation.extractors.extractor import Extractor
-from epg.evaluation.extractors.indomain import classifier, images_and_labels
+from epg.evaluation.extractors.indomain import classifier, images_and_labels, untrained
 from epg.evaluation.reference import make_reference
 from epg.evaluation.sources import DatasetSource, TensorSource
 from epg.evaluation.subjects import open_whole
@@ -68,18 +65,6 @@ def faults(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[st
     }
 
 
-def untrained(like: Extractor, channels: int, size: int) -> Extractor:
-    """The classifier's architecture with random weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = Classifier(channels, size, 2).requires_grad_(False)
-
-    def compute(images: Tensor) -> dict[str, Tensor]:
-        return {FEATURES: network.features(images)}
-
-    return Extractor("random", "", like.preprocessing, compute, shape=like.shape)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source")
@@ -96,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     order = permutation(len(held_out[0]), 0, "halves")
     test, rest = ((held_out[0][half], held_out[1][half]) for half in np.array_split(order, 2))
     judge = classifier(*splits)
-    extractors = [judge, untrained(judge, splits[0].channels, splits[0].image_size)]
+    extractors = [judge, untrained(splits[0].channels, splits[0].image_size)]
     reference = make_reference(DatasetSource(splits[0], "train"), extractors, kept=options.kept)
     rows = {}
     for name, (images, labels) in faults(train, test).items():

@@ -1,14 +1,19 @@
 """One step by moments, from a generator: `epg finetune --stage onestep --from`."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from epg.checkpoint.best import best_of
 from epg.checkpoint.loading import load
 from epg.cli import main
+from epg.evaluation import receipt
+from epg.evaluation.extractors import indomain
+from epg.evaluation.receipt import default_metric
 from epg.networks.build import build_encoder
 from epg.objectives.onestep import OneStep
 from epg.training.tracking import read_log
@@ -29,6 +34,7 @@ onestep:
   objective: {levels: [0.2, 1.0], pixels: 4, decay: 0.9}
   optimizer: {lr: 1.0e-3, warmup_steps: 2, schedule: constant}
   training: {batch_size: 30, steps: 12, ema: [0.5], preview_every: 0, log_every: 1, checkpoint_every: 6, trackers: []}
+  evaluation: {every: 6, count: 40, features: [random]}
 """
 
 
@@ -87,6 +93,78 @@ def test_resumed_is_uninterrupted(place: Path) -> None:
     straight, resumed = (load_file(file) for file in files)
     assert any("moments" in name for name in straight)
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_another_number_of_passes_is_refused_by_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Moments are taken of a pass."""
+    assert finetune(place, "onestep", "--training.micro-batch", "15", "--from", str(place / "diffusion")) == 2
+    assert "training.micro_batch: a step in 1 passes -> a step in 2 passes" in capsys.readouterr().err
+
+
+# What judges it -------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_judged_while_it_trains_by_what_it_was_not_trained_in(place: Path) -> None:
+    encoder = indomain.encoder(place / "encoder").sha256
+    assert [file.stem for file in sorted((place / "onestep" / "evaluations").iterdir())] == [
+        "step-00000006",
+        "step-00000012",
+    ]
+    found = receipt.read(place / "onestep" / "evaluations" / "step-00000012.json")
+    assert found.samples["trained_in"] == [encoder]
+    assert found.extractors["random"]["sha256"] != encoder
+    held = best_of(place / "onestep")
+    assert held is not None
+    assert held["metric"] == "fd_random"
+
+
+def test_unless_told_otherwise_it_is_evaluated_ten_times() -> None:
+    steps = {"training": {"steps": 55}}
+    assert tiny_config("onestep", **steps).evaluated_every == 5
+    assert tiny_config("onestep", **steps, evaluation={"every": 0}).evaluated_every == 0
+    assert tiny_config("diffusion", **steps).evaluated_every == 0
+
+
+@pytest.mark.parametrize(
+    "form", ["onestep", "onestep/checkpoints/step-00000006", "onestep/export", "weights", "samples"]
+)
+def test_the_encoder_of_its_loss_judges_nothing_alone(
+    place: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is known by its weights, wherever it lies and whatever became of the run."""
+    if form == "weights":
+        assert main(["convert", str(place / "onestep"), "--to", "weights", "--out", str(place / form)]) == 0
+    if form == "samples":
+        assert main(["sample", str(place / "onestep"), "--count", "20", "--out", str(place / form)]) == 0
+    moved = place / f"moved-{form.replace('/', '-')}"
+    shutil.copytree(place / "encoder", moved)
+    arguments = ["evaluate", str(place / form), "--count", "20", "--reference", "digits", "--metrics", "fd"]
+    arguments += ["--out", str(place / "receipt.json"), "--features", f"encoder={moved}"]
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert "--features encoder: the generator was trained in these features" in told
+    assert main([*arguments, "random"]) == 0
+    found = receipt.read(place / "receipt.json")
+    note = "encoder: the generator was trained in these features; judge it by random"
+    assert note in found.warnings
+    assert default_metric(found) == "fd_random"
+
+
+def test_its_own_encoder_is_no_second_judge(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(place / "onestep")
+    assert main(["evaluate", run, "--count", "20", "--metrics", "fd", "--features", f"encoder={run}"]) == 2
+    assert "the generator was trained in these features" in capsys.readouterr().err
+    diffusion = str(place / "diffusion")
+    assert main(["evaluate", run, "--count", "20", "--metrics", "fd", "--features", f"encoder={diffusion}"]) == 0
+
+
+def test_features_of_the_loss_alone_are_refused_before_the_first_step(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--from", str(place / "diffusion"), "--evaluation.features", f"encoder={place / 'encoder'}"]
+    assert finetune(place, "blind", *flags) == 2
+    assert "the generator was trained in these features" in capsys.readouterr().err
+    assert not (place / "blind" / "checkpoints").exists()
 
 
 def test_it_draws_in_one_step_everywhere(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from epg.checkpoint.base import Beginning, begin_with, read_base
+from epg.checkpoint.export import frozen_encoders
 from epg.checkpoint.handover import EncoderWeights, hand_over, handed_over, read_encoder
 from epg.checkpoint.loading import generator_of
 from epg.checkpoint.lock import locked
@@ -133,11 +134,12 @@ def prepare_run(
     if spectrum is not None:
         measure(spectrum, dataset, config, objective.normalizer)
     evaluation = None
-    if config.evaluation.every:
+    if config.evaluated_every:
         from epg.evaluation.periodic import open_evaluation  # slow to import
 
-        step = 0 if start is None else start.checkpoint.step
-        evaluation = open_evaluation(config, objective, dataset, folder, step, encoder or handed_over(folder))
+        step, encoder = 0 if start is None else start.checkpoint.step, encoder or handed_over(folder)
+        trained_in = frozen_encoders(objective.state_dict() if start is None else start.checkpoint.tensors("model"))
+        evaluation = open_evaluation(config, objective, dataset, folder, step, encoder, trained_in)
     preview, judge = preview_for(config, objective, dataset), judge_for(config, objective, dataset, spectrum)
     trainer = Trainer(objective, dataset, config, folder, preview, start, evaluation, judge)
     return Run(config, folder, dataset, trainer)

@@ -213,6 +213,9 @@ def test_images_without_labels_are_compared_by_the_encoder(tmp_path: Path) -> No
     train(tiny("pretraining", training=short, **data), tmp_path / "encoder")
     train(config(training=short, **data), tmp_path / "run", encoder=tmp_path / "encoder")
     assert "fd_encoder" in receipt.read(tmp_path / "run/evaluations/step-00000002.json").metrics
+    one_step = tiny("onestep", training=short, evaluation={"count": 40}, **data)
+    train(one_step, tmp_path / "one", base=tmp_path / "run")  # in these features, so that they judge nothing
+    assert "fd_random" in receipt.read(tmp_path / "one/evaluations/step-00000002.json").metrics
 
 
 def test_stage_1_is_evaluated_by_its_neighbours(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def run_neighbours(
         device = pick_device(request.device)
         shape = subject.source.shape
         extractors = [pixels(shape)]
-        extractors += [open_extractor(c, (seen, unseen), ema=request.ema, device=device) for c in chosen]
+        extractors += [open_extractor(c, (seen, unseen), shape, ema=request.ema, device=device) for c in chosen]
         sources = some_of(seen, "training images", most), some_of(unseen, "held-out images", most)
         with reporting("features") as progress:
             results = find_neighbours(

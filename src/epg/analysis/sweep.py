@@ -19,8 +19,7 @@ from epg.distributed import failing_together, from_first, rank
 from epg.errors import UserError
 from epg.evaluation import receipt
 from epg.evaluation.jury import Jury, Options, open_jury
-from epg.evaluation.periodic import default_metric
-from epg.evaluation.receipt import Number, Receipt
+from epg.evaluation.receipt import Number, Receipt, default_metric
 from epg.evaluation.sources import GeneratorSource
 from epg.evaluation.subjects import DEFAULT_COUNT, Subject, generated
 from epg.pipeline.folder import Saved

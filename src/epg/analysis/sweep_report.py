@@ -14,7 +14,7 @@ from epg.analysis.sweep import FOLDER, Axes, Point, Result, Sweep, metric_of, se
 from epg.distributed import processes
 from epg.errors import UserError
 from epg.evaluation.jury import Options
-from epg.evaluation.periodic import default_metric
+from epg.evaluation.receipt import default_metric
 from epg.sampling import Request
 
 if TYPE_CHECKING:

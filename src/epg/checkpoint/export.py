@@ -20,11 +20,12 @@ from epg.checkpoint.saving import write_error
 from epg.config.settings import RunConfig, parse
 from epg.errors import ArtefactError, UserError
 from epg.storage import files, outputs, seal
-from epg.storage.artefact import check_header, read_json, read_tensors, size_of, write_json, write_tensors
+from epg.storage.artefact import check_header, digest_of, read_json, read_tensors, size_of, write_json, write_tensors
 
 FOLDER, WEIGHTS, CONFIG = "export", "model.safetensors", "config.json"
 FORMAT = 1
 PREFIX = "network."  # of the network within the objective's state
+FROZEN = "frozen_encoder."  # of what a loss compares images in
 FIELDS = {"step": int, "kind": str, "class_names": list, "class_counts": list, "config": dict}
 
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -42,6 +43,8 @@ class Export:
     class_names: tuple[str, ...]
     class_counts: tuple[int, ...]
     """Training images of each class; empty without labels, or where they are not known."""
+    trained_in: tuple[str, ...] = ()
+    """Sha256 of the encoders in whose features the loss was measured."""
 
     def tensors(self) -> dict[str, Tensor]:
         """On the CPU. Raises ArtefactError."""
@@ -94,8 +97,15 @@ def fill(folder: Path, step: int, tensors: Groups, state: Mapping[str, Any]) -> 
         "class_names": list(state["class_names"]),
         "class_counts": list(state["class_counts"]),
         "config": state["config"],
+        "trained_in": list(state.get("trained_in", frozen_encoders(tensors.get("model", {})))),
     }
     write_json(folder / CONFIG, seal.sealed(content, {WEIGHTS: write_tensors(folder / WEIGHTS, weights)}))
+
+
+def frozen_encoders(state: Mapping[str, Tensor]) -> list[str]:
+    """Sha256 of the encoder in whose features an objective measures its loss, from its state; empty without one."""
+    found = {name.removeprefix(FROZEN): t.float() for name, t in state.items() if name.startswith(FROZEN)}
+    return [digest_of(found)] if found else []
 
 
 def reseal(folder: Path) -> None:
@@ -202,4 +212,7 @@ def parsed(path: Path, content: Mapping[str, Any]) -> Export:
     names, counts = tuple(map(str, content["class_names"])), content["class_counts"]
     if not all(type(count) is int and count >= 0 for count in counts):
         raise ArtefactError(f"{path / CONFIG}: class_counts must be whole numbers, not {counts}")
-    return Export(path, content["step"], content["kind"], config, names, tuple(counts))
+    trained_in = content.get("trained_in", [])
+    if not isinstance(trained_in, list):
+        raise ArtefactError(f"{path / CONFIG}: trained_in must be a list of sha256, not {trained_in!r}")
+    return Export(path, content["step"], content["kind"], config, names, tuple(counts), tuple(map(str, trained_in)))

@@ -21,7 +21,7 @@ from epg.networks.build import build_encoder, build_epg, without_numbers
 from epg.objectives.base import denoiser_of, normalizer_for
 from epg.pipeline import folder as pipeline
 from epg.storage import hub
-from epg.storage.artefact import match
+from epg.storage.artefact import digest_of, match
 
 
 def generator_of(
@@ -94,6 +94,21 @@ class Trained:
     """The network's state dict, on the CPU: an EPG's, or an RCM's after pre-training. Raises ArtefactError."""
     checkpoint: Checkpoint | None = None
     """That the weights are of; None of an export, or a file of the release."""
+    exported: tuple[str, ...] = ()
+    """What an export says of `trained_in`."""
+
+    def trained_in(self) -> tuple[str, ...]:
+        """Sha256 of the encoders in whose features the loss was measured, and then of its own: these judge nothing.
+
+        Raises ArtefactError.
+        """
+        found = self.exported
+        if self.checkpoint is not None and self.config.objective.frozen_encoder:
+            found = tuple(export.frozen_encoders(self.checkpoint.tensors("model")))
+        if not found:
+            return ()
+        own = {n.removeprefix("encoder."): t.float() for n, t in self.tensors().items() if n.startswith("encoder.")}
+        return tuple(dict.fromkeys([*found, digest_of(own)]))
 
     def other(self, ema: float | None) -> "Trained":
         """The weights of another decay in the same checkpoint, which is not verified again. Raises ArtefactError."""
@@ -145,6 +160,7 @@ def read_trained(path: Path, ema: float | None = None) -> Trained:
             exported.class_names,
             exported.class_counts,
             exported.tensors,
+            exported=exported.trained_in,
         )
     return of_checkpoint(find(path), ema)
 

@@ -21,8 +21,9 @@ class Judging:
     """What images are compared in; verbs add their own."""
 
     features: tuple[str, ...] = ()
-    """inception, efficientnet (extra eval-offline), classifier (trained on the labelled reference), encoder=RUN,
-    dinov2, clip (both also with =FOLDER). If not given, what needs no download; of `epg reference`, inception."""
+    """inception, efficientnet (extra eval-offline), classifier (trained on the labelled reference), encoder=RUN, random
+    (a network with random weights), dinov2, clip (both also with =FOLDER). If not given, what needs no download; of
+    `epg reference`, inception."""
     inception: Path | None = None
     """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""
 

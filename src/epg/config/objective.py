@@ -49,6 +49,8 @@ class ObjectiveConfig(Section):
     """Whether it goes on from a trained generator (`--from`), and never from random weights."""
     sampler: ClassVar[str] = "heun"
     """The sampler of a recipe that names none."""
+    judged: ClassVar[bool] = False
+    """Whether it is evaluated while it trains unless told otherwise, as its own loss says little of the images."""
 
     kind: str
 
@@ -59,7 +61,7 @@ class ObjectiveConfig(Section):
 
     @property
     def contrastive(self) -> bool:
-        """Whether a loss compares the images of a pass with each other."""
+        """Whether a loss compares the images of a pass with each other, or takes their moments."""
         return False
 
     @property

@@ -152,6 +152,7 @@ class OneStepConfig(ObjectiveConfig):
     title = "A one-step image generator, tuned to the moments of features, that works on pixels, without a VAE (EPG)"
     continues = True
     sampler = "one_step"
+    judged = True
 
     kind: Literal["onestep"] = "onestep"
     parameterization: Parameterization = "x"
@@ -174,6 +175,10 @@ class OneStepConfig(ObjectiveConfig):
     @property
     def predicts(self) -> Parameterization:
         return self.parameterization
+
+    @property
+    def contrastive(self) -> bool:
+        return True
 
     @property
     def frozen_encoder(self) -> bool:

@@ -209,19 +209,21 @@ class SamplingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    every: CountOrNone = 0
-    """Steps between evaluations while training, each with a checkpoint, the last step included; 0 is never."""
+    every: CountOrNone | None = None
+    """Steps between evaluations while training, each with a checkpoint, the last step included; 0 is never. None is a
+    tenth of the steps for onestep, whose loss is a distance between features and so judges nothing, else never."""
     linear_every: CountOrNone = 0
     """Steps between comparisons of a diffusion model's denoising error with the best linear denoiser's, on 512 held-out
     images: `linear/<noise level>` in the log, below 1 is better. The last step included; 0 is never."""
     count: Annotated[Whole, Field(ge=20, le=10**7)] = 1000
     """Samples drawn for each; images that an encoder of stage 1 is probed with."""
     features: list[str] = []
-    """inception, efficientnet, classifier, encoder=RUN as for `epg evaluate`; none takes a classifier of the labels, or
-    without labels the pre-trained encoder."""
+    """inception, efficientnet, classifier, encoder=RUN, random... as for `epg evaluate`; none takes a classifier of the
+    labels, or without labels the pre-trained encoder; random, if that is what the loss compares images in."""
     reference: str | None = None
     """A data set, a folder made by `epg reference`, or an .npz of ADM's; none is the training images."""
     metrics: list[str] = []
     """fid, sfid, is, fd, fdr, pr, dc, kid, mmd, accuracy; the usual ones of the features if empty."""
     best: str | None = None
-    """Metric that marks the best checkpoint (best.json), which is then kept; none is FID or the Frechet distance."""
+    """Metric that marks the best checkpoint (best.json), which is then kept; none is FDr, FID or the Frechet distance,
+    in features that the loss does not compare."""

@@ -25,6 +25,8 @@ from epg.config.sections import (
 )
 from epg.errors import UserError
 
+EVALUATIONS = 10  # of a run that is evaluated without being told to
+
 
 class RunConfig(Section):
     """One stage of one recipe, resolved: everything a run depends on."""
@@ -56,6 +58,13 @@ class RunConfig(Section):
     def shift(self) -> float:
         """Factor between unshifted and shifted levels."""
         return self.data.image_size / 64 if self.noise.shift is None else self.noise.shift
+
+    @property
+    def evaluated_every(self) -> int:
+        """Steps between evaluations while training; 0 is never."""
+        if self.evaluation.every is None:
+            return max(1, self.training.steps // EVALUATIONS) if self.objective.judged else 0
+        return self.evaluation.every
 
     @property
     def gaussians(self) -> int:

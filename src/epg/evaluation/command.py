@@ -69,7 +69,7 @@ def run_reference(dataset: str, out: Path, options: Options) -> Reference | None
                 split = options.split or only_split(dataset) or "train"
                 whole = open_whole(dataset, image_size=options.image_size, split=split, rules=options.rules())
                 source = DatasetSource(whole, Path(dataset).name, details={"split": split})
-        extractors = open_extractors(chosen, None, None, options)
+        extractors = open_extractors(chosen, None, source.shape, None, options)
         with reporting("reference") as report:
             made = make_reference(
                 source,

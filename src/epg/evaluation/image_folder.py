@@ -75,9 +75,22 @@ class ImageFolder:
 
     def describe(self) -> dict[str, Any]:
         described: dict[str, Any] = {"kind": "folder", "name": self.path.name}
-        with contextlib.suppress(ArtefactError):
-            described["record"] = read_json(self.path / RECORD)[0]  # what `epg sample` wrote down
+        if record := recorded(self.path):
+            described["record"] = record
         return described
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What `epg sample` wrote down of the samples in a folder; empty where it did not."""
+    with contextlib.suppress(ArtefactError):
+        return read_json(folder / RECORD)[0]
+    return {}
+
+
+def trained_in(folder: Path) -> tuple[str, ...]:
+    """Of the generator of the samples in a folder, see `Trained.trained_in`."""
+    found = recorded(folder).get("trained_in")
+    return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
 def _look(file: Path) -> tuple[int, int, int]:

@@ -21,6 +21,7 @@ from epg.evaluation.extraction import Collector, extract
 from epg.evaluation.extractors import IN_DOMAIN, Choice, choices, open_extractor
 from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.extractors.weights import cache_folder
+from epg.evaluation.independence import notes, refuse_no_judge
 from epg.evaluation.measures import METRICS, choose, held_out_needed
 from epg.evaluation.npz import NpzSource
 from epg.evaluation.real import Real, open_real, with_fifth
@@ -90,14 +91,15 @@ class Jury:
                 batch_size=self.options.batch_size,
                 seed=self.options.seed,
                 on_progress=report,
-                warnings=[*subject.warnings, *self._doubts(subject)],
+                warnings=[*subject.warnings, *self.doubts(subject)],
                 held_out=self.compared(count),
             )
         if receipt is None:
             return None
         numbers = self._floors(floors)
         kept = {key: n for key, n in numbers.items() if key.removesuffix("_floor") in receipt.metrics}
-        return receipt.model_copy(update={"metrics": receipt.metrics | kept})
+        told = {"trained_in": list(subject.trained_in)} if subject.trained_in else {}
+        return receipt.model_copy(update={"metrics": receipt.metrics | kept, "samples": receipt.samples | told})
 
     def compared(self, count: int) -> Mapping[str, NDArray[np.float32]]:
         """Features of `count` held-out images, where a metric needs them; as `held_out`."""
@@ -117,12 +119,13 @@ class Jury:
                 self.real_features.update({(count, e.name): found.outputs(e.name)[FEATURES] for e in missing})
         return {e.name: self.real_features[count, e.name] for e in extractors} if rank() == 0 else {}
 
-    def _doubts(self, subject: Subject) -> list[str]:
-        """What the receipt should say about samples and reference together."""
+    def doubts(self, subject: Subject) -> list[str]:
+        """What the receipt should say about samples, features and reference together."""
+        told = notes(subject.trained_in, self.extractors)
         if self.real is None or self.real.train.fingerprint() == subject.trained_on:
-            return []
-        other = [] if subject.trained_on is None else ["the run was trained on other images than this reference"]
-        return other + [f"reference: {line}" for line in self.real.train.treatment("--")]
+            return told
+        told += [] if subject.trained_on is None else ["the run was trained on other images than this reference"]
+        return told + [f"reference: {line}" for line in self.real.train.treatment("--")]
 
     def _floors(self, features: Mapping[str, NDArray[np.float32]]) -> dict[str, Number]:
         """Frechet distances of real images that the reference lacks."""
@@ -162,7 +165,8 @@ def open_jury(
         chosen = _features(samples, subject, place, real, options)
         real = with_fifth(real, [choice.name for choice in chosen], held_out_needed(words))
         choose(words, [choice.name for choice in chosen])  # before weights are fetched and classifiers trained
-    extractors = open_extractors(chosen, real, ema, options)
+    extractors = open_extractors(chosen, real, subject.source.shape, ema, options)
+    refuse_no_judge(subject.trained_in, extractors)
     return Jury(real, extractors, _reference(place, real, extractors, options), words, options)
 
 
@@ -184,12 +188,16 @@ def _features(
     elif subject.data is None:
         raise UserError("--features: which? inception, or encoder=RUN for the encoder of a run on this data")
     else:
-        words = [f"encoder={samples}"]
+        words = ["random"] if subject.trained_in else [f"encoder={samples}"]
     return choices(words, options.inception)
 
 
 def open_extractors(
-    chosen: Sequence[Choice], real: Real | None, ema: float | None, options: Options
+    chosen: Sequence[Choice],
+    real: Real | None,
+    shape: tuple[int, int, int],
+    ema: float | None,
+    options: Options,
 ) -> list[Extractor]:
     """Every process must call it: classifiers are trained where they are not in the cache."""
     labelled = None if real is None else real.labelled
@@ -197,7 +205,7 @@ def open_extractors(
     extractors = []
     for choice in chosen:
         with reporting(f"training a {choice.name}", images=0) as report:
-            extractors.append(open_extractor(choice, labelled, ema=ema, device=device, on_progress=report))
+            extractors.append(open_extractor(choice, labelled, shape, ema=ema, device=device, on_progress=report))
     return extractors
 
 

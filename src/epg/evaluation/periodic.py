@@ -24,9 +24,9 @@ from epg.errors import OutputError, UserError
 from epg.evaluation import receipt
 from epg.evaluation.evaluate import evaluate
 from epg.evaluation.jury import Jury, Options, open_jury
-from epg.evaluation.receipt import Receipt
+from epg.evaluation.receipt import Receipt, default_metric
 from epg.evaluation.sources import TensorSource
-from epg.evaluation.subjects import like
+from epg.evaluation.subjects import Subject, like
 from epg.generator import Generator
 from epg.networks import EPG, RCM
 from epg.objectives.base import Objective
@@ -140,21 +140,16 @@ def better(mark: Best, held: Best | None) -> bool:
     return mark["value"] < held["value"] if mark["better"] == "lower" else mark["value"] > held["value"]
 
 
-def default_metric(found: Receipt) -> str:
-    """FDr, FID, or else the first Frechet distance, or else the first metric."""
-    keys = [key for key in found.metrics if not key.endswith("_floor")]
-    distances = (key for key in keys if key.split("_")[0] in ("fid", "fd"))
-    return "fdr" if "fdr" in keys else next(distances, keys[0])
-
-
 # What is measured -----------------------------------------------------------------------------------------------------
 
 
 class GeneratorExamination:
     """Metrics of `epg evaluate` on samples of a network in training."""
 
-    def __init__(self, config: RunConfig, network: EPG, class_names: Sequence[str], jury: Jury) -> None:
-        self.config, self.jury = config, jury
+    def __init__(
+        self, config: RunConfig, network: EPG, class_names: Sequence[str], jury: Jury, subject: Subject
+    ) -> None:
+        self.config, self.jury, self.subject = config, jury, subject
         self.model = generator_of(config, network, class_names)
 
     def __call__(self, step: int, between: Between) -> Receipt | None:
@@ -169,6 +164,7 @@ class GeneratorExamination:
             jury.words,
             seed=self.config.seed,
             on_progress=lambda done, total: between(),
+            warnings=jury.doubts(self.subject),
             held_out=jury.compared(count),
         )
         if found is None:
@@ -182,6 +178,7 @@ class GeneratorExamination:
             "labels": None if labels is None else f"all {self.model.num_classes} classes in turn",
             "seed": self.config.seed,
             "sampling": self.config.sampling.model_dump(mode="json"),
+            **({"trained_in": list(self.subject.trained_in)} if self.subject.trained_in else {}),
         }
         return found.model_copy(update={"samples": {**found.samples, **told, "name": f"step {step}"}})
 
@@ -207,13 +204,20 @@ def draw(model: Generator, count: int, seed: int, between: Between) -> Tensor:
 
 
 def open_evaluation(
-    config: RunConfig, objective: Objective, dataset: ImageDataset, run: Path, start: int, encoder: Path | None
+    config: RunConfig,
+    objective: Objective,
+    dataset: ImageDataset,
+    run: Path,
+    start: int,
+    encoder: Path | None,
+    trained_in: Sequence[str] = (),
 ) -> PeriodicEvaluation:
     """The evaluation that a configuration asks for, with everything it needs; every process must call it.
 
     Args:
         start: the step the run continues from.
         encoder: of stage 1, in whose features images without labels are compared.
+        trained_in: sha256 of those in whose features the loss is measured, in which nothing is judged.
 
     Raises UserError where a reference or features are missing.
     """
@@ -226,15 +230,17 @@ def open_evaluation(
     else:
         assert isinstance(network, EPG)
         features = list(wanted.features)
-        if not features and wanted.reference is None and dataset.num_classes < 2:
+        if not features and wanted.reference is None and dataset.num_classes < 2 and trained_in:
+            features = ["random"]
+        elif not features and wanted.reference is None and dataset.num_classes < 2:
             if encoder is None:
                 raise UserError(
                     "--evaluation.every: these images have no labels, and there is no pre-trained encoder to compare "
-                    "them with. Name --evaluation.features encoder=RUN, or --evaluation.reference with inception"
+                    "them with. Name --evaluation.features random or encoder=RUN, or another --evaluation.reference"
                 )
             features = [f"encoder={encoder}"]
-        subject = like(dataset, config.data)
+        subject = like(dataset, config.data, trained_in)
         options = Options(features, seed=config.seed, device=config.training.device)
         jury = open_jury(subject, str(run), wanted.reference, list(wanted.metrics) or None, None, options)
-        examination = GeneratorExamination(config, network, dataset.class_names, jury)
-    return PeriodicEvaluation(run, wanted.every, config.training.steps, start, examination, wanted.best)
+        examination = GeneratorExamination(config, network, dataset.class_names, jury, subject)
+    return PeriodicEvaluation(run, config.evaluated_every, config.training.steps, start, examination, wanted.best)

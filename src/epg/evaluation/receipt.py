@@ -100,3 +100,12 @@ def intact(file: Path) -> Receipt | None:
         return read(file)
     except ArtefactError:
         return None
+
+
+def default_metric(found: Receipt) -> str:
+    """FDr, FID, or else the first Frechet distance, or else the first metric; none in features that were trained in."""
+    learnt = [n for n, told in found.extractors.items() if told["sha256"] in found.samples.get("trained_in", ())]
+    passed_over = ("_floor", *(f"_{name}" for name in learnt))
+    keys = [key for key in found.metrics if not key.endswith(passed_over)]
+    distances = (key for key in keys if key.split("_")[0] in ("fid", "fd"))
+    return "fdr" if "fdr" in keys else next(distances, keys[0])

@@ -1,5 +1,6 @@
 """What is to be judged: a trained generator, an `.npz`, a folder of images, or a data set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from epg.data.prepared.store import is_store, read_manifest
 from epg.data.sources.open import is_packed
 from epg.data.sources.remote import is_remote
 from epg.errors import UserError
-from epg.evaluation.image_folder import ImageFolder
+from epg.evaluation.image_folder import ImageFolder, trained_in
 from epg.evaluation.npz import NpzSource
 from epg.evaluation.sources import DatasetSource, GeneratorSource, ImageSource, TensorSource
 from epg.pipeline import folder as pipeline
@@ -39,6 +40,8 @@ class Subject:
     """What a run was trained on: the reference unless another one is named."""
     trained_on: str | None = None
     """Fingerprint of its images."""
+    trained_in: tuple[str, ...] = ()
+    """Sha256 of the encoders in whose features a generator was trained, and of its own: these judge nothing."""
 
     @property
     def rules(self) -> PixelRules:
@@ -67,7 +70,7 @@ def open_subject(
         archive = NpzSource(place, count)
         total = archive.header.shape[0]
         part = [f"only the first {archive.count} of the {total} images of {place.name}"]
-        return Subject(archive, part if archive.count < total else [])
+        return Subject(archive, part if archive.count < total else [], trained_in=trained_in(place.parent))
     if is_dataset(path):
         split = split or only_split(path) or "test"
         dataset = open_whole(path, image_size=image_size, split=split)
@@ -78,7 +81,7 @@ def open_subject(
     if runs := checkpoint.offer(place):
         raise UserError(f"{path}: holds runs; pass one of them.{runs}")
     folder = ImageFolder(place, count)
-    return Subject(folder, folder.warnings)
+    return Subject(folder, folder.warnings, trained_in=trained_in(place))
 
 
 def some_of(
@@ -90,10 +93,11 @@ def some_of(
     return DatasetSource(dataset, name, details or {})
 
 
-def like(dataset: ImageDataset, data: DataConfig) -> Subject:
+def like(dataset: ImageDataset, data: DataConfig, learnt: Sequence[str] = ()) -> Subject:
     """In the place of samples to come of a model of these images, for a jury to be opened for them."""
     shape = (1, dataset.channels, dataset.image_size, dataset.image_size)
-    return Subject(TensorSource(torch.zeros(shape, dtype=torch.uint8)), data=data)
+    images = TensorSource(torch.zeros(shape, dtype=torch.uint8))
+    return Subject(images, data=data, trained_in=tuple(learnt))
 
 
 def is_generator(path: str) -> bool:
@@ -165,4 +169,5 @@ def generated(path: str, request: Request, weights: Trained | Saved | None = Non
         "ema": trained.kind,
         "trained_on": trained.checkpoint and str(trained.checkpoint.state["data"]),
     }
-    return Subject(GeneratorSource(opened, details), [], trained.config.data, details["trained_on"])
+    source, learnt = GeneratorSource(opened, details), trained.trained_in()
+    return Subject(source, [], trained.config.data, details["trained_on"], learnt)

@@ -222,6 +222,7 @@ def write_weights(folder: Path, found: Trained) -> None:
         "class_names": list(found.class_names),
         "class_counts": list(found.class_counts),
         "config": found.config.model_dump(mode="json"),
+        "trained_in": found.trained_in(),
     }
     export.fill(folder, found.step, {found.kind: tensors}, state)
 

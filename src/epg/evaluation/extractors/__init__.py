@@ -11,8 +11,8 @@ from epg.errors import UserError
 from epg.evaluation.extractors.extractor import Extractor
 from epg.evaluation.sources import Progress
 
-IN_DOMAIN = ("classifier", "encoder")
-NAMES = ("inception", "efficientnet", "classifier", "encoder=RUN", "dinov2", "clip")
+IN_DOMAIN = ("classifier", "encoder", "random")
+NAMES = ("inception", "efficientnet", "classifier", "encoder=RUN", "random", "dinov2", "clip")
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ def choices(words: Sequence[str], inception: Path | None = None) -> list[Choice]
             raise UserError(f"--features {word}: unknown; choose from {', '.join(NAMES)}")
         if name == "encoder" and not path:
             raise UserError("--features encoder: of which run? Pass --features encoder=RUN")
-        if name in ("inception", "classifier") and path:
-            raise UserError(f"--features {word}: {name} takes no path here; --inception PATH is for its weights")
+        if name in ("inception", "classifier", "random") and path:
+            raise UserError(
+                f"--features {word}: {name} takes no path here; --inception PATH is for Inception's weights"
+            )
         found.append(Choice(name, Path(path).expanduser() if path else inception if name == "inception" else None))
     twice = {choice.name for choice in found if [c.name for c in found].count(choice.name) > 1}
     if twice:
@@ -46,6 +48,7 @@ def choices(words: Sequence[str], inception: Path | None = None) -> list[Choice]
 def open_extractor(
     choice: Choice,
     labelled: tuple[ImageDataset, ImageDataset] | None = None,
+    shape: tuple[int, int, int] | None = None,
     *,
     ema: float | None = None,
     device: torch.device | str = "cpu",
@@ -55,6 +58,7 @@ def open_extractor(
 
     Args:
         labelled: what a classifier is trained on, and what its accuracy is measured on.
+        shape: channels, height and width of the images, for random features.
         ema: of an encoder in a generator's run, which average.
 
     Raises UserError, ArtefactError.
@@ -69,6 +73,11 @@ def open_extractor(
 
             assert choice.path is not None
             return encoder(choice.path, ema=ema, device=device)
+        case "random":
+            from epg.evaluation.extractors.indomain import untrained
+
+            assert shape is not None
+            return untrained(shape[0], shape[1], device)
         case "efficientnet":
             from epg.evaluation.extractors.efficientnet import efficientnet
 

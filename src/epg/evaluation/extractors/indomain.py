@@ -136,6 +136,21 @@ def images_and_labels(dataset: ImageDataset, indices: np.ndarray | None = None) 
     return images, torch.from_numpy(dataset.labels[np.asarray(chosen)])
 
 
+def untrained(channels: int, image_size: int, device: torch.device | str = "cpu") -> Extractor:
+    """The classifier's architecture with random weights, always the same: a judge that nothing was trained in."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Classifier(channels, image_size, 2).requires_grad_(False).eval()
+    digest = digest_of(network.state_dict())
+    network.to(device)
+
+    def compute(images: Tensor) -> dict[str, Tensor]:
+        return {FEATURES: network.features(images.to(device)).cpu()}
+
+    told = f"uint8 / 127.5 - 1; {WIDTH} features of a convolutional network with random weights"
+    return Extractor("random", digest, told, compute, shape=(channels, image_size, image_size))
+
+
 def encoder(path: Path, *, ema: float | None = None, device: torch.device | str = "cpu") -> Extractor:
     """CLS features of a run's encoder on clean images, fed at sigma_min as in the auxiliary loss (eq. 9).
 
