@@ -6,8 +6,10 @@ import os
 import pty
 import re
 import struct
+import sys
 import termios
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -118,3 +120,38 @@ def test_a_long_run_in_a_pipe_is_a_few_hundred_lines(
     assert 300 < len(lines) < 2000
     assert lines[0].startswith("diffusion 50/1000000 ")
     assert lines[-1].startswith("diffusion 1000000/1000000 ")
+
+
+def test_in_a_notebook_it_is_a_text_that_is_renewed(monkeypatch, capsys):
+    """One text below the cell, and no line of it on stderr, which a notebook would show one below the other."""
+
+    class ZMQInteractiveShell:
+        pass
+
+    class Handle:
+        texts: list[str] = []  # noqa: RUF012
+
+        def update(self, content, raw):
+            self.texts.append(content["text/plain"])
+
+    def display(content, raw, display_id):
+        handle.update(content, raw)
+        return handle
+
+    handle = Handle()
+    ipython = ModuleType("IPython")
+    ipython.get_ipython = ZMQInteractiveShell
+    inside = ModuleType("IPython.display")
+    inside.display = display
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", inside)
+    monkeypatch.setattr("epg.cell.PAUSE_S", 0.0)
+    with Display("training", 4, images=8) as shown:
+        for step in range(1, 5):
+            shown.advance(step)
+            shown.tell({"loss": 1.0 / step})
+    assert handle.texts[0].startswith("training ─")
+    assert "4/4" in handle.texts[-1]
+    assert "loss 0.25" in handle.texts[-1]
+    assert "─" not in handle.texts[-1]
+    assert capsys.readouterr().err == ""

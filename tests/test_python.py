@@ -5,11 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import epg
+from epg.cli import main
+from epg.config.recipe import run_config
+from epg.data.configured import training_data_in_memory
 from epg.errors import ArtefactError, UserError
 from epg.evaluation.noisy_features import open_encoder
 from epg.runs import train
@@ -147,10 +152,12 @@ reveal_type(model.sample(["cat", {"cat": 0.5, "dog": 0.5}, 3], seed=1))
 reveal_type(model.denoise(torch.zeros(1), 1.0, labels="cat"))
 reveal_type(model.features(torch.zeros(1), 1.0))
 reveal_type(epg.load("run", encoder=True).features(torch.zeros(1), 1.0))
+reveal_type(epg.train("digits", data=(torch.zeros(3, 8, 8), [0, 1, 2]), out="run", callbacks=[epg.Callback()]))
 """
 SEEN = [
     "epg.generator.Generator",
     *["torch._tensor.Tensor"] * 4,
+    "pathlib.Path",
 ]
 
 
@@ -165,3 +172,160 @@ def test_mypy_sees_no_any(tmp_path):
 def test_importing_the_package_imports_no_torch():
     code = "import sys, epg; dir(epg); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.anchor)
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+QUICK = {
+    "model.encoder": {"depth": 1, "width": 24, "heads": 2},
+    "model.decoder": {"width": 24, "heads": 2},
+    "optimizer.warmup-steps": 1,
+    "training.batch_size": 8,
+    "training.steps": 4,
+    "training.checkpoint_every": 2,
+    "training.preview_every": 4,
+    "training.log_every": 2,
+    "training.trackers": [],
+    "sampling.steps": 2,
+}
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+NAMES = ["cat", "dog", "emu"] * 4
+
+
+class Heard(epg.Callback):
+    def __init__(self) -> None:
+        self.events: list[tuple[object, ...]] = []
+
+    def on_start(self, folder, step):
+        self.events.append(("start", step))
+
+    def on_log(self, step, numbers):
+        self.events.append(("log", step, numbers["loss"] > 0))
+
+    def on_preview(self, step, file):
+        self.events.append(("preview", step, file.is_file()))
+
+    def on_checkpoint(self, step, folder):
+        self.events.append(("checkpoint", step, (folder / "manifest.json").is_file()))
+
+    def on_end(self, step):
+        self.events.append(("end", step))
+        raise RuntimeError("a fault of the user's")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return epg.load(run, ema=0).denoiser.state_dict()
+
+
+def test_train_is_what_the_command_line_does(tmp_path):
+    """The same weights; the callbacks hear of everything once; what one raises is a warning."""
+    heard = Heard()
+    with pytest.warns(UserWarning, match="Heard: RuntimeError: a fault of the user's; training goes on"):
+        run = epg.train("digits", from_scratch=True, out=tmp_path / "a", settings=QUICK, callbacks=[heard])
+    assert run == tmp_path / "a"
+    assert [event for event in heard.events if event[0] != "checkpoint"] == [
+        ("start", 0),
+        ("log", 2, True),
+        ("log", 4, True),
+        ("preview", 4, True),
+        ("end", 4),
+    ]
+    assert heard.events.count(("checkpoint", 4, True)) == 1
+    flat = {name: value for name, value in QUICK.items() if not isinstance(value, dict)}
+    flat |= {f"{name}.{key}": v for name, value in QUICK.items() if isinstance(value, dict) for key, v in value.items()}
+    flags = [word for name, v in flat.items() for word in (f"--{name}", *map(str, v if isinstance(v, list) else [v]))]
+    assert main(["finetune", "digits", "--from-scratch", "--out", str(tmp_path / "b"), *flags]) == 0
+    ours, theirs = weights(run), weights(tmp_path / "b")
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+class Pairs(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """As torchvision's: floats from 0 to 1 with the channels first, numbers as labels, and names for them."""
+
+    classes = ("cat", "dog", "emu")
+
+    def __init__(self, images: np.ndarray = PIXELS, noise: float = 0.0) -> None:
+        self.images, self.noise = images, noise
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        pixels = torch.from_numpy(self.images[index])[None] / 255
+        return (pixels + self.noise * torch.rand(pixels.shape)).clamp(0, 1), index % 3
+
+
+def hugging_face() -> datasets.Dataset:
+    features = datasets.Features(
+        {"picture": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "emu"])}
+    )
+    rows = {"picture": [Image.fromarray(pixels) for pixels in PIXELS], "label": [i % 3 for i in range(12)]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+DATA = {
+    "array": lambda: (PIXELS, NAMES),
+    "tensor": lambda: (torch.from_numpy(PIXELS)[:, None], NAMES),
+    "pictures": lambda: [(Image.fromarray(pixels), name) for pixels, name in zip(PIXELS, NAMES, strict=True)],
+    "torch": Pairs,
+    "datasets": hugging_face,
+    "a part of datasets": lambda: hugging_face().select(range(12)),
+}
+DIGITS = run_config("digits", "diffusion").data
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_the_same_images_in_every_form(kind):
+    images = training_data_in_memory(DATA[kind](), DIGITS)
+    assert images.class_names == ("cat", "dog", "emu")
+    assert images.labels.tolist() == [0, 1, 2] * 4
+    assert all(np.array_equal(images[i][0][0], PIXELS[i]) for i in range(12))
+    again, other = DATA[kind](), np.ascontiguousarray(PIXELS[::-1])
+    assert training_data_in_memory(again, DIGITS).fingerprint() == images.fingerprint()
+    assert training_data_in_memory((other, NAMES), DIGITS).fingerprint() != images.fingerprint()
+
+
+def test_a_run_is_continued_with_the_same_images_alone(tmp_path):
+    settings = {**QUICK, "training.steps": 2}
+    where = {"from_scratch": True, "out": tmp_path}
+    epg.train("digits", data=(PIXELS, NAMES), settings=settings, **where)
+    with pytest.raises(UserError, match=r"(?s)other settings.*data.source: images \w+ -> images"):
+        epg.train("digits", data=(PIXELS, NAMES[::-1]), settings=settings, **where)
+    assert epg.train("digits", data=Pairs(), settings=settings, override=["data.source"], **where) == tmp_path
+    assert epg.load(tmp_path).class_names == ("cat", "dog", "emu")
+    assert main(["evaluate", str(tmp_path), "--count", "9"]) == 65
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: (PIXELS, NAMES[:3]), "12 images and 3 labels"),
+        (lambda: PIXELS[:0], "holds no images"),
+        (lambda: PIXELS.astype(np.float32), "item 0 is float32 from .* whose range is not known"),
+        (lambda: PIXELS[:, :, :, None].repeat(2, 3), r"item 0 has the shape \(8, 8, 2\)"),
+        (lambda: ["no-such-file.png"], "no-such-file"),
+        (lambda: [3, 4], "item 0 is a int; an array"),
+        (lambda: (pixels for pixels in PIXELS), "a generator has no numbered items"),
+        (lambda: datasets.DatasetDict(train=hugging_face()), "several splits; give one of them"),
+        (lambda: hugging_face().to_iterable_dataset(), "a IterableDataset has no numbered items"),
+        (lambda: Pairs(noise=0.5), "image 0 is another one each time it is read"),
+    ],
+)
+def test_what_is_no_data(data, message, tmp_path):
+    with pytest.raises((UserError, OSError), match=message):
+        epg.train("digits", data=data(), out=tmp_path / "run", settings=QUICK)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stage": "diffusion"}, "--encoder: which pre-trained encoder"),
+        ({"stage": "painting"}, "--stage painting: choose one of pretraining, diffusion"),
+        ({"stage": "pretraining", "from_scratch": True}, "are for generators"),
+        ({"settings": {"training.stepz": 3, "seed": -1}}, r"(?s)2 wrong settings:.*seed.*training.stepz"),
+    ],
+)
+def test_what_cannot_be_trained(arguments, message):
+    with pytest.raises(UserError, match=message):
+        epg.train("digits", **arguments)

@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src/epg"
 ROOMS = [
-    ("errors", "extras", "command_line", "memory", "progress", "signals"),  # no science
+    ("errors", "extras", "command_line", "memory", "cell", "progress", "signals"),  # no science
     ("randomness", "distributed"),
     ("sharding", "circumstances"),
     ("storage",),
@@ -37,6 +37,7 @@ ROOMS = [
     ("evaluation",),
     ("analysis", "publish"),
     ("runs",),
+    ("python",),
     ("bench",),
     ("quickstart", "study"),
     ("cli",),

@@ -17,8 +17,9 @@ from epg.config.sections import SamplingConfig
 from epg.errors import ArtefactError, DivergedError, OutputError, UserError
 from epg.sampling import Request, changed, class_numbers, fitted, write_samples
 from epg.sampling.files import png, write_npz
+from epg.sampling.interpolation import interpolated, on_sphere
 from epg.sampling.job import Job
-from tests.generators import levels_apart, save_export, save_run
+from tests.generators import levels_apart, save_export, save_run, tiny_generator
 from tests.helpers import tiny_config
 
 
@@ -430,3 +431,42 @@ def test_a_guide_acts_at_every_level_unless_an_interval_is_given(run, tmp_path):
         options = ["--guide", str(run), "--guidance", "1.5", "--steps", "4", "--count", "2", *flags]
         assert main(["sample", str(run), "--out", str(out), *options]) == 0
         assert json.loads((out / "samples.json").read_text())["nfe"] == nfe
+
+
+# Between images -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["heun", "euler_ancestral"])
+def test_a_strip_leads_from_image_to_image(sampler):
+    """Its ends are the images themselves; what is between is of neither, and of the right length."""
+    model = tiny_generator(sampling={"sampler": sampler, "steps": 3})
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    plain = model.sample(labels, seed=4)
+    strip = interpolated(model, labels, 3, row=3, rows=2, seed=4).unflatten(0, (2, 9))
+    for r in range(2):
+        assert levels_apart(strip[r, [0, 4, 8]], plain[3 * r : 3 * r + 3]) <= 1
+        steps = (strip[r, 1:].int() - strip[r, :-1].int()).abs().amax((1, 2, 3))
+        assert steps.min() > 0
+    unconditional = tiny_generator(model={"num_classes": 0})
+    assert interpolated(unconditional, None, 1, row=2).shape == (3, 1, 8, 8)
+
+
+def test_noise_between_two_is_noise():
+    a, b = torch.randn(2, 50, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for fraction in (0.0, 0.3, 0.5, 1.0):
+        between = on_sphere(a, b, torch.full((50,), fraction))
+        assert 0.95 < between.std() < 1.05
+    assert torch.equal(on_sphere(a, b, torch.zeros(50)), a)
+    assert torch.equal(on_sphere(a, b, torch.ones(50)), b)
+    assert torch.allclose(on_sphere(a, a, torch.full((50,), 0.3)), a, atol=1e-6)
+
+
+def test_interpolate_on_the_command_line(tmp_path, capsys):
+    run = save_run(tmp_path / "run", tiny_config())
+    out = str(tmp_path / "out")
+    flags = ["sample", str(run), "--steps", "2", "--out", out, "--interpolate", "2"]
+    assert main([*flags, "--count", "1"]) == 2
+    assert "--interpolate: leads from image to image; --count must be at least 2" in capsys.readouterr().err
+    assert main([*flags, "--count", "6", "--classes", "cat", "dog"]) == 0
+    with Image.open(tmp_path / "out" / "between-2.png") as strip:
+        assert strip.size == (4 * 52 + 4, 3 * 52 + 4)

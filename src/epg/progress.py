@@ -1,7 +1,8 @@
 """What a person sees of work that goes on: one display for training, sampling, evaluating and preparing.
 
 On a terminal it is a line with bar, count, rate, time left and the first numbers, as many as the width takes, and the
-other numbers below. Elsewhere (a pipe, a file, a notebook) it is plain lines: the first ones as they come, then fewer.
+other numbers below; below the cell of a notebook, the same as text. Elsewhere (a pipe, a file) it is plain lines: the
+first ones as they come, then fewer.
 """
 
 import os
@@ -18,9 +19,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from epg.cell import Cell, in_notebook
+
 NARROWEST_BAR, WIDEST_BAR = 10, 40
 NUMBERS_BESIDE = 3
 LINE_WIDTH = 160
+CELL_WIDTH = 100
 FIRST_LINES = 20  # are written as they come
 QUIET_S = 30.0  # between lines where nothing but the count is new
 LONGEST_PAUSE_S = 600.0
@@ -50,7 +54,7 @@ class Display:
         self.numbers: list[tuple[str, str]] = []
         self.told: float | None = None
         self.lines, self.last_line = 0, self.started
-        self.live: Live | None = None
+        self.live: Live | Cell | None = None
 
     # What is known --------------------------------------------------------------------------------------------------
 
@@ -72,6 +76,7 @@ class Display:
         if self.total is None:
             self.first, self.started = done, time.monotonic()
         self.done, self.total = done, self.total if total is None else total
+        self._renew()
         if self._pausing() >= max(QUIET_S, self._pause()):
             self._print_line()
 
@@ -79,6 +84,7 @@ class Display:
         """The newest numbers, most important first, and images per second since the last ones."""
         self.told = rate
         self.numbers = [(name, f"{value:.4g}") for name, value in numbers.items()]
+        self._renew()
         if self.lines < FIRST_LINES or self._pausing() >= self._pause() or self.done == self.total:
             self._print_line()
 
@@ -104,6 +110,16 @@ class Display:
         beside = " ".join([beside, *pairs[:count]])[:width]
         bar = max(0, min(WIDEST_BAR, width - len(title) - len(beside) - 2))
         return title, bar, beside, fitted(pairs[count:], width)
+
+    def as_text(self) -> str:
+        """The same without colours, for a notebook."""
+        title, bar, beside, below = self.layout(CELL_WIDTH)
+        done = round(bar * self.done / (self.total or max(1, self.done)))
+        return f"{title} {'━' * done}{'─' * (bar - done)} {beside}\n{below}".rstrip()
+
+    def _renew(self) -> None:
+        if isinstance(self.live, Cell):
+            self.live.refresh()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         title, bar, beside, below = self.layout(options.max_width)
@@ -135,7 +151,7 @@ class Display:
 
     def start(self) -> None:
         """Shows it; a display that is there already rests until this one is closed."""
-        if not (self.show and is_terminal()):
+        if not (self.show and (is_terminal() or in_notebook())):
             return
         if Display._shown:
             Display._shown[-1]._draw(False)
@@ -152,7 +168,10 @@ class Display:
             Display._shown[-1]._draw(True)
 
     def _draw(self, on: bool, inner: bool = False) -> None:
-        if on:
+        if on and in_notebook():
+            self.live = Cell(self.as_text)
+            self.live.start()
+        elif on:
             console = Console(file=sys.stderr, force_terminal=True, force_jupyter=False)
             self.live = Live(self, console=console, refresh_per_second=4, transient=inner)
             self.live.start()

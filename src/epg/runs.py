@@ -1,6 +1,6 @@
 """A run: one stage of a recipe on one data set into one folder: what `epg pretrain` and `finetune` do."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ from epg.samplers import jumping
 from epg.sampling.pictures import examples_picture, save_grid
 from epg.training import resume as resuming
 from epg.training.beginning import announce, record
+from epg.training.callbacks import Callback
 from epg.training.judging import Judge, Preview
 from epg.training.loop import Trainer
 from epg.training.parallel import refuse_uneven_processes
@@ -101,6 +102,7 @@ def prepare_run(
     dataset: ImageDataset | None = None,
     resume: Path | None = None,
     overrides: Collection[str] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Everything that can fail before hours are spent: data, configuration, encoder, folder, an earlier run in it.
 
@@ -141,7 +143,7 @@ def prepare_run(
         trained_in = frozen_encoders(objective.state_dict() if start is None else start.checkpoint.tensors("model"))
         evaluation = open_evaluation(config, objective, dataset, folder, step, encoder, trained_in)
     preview, judge = preview_for(config, objective, dataset), judge_for(config, objective, dataset, spectrum)
-    trainer = Trainer(objective, dataset, config, folder, preview, start, evaluation, judge)
+    trainer = Trainer(objective, dataset, config, folder, preview, start, evaluation, judge, callbacks)
     return Run(config, folder, dataset, trainer)
 
 
@@ -222,6 +224,8 @@ def train(
     base: Path | None = None,
     resume: Path | None = None,
     overrides: Collection[str] = (),
+    dataset: ImageDataset | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Trains to the end, or continues where an earlier run stopped; see `prepare_run`.
 
@@ -234,6 +238,15 @@ def train(
         folder = Path("runs") / config.recipe / config.stage if resume is None else resuming.run_folder_of(resume)
     signals = StopSignals(starting=True)
     with signals.caught(), processes(config.training.timeout, lambda: signals.received), locked(folder):
-        run = prepare_run(config, folder, encoder=encoder, base=base, resume=resume, overrides=overrides)
+        run = prepare_run(
+            config,
+            folder,
+            encoder=encoder,
+            base=base,
+            dataset=dataset,
+            resume=resume,
+            overrides=overrides,
+            callbacks=callbacks,
+        )
         run.trainer.run(signals)
     return run

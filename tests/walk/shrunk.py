@@ -37,6 +37,8 @@ FLAGS = [  # beginning of a command, and what is added to it: of a flag that is 
 ]
 """Words of the page that stand for something smaller."""
 WORDS = {"step-00001000": "step-00000002", "1010": "3"}
+IN_PYTHON = {'"training.steps": 200, "training.preview_every": 100': '"training.steps": 2, "training.preview_every": 2'}
+"""Pieces of the page's Python that stand for something smaller."""
 DROPPED = {"--compile": "minutes of a C++ compiler"}
 
 INSTALLS = "installs from the network; .ci/run does it"

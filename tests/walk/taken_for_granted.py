@@ -74,6 +74,12 @@ def pipeline() -> Names:
     return {}
 
 
+def python() -> Names:
+    trained("runs/digits/pretraining", "pretraining")
+    trained("runs/digits/diffusion", "diffusion", "--sampling.steps 4")
+    return {}
+
+
 def reliability() -> Names:
     trained("runs/NAME", "diffusion")
     return {}
@@ -111,6 +117,7 @@ WORLDS: dict[str, Callable[[], Names]] = {
     "data.md": data,
     "evaluation.md": evaluation,
     "pipeline.md": pipeline,
+    "python.md": python,
     "reliability.md": reliability,
     "sampling.md": sampling,
     "training.md": training,

@@ -8,7 +8,7 @@ from epg.cli import main
 from tests.evaluation.helpers import random_images
 from tests.evaluation.test_sources import write_folder
 from tests.walk.printed import PAGES, SHELL, Printed, blocks, printed
-from tests.walk.shrunk import DROPPED, FLAGS, NOT_RUN, WORDS, reason, small
+from tests.walk.shrunk import DROPPED, FLAGS, IN_PYTHON, NOT_RUN, WORDS, reason, small
 from tests.walk.taken_for_granted import WORLDS, Names
 
 EVERYTHING = [item for page in PAGES for item in printed(page)]
@@ -33,7 +33,10 @@ def test_the_readme_with_images_without_classes(tmp_path: Path, monkeypatch: pyt
 def walk(items: list[Printed], names: Names) -> None:
     for item in items:
         if item.language == "python":
-            code = compile("\n" * (item.line - 1) + item.text, item.page, "exec")
+            text = item.text
+            for long, short in IN_PYTHON.items():
+                text = text.replace(long, short)
+            code = compile("\n" * (item.line - 1) + text, item.page, "exec")
             exec(code, names)
             continue
         assert item.text.startswith("epg "), f"{item}: not of ours; say in NOT_RUN why it is not run"
@@ -51,6 +54,8 @@ def test_what_is_left_out_or_made_small_is_still_printed() -> None:
         assert any(text.startswith(beginning) for text in run), beginning
     for word in (*WORDS, *DROPPED):
         assert any(word in text for text in run), word
+    for piece in IN_PYTHON:
+        assert any(piece in item.text for item in EVERYTHING), piece
 
 
 def test_no_command_hides_in_a_block_of_another_kind() -> None:

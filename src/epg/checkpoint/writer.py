@@ -82,6 +82,8 @@ class CheckpointWriter:
         self._moved: OutputError | None = None  # for good, whatever becomes of the write that is under way
         self._reported = False
         self._waited = 0
+        self.written: Path | None = None
+        """The newest checkpoint that is on disk, of those that it has written."""
         self._place = place_of(run) if rank() == 0 else None
 
     @property
@@ -195,10 +197,10 @@ class CheckpointWriter:
                 return
             try:
                 if not saved:
-                    saving.save(self.run / "checkpoints", step, tensors, state, self.keep, self.keep_every)
+                    place = saving.save(self.run / "checkpoints", step, tensors, state, self.keep, self.keep_every)
                     saved = True
                 export.write(self.run / export.FOLDER, step, tensors, state)
-                self._failure = None
+                self._failure, self.written = None, place
                 return
             except OutputError as error:
                 self._failure = error

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from epg.cli.drawing import Drawing
-from epg.cli.numbers import Images
+from epg.cli.numbers import Between, Images
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,12 @@ class Sample(Drawing):
     animation: Literal["gif", "png", "webp"] | None = None
     """Also show the way from noise to the first images: x_t and beside it D(x_t, t)."""
 
+    interpolate: Annotated[int | None, Between(1, 64)] = None
+    """Also show so many pictures between each of the first images and the next, of another class: labels mixed, noise
+    turned from one to the other (between-N.png)."""
+
     def __call__(self) -> None:
         from epg.sampling import write_samples
 
-        own = {name: getattr(self, name) for name in ("count", "compile", "npz", "animation")}
+        own = {name: getattr(self, name) for name in ("count", "compile", "npz", "animation", "interpolate")}
         write_samples(self.checkpoint, self.out, self.request(**own))

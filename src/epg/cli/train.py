@@ -103,25 +103,12 @@ class Finetune(Training):
     """Start from a random encoder instead."""
 
     def __call__(self, overrides: list[str]) -> None:
-        from epg.config.objectives import KINDS
+        from epg.python import refuse_beginning
         from epg.runs import train
         from epg.storage import hub
 
         refuse_stage(self.stage, self.GENERATOR)
-        if KINDS[self.stage].continues and self.base is None and self.resume is None:
-            raise UserError(
-                f"--from: --stage {self.stage} goes on from a trained generator. Pass a run folder of `epg finetune` "
-                f"(runs/{Path(self.recipe).stem}/diffusion by default), an export or user/repo."
-            )
-        if self.encoder is None and self.base is None and not self.from_scratch and self.resume is None:
-            raise UserError(
-                "--encoder: which pre-trained encoder? Pass the run folder of `epg pretrain` (runs/"
-                f"{Path(self.recipe).stem}/pretraining by default), or --from-scratch."
-            )
-        if self.encoder is not None and self.from_scratch:
-            raise UserError("--encoder and --from-scratch: choose one")
-        if self.base is not None and self.from_scratch:
-            raise UserError("--from and --from-scratch: choose one")
+        refuse_beginning(self.recipe, self.stage, self.encoder, self.base, self.from_scratch, self.resume)
         config = configure(self.recipe, self.stage, overrides)
         encoder = None if self.encoder is None else hub.local(self.encoder)
         base = None if self.base is None else hub.local(self.base)

@@ -5,10 +5,12 @@ import math
 import numpy as np
 
 from epg.config.sections import DataConfig
-from epg.data.dataset import open_dataset
+from epg.data.dataset import SourceDataset, open_dataset
 from epg.data.loading.base import CachedDataset, DerivedDataset, ImageDataset
 from epg.data.order import EpochOrder
-from epg.data.pixels.rules import PixelRules
+from epg.data.pixels.rules import PixelRules, check_rules
+from epg.data.sources.base import SourceOptions
+from epg.data.sources.memory import Items, open_memory
 from epg.errors import UserError
 
 CACHE_BYTES = 512 * 2**20
@@ -26,8 +28,27 @@ def open_training_data(data: DataConfig, split: str = "train") -> ImageDataset:
         image_column=data.image_column,
         label_column=data.label_column,
         label_file=data.label_file,
-        rules=PixelRules(background=data.background, range=data.range, resize=data.resize),
+        rules=rules_of(data),
     )
+    return ready(dataset, data, split)
+
+
+def training_data_in_memory(images: Items, data: DataConfig) -> ImageDataset:
+    """The same of images that a program has in memory, see `epg.data.sources.memory`."""
+    options = SourceOptions("train", data.labels, data.image_column, data.label_column, prefix="--data.")
+    source = open_memory(images, options)
+    size = {"image_size": data.image_size, "channels": data.channels}
+    return ready(SourceDataset(source, **size, rules=rules_of(data)), data)
+
+
+def rules_of(data: DataConfig) -> PixelRules:
+    rules = PixelRules(background=data.background, range=data.range, resize=data.resize)
+    check_rules(rules, "--data.")
+    return rules
+
+
+def ready(dataset: ImageDataset, data: DataConfig, split: str = "train") -> ImageDataset:
+    """The part of a data set that is trained on, in memory where it is small."""
     if split == "train":
         dataset = subset(dataset, per_class=data.per_class, fraction=data.fraction)
     dataset.fingerprint()  # of the images as they are now: a run does not ask the disk again

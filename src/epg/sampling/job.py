@@ -24,6 +24,7 @@ from epg.progress import Display
 from epg.sampling.animation import save_animation, trajectory
 from epg.sampling.files import images_in_npz, png, read_pngs, replace_file, write_npz, writing
 from epg.sampling.folder import RECORD, SampleFolder
+from epg.sampling.interpolation import interpolated, rows_of
 from epg.sampling.pictures import grid
 from epg.sampling.request import Opened, columns_for, label_kind
 
@@ -154,6 +155,17 @@ class Job:
             labels = None if self.labels is None else self.labels[: len(indices)]
             moments = trajectory(self.model, labels, indices, request.seed, self.sampling, self.guide)
             save_animation(moments, path / f"animation.{request.animation}")
+        if request.interpolate and not newer(path / f"between-{request.interpolate}.png", path / RECORD):
+            self.interpolate(path / f"between-{request.interpolate}.png", request.interpolate)
+
+    def interpolate(self, file: Path, between: int) -> None:
+        """Rows that lead from one of the first images to the next."""
+        row, rows = rows_of(self.request.count, len(self.classes) or self.model.num_classes)
+        labels = None if self.labels is None else self.labels[: row * rows]
+        size = {"row": row, "rows": rows, "seed": self.request.seed, "batch_size": self.request.batch_size}
+        pictures = interpolated(self.model, labels, between, **size, sampling=self.sampling, guide=self.guide)
+        with writing(file) as temporary:
+            grid(pictures, len(pictures) // rows).save(temporary, "PNG")
 
 
 def writers() -> int:

@@ -16,6 +16,7 @@ from epg.errors import UserError
 from epg.generator import Generator
 from epg.pipeline.folder import Saved
 from epg.sampling.animation import Kind
+from epg.sampling.interpolation import rows_of
 from epg.storage.artefact import digest_of
 
 FLAGS = {name: f"--{name}" for name in samplers.SETTINGS}
@@ -40,6 +41,8 @@ class Request:
     device: str = "auto"
     npz: bool = False
     animation: Kind | None = None
+    interpolate: int | None = None
+    """Pictures between one image and the next, see `epg.sampling.interpolation`."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ def fitted(model: Generator, request: Request, guide: Generator | None = None) -
     if guide is not None:
         check_guide(model, guide)
     classes = model.classes.numbers(request.classes)
+    if request.interpolate is not None:
+        rows_of(request.count, len(classes) or model.num_classes)
     labels = model.make_labels(request.count, classes=classes, balanced=request.labels == "balanced", seed=request.seed)
     hashes = {
         name: None if part is None else digest_of(part.denoiser.state_dict())

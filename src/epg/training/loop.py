@@ -17,6 +17,7 @@ from epg.data.loading.loader import Batch, BatchLoader
 from epg.distributed import agree, rank, world_size
 from epg.errors import InterruptedRunError, PeerError
 from epg.objectives.base import Objective
+from epg.training.callbacks import Audience, Callback
 from epg.training.judging import Evaluation, Judge, Preview, averaged
 from epg.training.learner import Learner, StepResult
 from epg.training.parallel import refuse_uneven_processes
@@ -48,9 +49,10 @@ class Trainer:
         start: Start | None = None,
         evaluation: Evaluation | None = None,
         judge: Judge | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config, self.dataset, self.folder, self.start = config, dataset, folder, start
-        self.preview, self.evaluation, self.judge = preview, evaluation, judge
+        self.preview, self.evaluation, self.judge, self.callbacks = preview, evaluation, judge, callbacks
         self.fingerprint = dataset.fingerprint()
         refuse_uneven_processes(config, world_size())
         require_trackers(config)
@@ -94,8 +96,10 @@ class Trainer:
             timeout_s=self.config.data.timeout,
         )
         reporter = Reporter(self.config, self.device, self.step)
+        audience = Audience(self.callbacks, lambda: self.writer.written)
         # The last checkpoint before the trackers, which may wait for a network.
-        with open_trackers(self.config, self.folder, self.step) as trackers, self.writer, self.watchdog.watching():
+        opened = open_trackers(self.config, self.folder, self.step, audience)
+        with opened as trackers, self.writer, self.watchdog.watching():
             if self._evaluation_missing():
                 self._evaluate(trackers)
             batches = iter(loader)

@@ -5,14 +5,18 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
+from epg.checkpoint.checkpoint import step_of
 from epg.config.settings import RunConfig
 from epg.distributed import rank
 from epg.errors import OutputError
 from epg.progress import Display
 from epg.storage.files import replace_text
+from epg.training.callbacks import Audience, Callback
 from epg.training.trackers import Numbers, Tracker, opened, said
+
+T = TypeVar("T")
 
 
 class JSONLTracker:
@@ -80,35 +84,60 @@ class Trackers:
     Whatever a tracker fails of costs numbers, not the run: its first failure is a warning.
     """
 
-    def __init__(self, trackers: Sequence[Tracker], terminal: TerminalTracker | None = None) -> None:
-        self.trackers, self.terminal = trackers, terminal
+    def __init__(
+        self,
+        trackers: Sequence[Tracker],
+        terminal: TerminalTracker | None = None,
+        audience: Audience | None = None,
+    ) -> None:
+        self.trackers, self.terminal, self.audience = trackers, terminal, audience or Audience()
         self.failed: set[str] = set()
+
+    def begin(self, folder: Path, step: int) -> None:
+        self.audience.step = step
+        self._tell(lambda callback: callback.on_start(folder, step))
 
     def advance(self, step: int) -> None:
         """Moves the progress bar."""
         terminal = self.terminal
+        self.audience.step = step
+        self._hear()
         if terminal is not None:
             self._try(terminal, lambda _: terminal.advance(step))
 
     def log(self, step: int, numbers: Numbers) -> None:
         self._each(lambda tracker: tracker.log(step, numbers))
+        self._tell(lambda callback: callback.on_log(step, numbers))
 
     def evaluated(self, step: int, numbers: Numbers) -> None:
         """Numbers of an evaluation: not for log.jsonl, which has one line for a step; they have files of their own."""
         own = (JSONLTracker, TerminalTracker)
         self._each(lambda tracker: None if isinstance(tracker, own) else tracker.log(step, numbers))
+        self._tell(lambda callback: callback.on_evaluation(step, numbers))
 
     def picture(self, step: int, file: Path) -> None:
         self._each(lambda tracker: tracker.picture(step, file))
+        self._tell(lambda callback: callback.on_preview(step, file))
 
     def close(self) -> None:
         self._each(lambda tracker: tracker.close())
+        self._hear()
+        self._tell(lambda callback: callback.on_end(self.audience.step))
 
     def _each(self, action: Callable[[Tracker], None]) -> None:
         for tracker in self.trackers:
             self._try(tracker, action)
 
-    def _try(self, tracker: Tracker, action: Callable[[Tracker], None]) -> None:
+    def _hear(self) -> None:
+        """Tells of the newest checkpoint that is on disk, once."""
+        if folder := self.audience.newest():
+            self._tell(lambda callback: callback.on_checkpoint(step_of(folder), folder))
+
+    def _tell(self, action: Callable[[Callback], None]) -> None:
+        for callback in self.audience.callbacks:
+            self._try(callback, action)
+
+    def _try(self, tracker: T, action: Callable[[T], None]) -> None:
         name = getattr(tracker, "name", type(tracker).__name__)
         try:
             action(tracker)
@@ -119,7 +148,9 @@ class Trackers:
 
 
 @contextlib.contextmanager
-def open_trackers(config: RunConfig, folder: Path, resumed_at: int) -> Iterator[Trackers]:
+def open_trackers(
+    config: RunConfig, folder: Path, resumed_at: int, audience: Audience | None = None
+) -> Iterator[Trackers]:
     """The trackers of a configuration, on the first process; closed at the end of the `with`."""
     if rank() != 0:
         yield Trackers([])
@@ -130,10 +161,11 @@ def open_trackers(config: RunConfig, folder: Path, resumed_at: int) -> Iterator[
         raise OutputError(f"{folder / 'log.jsonl'}: cannot be written ({error.strerror})") from error
     terminal = TerminalTracker(config, resumed_at)
     chosen: list[Tracker] = [log, terminal]
-    trackers = Trackers(chosen, terminal)
+    trackers = Trackers(chosen, terminal, audience)
     try:
         for name in dict.fromkeys(config.training.trackers):
             chosen += opened(name, config, folder, resumed_at)
+        trackers.begin(folder, resumed_at)
         yield trackers
     finally:
         trackers.close()

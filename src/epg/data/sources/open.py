@@ -9,6 +9,7 @@ from epg.data.sources.base import Source, SourceOptions
 from epg.data.sources.digits import open_digits
 from epg.data.sources.files import open_folder
 from epg.data.sources.kinds import cure_of, is_text
+from epg.data.sources.memory import IN_MEMORY
 from epg.data.sources.remote import open_hub, open_remote
 from epg.data.sources.shards import open_shards
 from epg.data.sources.table_files import open_tables
@@ -45,6 +46,11 @@ def open_source(address: str, options: SourceOptions) -> Source:
     them, what `datasets` saved, an .npz or .npy file, an `s3://`, `gs://` or `hf://` address of any of these, or the
     Hub name of a data set. Raises NoSplitError where it has no such split, UserError or DataError with the cure.
     """
+    if address == IN_MEMORY:
+        raise DataError(
+            "the images of this run were in the memory of a Python program and are on no disk. Name some of the same "
+            "kind: --reference or --held-out where the command has it, --data.source in training"
+        )
     for open_kind in SOURCES:
         if (source := open_kind(address, options)) is not None:
             return source
