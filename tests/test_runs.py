@@ -112,6 +112,32 @@ def test_the_encoder_is_handed_over_to_the_last_bit(tmp_path: Path) -> None:
     assert not scratch["network.encoder.position_embedding"].equal(weights["position_embedding"])
 
 
+def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
+    """What a command says of another beginning is refused, or told; never believed."""
+    short = {"steps": 1}
+    for name, seed in (("encoder", 0), ("other", 1)):
+        train(tiny("pretraining", seed=seed, training=short), tmp_path / name)
+    scratch, tuned = tmp_path / "scratch", tmp_path / "tuned"
+    train(tiny("diffusion", training=short), scratch)
+    train(tiny("diffusion", training=short), tuned, encoder=tmp_path / "encoder")
+    record = (tuned / "handover.json").read_text()
+    refused = {
+        "--encoder .*encoder: the run in .*scratch began from scratch": (scratch, {"encoder": tmp_path / "encoder"}),
+        "--from .*tuned: the run in .*scratch began from scratch": (scratch, {"base": tuned}),
+        "--from-scratch: the run in .*tuned began with the encoder": (tuned, {}),
+        "--from .*scratch: the run in .*tuned began with the encoder": (tuned, {"base": scratch}),
+    }
+    for message, (folder, beginning) in refused.items():
+        with pytest.raises(UserError, match=message):
+            train(tiny("diffusion", training=short), folder, **beginning)
+    with pytest.warns(UserWarning, match="other is not read: the run in .*tuned began with the encoder .*encoder"):
+        train(tiny("diffusion", training=short), tuned, encoder=tmp_path / "other")
+    train(tiny("diffusion", training=short), tuned, resume=tuned)
+    train(tiny("diffusion", training=short), tmp_path / "copy", resume=tuned)
+    for folder in (tuned, tmp_path / "copy"):
+        assert (folder / "handover.json").read_text() == record
+
+
 def test_an_exported_encoder_is_handed_over_too(tmp_path: Path) -> None:
     train(tiny("pretraining", training={"steps": 1}), tmp_path / "encoder")
     config = prepare_run(tiny("diffusion"), tmp_path / "run").config

@@ -9,7 +9,14 @@ import torch
 
 from epg.checkpoint.base import Beginning, begin_with, read_base
 from epg.checkpoint.export import frozen_encoders
-from epg.checkpoint.handover import EncoderWeights, hand_over, handed_over, read_encoder
+from epg.checkpoint.handover import (
+    EncoderWeights,
+    beginning_of,
+    hand_over,
+    handed_over,
+    read_encoder,
+    same_beginning,
+)
 from epg.checkpoint.loading import generator_of
 from epg.checkpoint.lock import locked
 from epg.config.settings import RunConfig
@@ -107,7 +114,8 @@ def prepare_run(
     """Everything that can fail before hours are spent: data, configuration, encoder, folder, an earlier run in it.
 
     Args:
-        encoder: stage 1's run folder, checkpoint or weight file; None starts stage 2 from scratch.
+        encoder: stage 1's run folder, checkpoint or weight file; None starts stage 2 from scratch. Refused where a run
+            is continued that began in another way.
         base: a generator to begin with, see `epg.checkpoint.base`; its run says which encoder it had, which is read
             where a loss needs it.
         dataset: the images, if they are open already.
@@ -120,10 +128,14 @@ def prepare_run(
         found = resuming.starting_point(folder, resume)
         before = None if found is None else resuming.config_of(found)
         config = resolve(config, dataset, before)
-        begun = None
-        if base is not None and found is None:
+        begun, past = None, {} if found is None else beginning_of(found.path.parent.parent)
+        if found is not None:
+            if resume is None or encoder is not None or base is not None:
+                same_beginning(past, found.path.parent.parent, encoder, base)
+            encoder = None  # what it began with is in the checkpoint
+        elif base is not None:
             begun, encoder = begin_with_base(base, encoder, config, dataset)
-        if encoder is None:
+        if encoder is None and not past:
             config = without_encoder(config, before, begun)
         start = None if found is None else resuming.continued(found, folder, config, dataset.fingerprint(), overrides)
         if start is None and overrides:
@@ -131,7 +143,7 @@ def prepare_run(
         weights = None if encoder is None else read_encoder(encoder, config)
         objective = build_objective(config, weights, begun)
         announce(config, dataset, start)
-        record(folder, config, weights, objective, begun, 0 if start is None else start.checkpoint.step)
+        record(folder, config, weights, objective, begun, past, 0 if start is None else start.checkpoint.step)
     spectrum = objective.spectrum if start is None else None
     if spectrum is not None:
         measure(spectrum, dataset, config, objective.normalizer)

@@ -1,6 +1,8 @@
 """From stage 1 to stage 2: the pre-trained encoder, key by key. A wrong checkpoint is an error, never a silent start
 from scratch."""
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,7 @@ from epg.checkpoint.official import RCM_NAMES, rename
 from epg.checkpoint.state_dict import read_state_dict
 from epg.config.settings import RunConfig, parse
 from epg.cost.shape import shape_of
-from epg.errors import ArtefactError
+from epg.errors import ArtefactError, UserError
 from epg.storage.artefact import match, read_json
 
 FILE = "handover.json"  # in the folder of a run that began with an encoder, or with a generator
@@ -39,20 +41,50 @@ class EncoderWeights:
         return {"source": str(self.source), **keys, **notes}
 
 
-def handed_over(folder: Path) -> Path | None:
-    """Where the encoder came from that the run in a folder began with, or the generator that it went on from; None
-    where neither is known. Raises ArtefactError for a damaged record."""
-    file = folder / FILE
+def beginning_of(run: Path) -> dict[str, Any]:
+    """What the run in a folder says that it began with: an encoder, a generator; empty where it began from scratch.
+
+    Raises ArtefactError for a damaged record.
+    """
+    file = run / FILE
     if not file.is_file():
-        return None
+        return {}
     content, _ = read_json(file)
-    generator = content.get(GENERATOR)
-    if "source" not in content and isinstance(generator, dict):
-        content = {"source": generator.get("encoder")}
-    source = content.get("source", ...)
-    if not isinstance(source, str | None):
+    sources = [content, content[GENERATOR]] if GENERATOR in content else [content]
+    named = isinstance(sources[-1], dict) and "source" in sources[-1]
+    if not named or not all(isinstance(one.get("source", ""), str) for one in sources):
         raise ArtefactError(f"{file}: damaged; it must name the source of the encoder. Pass --encoder again.")
+    return content
+
+
+def handed_over(run: Path) -> Path | None:
+    """Where the encoder came from that a run began with, or the generator that it went on from; None where neither is
+    known. Raises ArtefactError for a damaged record."""
+    content = beginning_of(run)
+    source = content.get("source", content.get(GENERATOR, {}).get("encoder"))
     return None if source is None else Path(source)
+
+
+def same_beginning(content: Mapping[str, Any], run: Path, encoder: Path | None, base: Path | None) -> None:
+    """Whether a run that is continued began as the command says; told where it names another place.
+
+    Args:
+        content: `beginning_of` the run.
+        encoder: `--encoder`, and `base`, `--from`; where there is neither it is `--from-scratch`.
+
+    Raises UserError where the run began in another way.
+    """
+    kind = "generator" if GENERATOR in content else "encoder"
+    source = content.get(GENERATOR, content).get("source")
+    how = "from scratch" if source is None else f"with the {kind} {source}"
+    asked, flag = base or encoder, "--from" if base else "--encoder" if encoder else "--from-scratch"
+    if (asked is None) != (source is None) or (base is None) != (GENERATOR not in content):
+        given = flag if asked is None else f"{flag} {asked}"
+        raise UserError(
+            f"{given}: the run in {run} began {how}. Go on with it by --resume {run}, or choose another --out."
+        )
+    if asked is not None and asked.resolve() not in (Path(source).resolve(), *Path(source).resolve().parents):
+        warnings.warn(f"{flag} {asked} is not read: the run in {run} began {how}, and goes on.", stacklevel=2)
 
 
 def read_encoder(path: Path, config: RunConfig) -> EncoderWeights:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,11 @@ def record(
     weights: EncoderWeights | None,
     objective: Objective,
     begun: Beginning | None,
+    past: Mapping[str, Any],
     step: int = 0,
 ) -> None:
     """Writes `config.yaml`, a line about this start at `step` and, with every key, what was handed over from stage 1
-    and what of a generator is gone on with (`handover.json`)."""
+    and what of a generator is gone on with (`handover.json`); of a run that is continued what that says (`past`)."""
     if rank() != 0:
         return
     refuse_foreign(folder)
@@ -59,9 +61,9 @@ def record(
         replace_text(folder / "config.yaml", config.to_yaml())
         lines = [*starts_of(folder), {"step": step, **circumstances()}]
         replace_text(folder / STARTS, "".join(json.dumps(line) + "\n" for line in lines))
-        if weights is not None or begun is not None:
-            content = {} if weights is None else weights.record()
-            content |= {} if begun is None else {handover.GENERATOR: begun.record()}
+        content = dict(past) if weights is None else weights.record()
+        content |= {} if begun is None else {handover.GENERATOR: begun.record()}
+        if content:
             replace_text(folder / handover.FILE, json.dumps(content, indent=1))
     if begun is not None:
         print(begun.report(), file=sys.stderr)
