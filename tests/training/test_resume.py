@@ -223,7 +223,8 @@ LITERALS = sorted(
         for section in vars(module).values()
         if isinstance(section, type) and issubclass(section, sections.Section)
         for field in section.model_fields.values()
-        for value in get_args(field.annotation)
+        for kind in (field.annotation, *get_args(field.annotation))
+        for value in get_args(kind)
         if isinstance(value, str)
     }
     | SAMPLERS.keys()
@@ -246,7 +247,7 @@ def others(value: Any) -> Iterator[Any]:
         yield ["wandb"]
         yield [1]
     else:
-        yield from (1, 0.5, "other", [0.0, 100.0])
+        yield from (1, 0.5, "other", [0.0, 100.0], *LITERALS)
 
 
 def changed_one_by_one(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
