@@ -15,8 +15,9 @@ from epg.checkpoint.loading import load
 from epg.checkpoint.lock import locked
 from epg.cli import main
 from epg.errors import ArtefactError, DataError, OutputError, RunLockedError, UserError
-from epg.runs import best_precision, build_objective, prepare_run, train
+from epg.runs import build_objective, prepare_run, train
 from epg.training.beginning import starts_of
+from epg.training.resolving import best_precision
 from tests.training.test_loop import tiny
 
 
