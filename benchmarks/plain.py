@@ -29,8 +29,9 @@ from epg.config.settings import RunConfig
 from epg.data.loading.base import CachedDataset
 from epg.data.loading.loader import BatchLoader
 from epg.objectives.diffusion import Diffusion
-from epg.runs import build_objective, resolve
+from epg.runs import build_objective
 from epg.training.loop import Trainer
+from epg.training.resolving import resolve
 
 
 @dataclass(frozen=True)

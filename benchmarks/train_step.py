@@ -41,9 +41,10 @@ from epg.cost.training import training_flops
 from epg.data.loading.base import CachedDataset
 from epg.data.loading.loader import Batch
 from epg.distributed import processes, rank, world_size
-from epg.runs import build_objective, resolve
+from epg.runs import build_objective
 from epg.training.loop import Trainer
 from epg.training.parallel import gradient_sync
+from epg.training.resolving import resolve
 from epg.training.throughput import peak_flops, peak_memory, synchronize
 
 Switch = Literal["recipe", "off", "on", "both"]

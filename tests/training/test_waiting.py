@@ -12,11 +12,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from epg.data.configured import open_training_data
 from epg.data.loading.loader import BatchLoader
 from epg.objectives.base import Objective
-from epg.runs import build_objective, prepare_run, resolve
+from epg.runs import build_objective, prepare_run
 from epg.training import learner
 from epg.training.loop import Trainer
 from epg.training.muon import Muon
 from epg.training.optim import make_optimizer
+from epg.training.resolving import resolve
 from tests.helpers import tiny_config, tiny_epg
 from tests.training.test_loop import tiny
 

@@ -20,8 +20,9 @@ from epg.data.configured import open_training_data
 from epg.data.loading.base import CachedDataset
 from epg.distributed import world_size
 from epg.objectives.base import GeneratorObjective
-from epg.runs import build_objective, resolve
+from epg.runs import build_objective
 from epg.training.loop import Trainer
+from epg.training.resolving import resolve
 from epg.training.throughput import measured_peak, multiplied, peak_memory
 
 MOST_IMAGES = 2048  # random ones: enough for every batch to be another

@@ -36,8 +36,9 @@ from epg.quickstart.plan import (
 )
 from epg.quickstart.results import StudyResult, finished
 from epg.quickstart.say import say
-from epg.runs import prepare_run, resolve
+from epg.runs import prepare_run
 from epg.storage import files
+from epg.training.resolving import resolve
 
 
 def run_quickstart(
