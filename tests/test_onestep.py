@@ -126,14 +126,14 @@ def test_unless_told_otherwise_it_is_evaluated_ten_times() -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ["onestep", "onestep/checkpoints/step-00000006", "onestep/export", "weights", "samples"]
+    "form", ["onestep", "onestep/checkpoints/step-00000006", "onestep/export", "weights", "pipeline", "samples"]
 )
 def test_the_encoder_of_its_loss_judges_nothing_alone(
     place: Path, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is known by its weights, wherever it lies and whatever became of the run."""
-    if form == "weights":
-        assert main(["convert", str(place / "onestep"), "--to", "weights", "--out", str(place / form)]) == 0
+    if form in ("weights", "pipeline"):
+        assert main(["convert", str(place / "onestep"), "--to", form, "--out", str(place / form)]) == 0
     if form == "samples":
         assert main(["sample", str(place / "onestep"), "--count", "20", "--out", str(place / form)]) == 0
     moved = place / f"moved-{form.replace('/', '-')}"

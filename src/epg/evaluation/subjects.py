@@ -159,8 +159,9 @@ def generated(path: str, request: Request, weights: Trained | Saved | None = Non
     opened.place()
     name = Path(path).name
     trained = opened.source
+    learnt = () if trained is None else trained.trained_in()
     if not isinstance(trained, Trained):
-        return Subject(GeneratorSource(opened, {"name": name}))
+        return Subject(GeneratorSource(opened, {"name": name}), trained_in=learnt)
     details: dict[str, Any] = {
         "name": name,
         "recipe": trained.config.recipe,
@@ -169,5 +170,4 @@ def generated(path: str, request: Request, weights: Trained | Saved | None = Non
         "ema": trained.kind,
         "trained_on": trained.checkpoint and str(trained.checkpoint.state["data"]),
     }
-    source, learnt = GeneratorSource(opened, details), trained.trained_in()
-    return Subject(source, [], trained.config.data, details["trained_on"], learnt)
+    return Subject(GeneratorSource(opened, details), [], trained.config.data, details["trained_on"], learnt)

@@ -31,6 +31,7 @@ from epg.storage.seal import SEAL, check_settings
 
 # diffusers 0.33 to 0.36 read classes and typing.Union in the annotations of `__init__`, but not `dict | None`.
 Settings = Optional[dict]  # type: ignore[type-arg]  # noqa: UP045
+Names = Optional[list]  # type: ignore[type-arg]  # noqa: UP045
 
 
 class EPGPipeline(DiffusionPipeline):
@@ -43,6 +44,7 @@ class EPGPipeline(DiffusionPipeline):
         normalization: `mean` and `std` per channel of pixels in [0, 1].
         sampling: sampler, steps, guidance and interval that a call takes where it names no others.
         id2label: names of the classes; commas separate synonyms.
+        trained_in: sha256 of the encoders in whose features the model was trained: no judges of it.
     """
 
     model_cpu_offload_seq = "transformer"
@@ -56,6 +58,7 @@ class EPGPipeline(DiffusionPipeline):
         normalization: Settings = None,
         sampling: Settings = None,
         id2label: Settings = None,
+        trained_in: Names = None,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer)
@@ -65,6 +68,7 @@ class EPGPipeline(DiffusionPipeline):
             normalization=normalization,
             sampling=sampling,
             id2label={str(key): name for key, name in (id2label or {}).items()} or None,
+            trained_in=list(trained_in or ()) or None,
         )
         self.labels: dict[str, int] = {}
         for key, name in (id2label or {}).items():

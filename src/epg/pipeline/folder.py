@@ -81,6 +81,7 @@ class PipelineSettings(Section):
     normalization: Normalization
     sampling: SamplingConfig
     id2label: dict[int, str] | None = None
+    trained_in: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,10 @@ class Saved:
         for file in [*files, *([index] if sharded else [])]:
             check_file(file, self.weights.get(file.name))
         return tensors
+
+    def trained_in(self) -> tuple[str, ...]:
+        """Sha256 of the encoders in whose features it was trained: these judge nothing."""
+        return self.settings.trained_in or ()
 
     @property
     def class_names(self) -> tuple[str, ...]:

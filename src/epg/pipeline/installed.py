@@ -1,5 +1,6 @@
 """`EPGPipeline` as this package offers it: from a `Generator` or a folder, with the code that is installed."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -67,7 +68,7 @@ class EPGPipeline(call.EPGPipeline):
         return pipe if wanted is None else pipe.to(wanted)
 
     @classmethod
-    def from_generator(cls, model: Generator) -> Self:
+    def from_generator(cls, model: Generator, trained_in: Sequence[str] = ()) -> Self:
         """A pipeline around a generator's network, weights shared, that samples as the generator does."""
         network = model.denoiser.network
         with torch.device("meta"):
@@ -82,6 +83,7 @@ class EPGPipeline(call.EPGPipeline):
             normalization={"mean": list(model.normalizer.mean), "std": list(model.normalizer.std)},
             sampling={name: list(value) if isinstance(value, tuple) else value for name, value in sampling.items()},
             id2label=dict(enumerate(model.class_names)) or None,
+            trained_in=list(trained_in) or None,
         )
 
     def code(self) -> dict[str, str]:

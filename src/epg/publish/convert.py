@@ -199,7 +199,7 @@ def write_folder(target: Target, out: Path, found: Trained, card: Card, push: st
             assert model is not None
             from epg.pipeline import EPGPipeline
 
-            EPGPipeline.from_generator(model).save_pretrained(folder)
+            EPGPipeline.from_generator(model, found.trained_in()).save_pretrained(folder)
         else:
             write_weights(folder, found)
         origin = Origin(card.license, card.dataset, receipts_beside(found.path))

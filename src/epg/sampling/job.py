@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from epg.checkpoint.loading import Trained
 from epg.cost.network import generator_cost
 from epg.distributed import pick_device, rank, world_size
 from epg.errors import DivergedError, UserError
@@ -40,7 +39,7 @@ class Job:
         self.request, self.folder = opened.request, SampleFolder(out)
         self.sampling, self.classes, self.labels = opened.sampling, opened.classes, opened.labels
         self.model, self.guide = opened.model, opened.guide
-        trained_in = list(opened.source.trained_in()) if isinstance(opened.source, Trained) else []
+        trained_in = [] if opened.source is None else list(opened.source.trained_in())
         self.record = self.describe(opened.hashes) | ({"trained_in": trained_in} if trained_in else {})
         opened.place()
         for model in (self.model, self.guide) if self.request.compile else ():

@@ -67,6 +67,8 @@ def record(
             replace_text(folder / handover.FILE, json.dumps(content, indent=1))
     if begun is not None:
         print(begun.report(), file=sys.stderr)
+        if weights is not None:
+            print(f"images are compared in the features of the encoder from {weights.source}", file=sys.stderr)
     elif weights is not None:
         decoder = sum(p.numel() for n, p in objective.network.named_parameters() if not n.startswith("encoder."))
         print(report(weights, decoder), file=sys.stderr)
