@@ -44,8 +44,11 @@ def test_ci_installs_and_tests_as_the_readme_says() -> None:
     assert re.search(r"^pytest", ci, flags=re.M)
 
 
+MADE = {"recipes.md", "settings.md", "commands.md", "api/index.md"}  # by docs/build.py, which checks all links
+
+
 def test_pages_link_to_files_that_exist() -> None:
     for page in (*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            if not target.startswith("http"):
+            if not target.startswith("http") and target not in MADE:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -8,9 +8,10 @@ NETWORK = (
     "--training.batch-size 8 --training.steps 4 --training.checkpoint-every 2 --data.workers 0"
 )
 FLAGS = [  # beginning of a command, and what is added to it: of a flag that is there already, this value counts
-    ("epg quickstart", "--minutes 0.02 --image-size 8"),
     ("epg prepare", "--workers 0"),
     ("epg prepare path/to/images", "--image-size 8"),
+    ("epg pretrain small --data.source path/to/images", "--data.image-size 8"),
+    ("epg finetune small --data.source path/to/images", "--data.image-size 8"),
     ("epg pretrain small --data.source data/mine", "--data.image-size 8"),
     ("epg finetune small --data.source data/mine", "--data.image-size 8"),
     ("epg inspect", "--workers 0"),
@@ -59,7 +60,6 @@ NOT_RUN = [  # page, beginning of the command, why not
     ("pipeline.md", "hf auth login", HUB),
     ("pipeline.md", "epg convert runs/digits/diffusion --out digits-pipe --license apache-2.0 --dataset", HUB),
     ("pipeline.md", "epg convert runs/digits/pretraining --out digits-rcm", HUB),
-    ("README.md", "benchmarks/gpu.sh", "a GPU"),
     ("records.md", "benchmarks/gpu.sh", "a GPU"),
     ("results.md", "epg finetune digits", "minutes; training.md runs it small"),
     ("results.md", "epg evaluate runs/digits/", "what those minutes left"),
@@ -72,6 +72,7 @@ NOT_RUN = [  # page, beginning of the command, why not
     ("sampling.md", "python benchmarks/", BENCHMARK),
     ("studies.md", "epg study", "minutes of a core; tests/test_study.py runs a small one"),
     ("training.md", "torchrun", SEVERAL),
+    ("README.md", "epg quickstart --data", "tests/test_quickstart.py does"),
     ("tutorial.md", "epg quickstart", "tests/test_quickstart.py does"),
 ]
 
