@@ -35,6 +35,7 @@ NEEDS: dict[str, dict[str, str]] = {
     "evaluate": {"samples": "{run}", "out": "{out}", "count": "20", "reference": "{set}", "features": "encoder={run}"},
     "reference": {"dataset": "{set}", "out": "{out}", "features": "encoder={run}", "image_size": "8"},
     "compare": {"receipts": "{run}"},
+    "report": {"runs": "{run}", "out": "{out}.html"},
     "sweep": {"run": "{run}", "out": "{out}", "guidance": "1", "count": "2", "features": "encoder={run}"},
     "neighbours": {"samples": "{run}", "out": "{out}", "count": "2"},
     "denoising": {"model": "{run}", "out": "{out}", "levels": "2", "count": "2"},

@@ -13,9 +13,9 @@ from PIL import Image
 from epg.checkpoint import checkpoint
 from epg.cli import main
 from epg.quickstart.length import at_length
-from epg.quickstart.page import moments, reading
+from epg.quickstart.page import moments, verdicts
 from epg.quickstart.plan import PARTS, Part, Plan, read_plan
-from epg.quickstart.results import PartResult, StudyResult
+from epg.quickstart.results import Judged, PartResult, StudyResult
 from epg.quickstart.study import advice
 from tests.test_runs import folder_of_images
 from tests.training.test_loop import tiny
@@ -51,13 +51,14 @@ def test_a_short_training_says_what_a_whole_one_takes(study: Path) -> None:
 
 def test_page_is_self_contained(study: Path) -> None:
     page = (study / "index.html").read_text()
-    assert page.count("data:image/png;base64,") == 6  # three generators, real images, curves, views
-    assert not (study / "progress.png").exists()  # one checkpoint of each is judged on such a budget: no line to draw
-    assert "0 %" not in page
-    assert "0%" not in re.sub(r"\d0%|\.0%", "", page)
-    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    pictures = page.count("data:image/png;base64,")
+    previews = sum(len(list((study / part.name / "previews").glob("*.png"))) for part in PARTS[1:])
+    assert pictures == 4 + previews + 1 + 1  # three generators and real images, strips, what stage 1 sees, features
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
     assert "from scratch" in page
-    for picture in ("samples-diffusion.png", "samples-consistency.png", "real.png", "curves.png"):
+    for title in ("What came out", "Losses", "What the encoder sees", "Judged", "Next"):
+        assert f">{title}</h2>" in page, title
+    for picture in ("samples-diffusion.png", "samples-consistency.png", "real.png"):
         assert Image.open(study / picture).size[0] > 300
 
 
@@ -80,13 +81,13 @@ def test_running_it_again_shows_what_is_there(study: Path, capsys: pytest.Captur
     """Nothing is trained or judged twice; a page that was lost comes back."""
     before = {part.name: checkpoint.find(study / part.name).path.stat().st_mtime_ns for part in PARTS}
     plan, results = (study / "plan.json").read_text(), (study / "results.json").read_text()
-    page = (study / "index.html").read_text()
+    page = (study / "index.html").read_text().partition("<footer>")[0]  # which says when
     (study / "index.html").unlink()
     assert main(["quickstart", "--minutes", "0.05", "--out", str(study)]) == 0
     assert "index.html in a browser" in capsys.readouterr().out.replace("\n", " ")
     assert (study / "plan.json").read_text() == plan
     assert (study / "results.json").read_text() == results
-    assert (study / "index.html").read_text() == page
+    assert (study / "index.html").read_text().partition("<footer>")[0] == page
     assert before == {part.name: checkpoint.find(study / part.name).path.stat().st_mtime_ns for part in PARTS}
 
 
@@ -185,22 +186,34 @@ def test_a_plan_is_taken_up_where_it_was_left(tmp_path: Path) -> None:
 # What the page says ---------------------------------------------------------------------------------------------------
 
 
-def study_result(*progress: tuple[int, float, float]) -> StudyResult:
-    """Of two diffusion models that are judged at the same steps."""
-    parts = [PartResult(name, name, progress[-1][0], []) for name in ("pretraining", "consistency")]
-    parts += [PartResult(n, n, 0, []).with_progress(progress) for n in ("diffusion", "diffusion-scratch")]
+def study_result(*progress: tuple[int, float, float], scratch: float = 1.0) -> StudyResult:
+    """Of two diffusion models that are judged at the same steps, with a tenth of the distance as its error; that from
+    scratch has `scratch` times the distance."""
+    parts = [PartResult(name, name, progress[-1][0]) for name in ("pretraining", "consistency")]
+    for name, factor in (("diffusion", 1.0), ("diffusion-scratch", scratch)):
+        judged = [Judged(step, accuracy, factor * distance, 0.1 * distance) for step, accuracy, distance in progress]
+        parts.append(PartResult(name, name, 0).with_progress(judged))
     classes = tuple("0123456789")
     return StudyResult("digits", "digits", 8, 1438, classes, tuple(parts), 1.0, 0.99, 1000, 600.0, 0, "2", 2)
 
 
 def test_early_is_not_when_both_models_draw_noise() -> None:
     noise, begins, good = (50, 0.12, 400.0), (200, 0.7, 40.0), (800, 0.98, 2.0)
-    assert moments(study_result(noise, begins, good)) == [("early", 1), ("at the end", 2)]
-    assert moments(study_result(noise, good)) == [("at the end", 1)]
-    assert moments(study_result(good)) == [("at the end", 0)]
+    assert moments(study_result(noise, begins, good)) == [("Early", 1), ("At the end", 2)]
+    assert moments(study_result(noise, good)) == [("At the end", 1)]
+    assert moments(study_result(good)) == [("At the end", 0)]
     assert moments(study_result(noise, noise)) == []
-    assert "early" not in reading(study_result(noise, good))
-    assert "still draw noise" in reading(study_result(noise, noise))
+    assert "Early" not in " ".join(verdicts(study_result(noise, good)))
+    assert "still draw noise" in verdicts(study_result(noise, noise))[0]
+
+
+@pytest.mark.parametrize(
+    ("scratch", "told"), [(1.2, "as close to the real images, within"), (2.0, "is closer to"), (0.5, "is further from")]
+)
+def test_the_page_says_no_more_than_its_numbers(scratch: float, told: str) -> None:
+    (verdict,) = verdicts(study_result((800, 0.98, 2.0), scratch=scratch))
+    assert told in verdict
+    assert f"2.00 ± 0.2 and {2 * scratch:.2f} ± 0.2" in verdict
 
 
 def test_a_budget_must_be_positive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

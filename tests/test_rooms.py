@@ -37,7 +37,7 @@ ROOMS = [
     ("training",),
     ("evaluation",),
     ("analysis", "publish"),
-    ("runs",),
+    ("runs", "report"),
     ("python",),
     ("bench",),
     ("quickstart", "study"),

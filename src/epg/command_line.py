@@ -22,6 +22,12 @@ def without_home(words: Iterable[str]) -> str:
     return " ".join(quoted(word.replace(home, "~") if home not in ("~", os.path.sep) else word) for word in words)
 
 
+def without_home_in(text: str) -> str:
+    """Any text, in the same way."""
+    home = os.path.expanduser("~")
+    return text.replace(f"{home}{os.path.sep}", f"~{os.path.sep}") if home not in ("~", os.path.sep) else text
+
+
 def quoted(word: str) -> str:
     """In the quotes of a shell where it needs them; `~/` stays outside, where it is read."""
     return f"~/{shlex.quote(word[2:])}" if word.startswith("~/") and len(word) > 2 else shlex.quote(word)

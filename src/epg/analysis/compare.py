@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from epg.errors import UserError
 from epg.evaluation.receipt import Number, Receipt
 
 CLEAR = 2.0  # standard errors of a difference that is more than chance
@@ -65,9 +64,7 @@ class Comparison:
 
 
 def compare(receipts: Mapping[str, Receipt]) -> Comparison:
-    """Receipts by name. Raises UserError for fewer than two."""
-    if len(receipts) < 2:
-        raise UserError("epg compare: pass at least two receipts of `epg evaluate`")
+    """Receipts by name."""
     keys = dict.fromkeys(key for r in receipts.values() for key in r.metrics)
     metrics = {key: _row([r.metrics.get(key) for r in receipts.values()], key) for key in keys}
     return Comparison(list(receipts), metrics, differences(list(receipts.values())))

@@ -115,6 +115,8 @@ def run_compare(files: Sequence[Path], out: Sequence[Path] = ()) -> Comparison:
 
     A run folder stands for the `evaluation.json` in it. Raises UserError, ArtefactError, OutputError.
     """
+    if len(files) < 2:
+        raise UserError("epg compare: pass at least two receipts of `epg evaluate`")
     wrong = [str(file) for file in out if file.suffix not in (*WRITERS, ".png")]
     if wrong:
         raise UserError(f"--out {wrong[0]}: ends in none of {', '.join(WRITERS)}, .png")
@@ -133,8 +135,9 @@ def run_compare(files: Sequence[Path], out: Sequence[Path] = ()) -> Comparison:
 
 
 def short_names(files: Sequence[Path]) -> list[str]:
-    """What tells the files apart: their paths without what all have in common at either end."""
-    parts = [file.resolve().with_suffix("").parts for file in files]
+    """What tells files or folders apart: their paths without what all have in common at either end, and no .json."""
+    whole = [file.resolve() for file in files]
+    parts = [(file.with_suffix("") if file.suffix == ".json" else file).parts for file in whole]
     if len(set(parts)) < len(parts):
         twice = next(str(b) for a, b in pairwise(sorted(files)) if a.resolve() == b.resolve())
         raise UserError(f"{twice}: named twice")

@@ -1,6 +1,7 @@
 """`epg features`: encoders side by side on the same noisy images, as a sheet of colours, curves and numbers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,27 +52,53 @@ def run_features(
 
     Raises UserError where the runs are of images of different sizes.
     """
+    images = shared_images(runs, data=data, ema=ema, count=count, shown=shown, seed=seed, device=device)
+    grid, found = sorted(levels), []
+    with reporting("features", images=0) as report:
+        for encoder, name in zip(images.encoders, images.names, strict=True):
+            found.append(measure(encoder, name, images.all, images.shown, grid))
+            report(len(found), len(runs))
+    folder = out or analysis_folder(runs[0])
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet(found, images.encoders[0], images.shown, grid).save(folder / SHEET)
+    about = {"data": Path(data or images.encoders[0].config.data.source).name, "fingerprint": images.fingerprint}
+    content = {**about, "count": len(images.all.images), "seed": seed, "runs": [f.record() for f in found]}
+    publish(folder, NAME, content, draw(found), table(found), f"patch tokens as colours in {folder / SHEET}")
+    return found
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Several encoders, and what all of them see."""
+
+    encoders: list[NoisyEncoder]
+    names: list[str]
+    all: Split
+    shown: Split
+    fingerprint: str
+    """Of the images."""
+
+
+def shared_images(
+    runs: Sequence[Path],
+    *,
+    data: str | None = None,
+    ema: float | None = None,
+    count: int = 1000,
+    shown: int = 4,
+    seed: int = 0,
+    device: str = "auto",
+) -> Shared:
+    """The encoders of runs and their images, as `run_features` takes them."""
     if not runs:
         raise UserError("epg features: pass at least one run")
-    names = short_names([run.resolve() for run in runs]) if len(runs) > 1 else [runs[0].resolve().name]
+    names = short_names(runs)
     encoders = [open_encoder(run, ema=ema, device=pick_device(device)) for run in runs]
     refuse_other_images(encoders, names)
     dataset = images_for(encoders[0], data)
     images = take(dataset, count, "features", seed)
-    chosen, grid = spaced(images, shown), sorted(levels)
-    found = []
-    with reporting("features", images=0) as report:
-        for encoder, name in zip(encoders, names, strict=True):
-            found.append(measure(encoder, name, images, chosen, grid))
-            report(len(found), len(encoders))
-    folder = out or analysis_folder(runs[0])
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        sheet(found, encoders[0], chosen, grid).save(folder / SHEET)
-    settings = {"data": Path(data or encoders[0].config.data.source).name, "fingerprint": dataset.fingerprint()}
-    content = {**settings, "count": len(images.images), "seed": seed, "runs": [f.record() for f in found]}
-    publish(folder, NAME, content, draw(found), table(found), f"patch tokens as colours in {folder / SHEET}")
-    return found
+    return Shared(encoders, names, images, spaced(images, shown), dataset.fingerprint())
 
 
 def refuse_other_images(encoders: Sequence[NoisyEncoder], names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""`epg compare`."""
+"""`epg compare` and `epg report`: results side by side."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,3 +19,23 @@ class Compare:
         from epg.analysis.compare_report import run_compare
 
         run_compare(self.receipts, self.out)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One page of a run, or of several side by side, finished or in training: pictures, curves, receipts, commands.
+
+    A single file to open in a browser or to send to somebody; it needs no network.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders of any stage; a folder that holds runs stands for all of them."""
+    out: Path | None = None
+    """The page; report.html in the run folder, or in the one that all runs are in, if not given."""
+    watch: bool = False
+    """Write it again every 30 seconds while a run is training; an open page follows."""
+
+    def __call__(self) -> None:
+        from epg.report.page import run_report
+
+        run_report(self.runs, self.out, watch=self.watch)

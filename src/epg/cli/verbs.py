@@ -29,6 +29,7 @@ class Verbs(Mapping[str, type]):
         "evaluate": lambda: importlib.import_module("epg.cli.evaluate").Evaluate,
         "reference": lambda: importlib.import_module("epg.cli.evaluate").MakeReference,
         "compare": lambda: importlib.import_module("epg.cli.compare").Compare,
+        "report": lambda: importlib.import_module("epg.cli.compare").Report,
         "sweep": lambda: importlib.import_module("epg.cli.sweep").Sweep,
         "study": lambda: importlib.import_module("epg.cli.study").Study,
         "neighbours": lambda: importlib.import_module("epg.cli.probe").Neighbours,

@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
 
 from epg.evaluation.metrics.finite import refuse_nonfinite
 
@@ -19,6 +18,8 @@ def nearest(
     candidates are then computed from the differences, so that an exact copy is at distance 0. Equal distances come in
     the order of the points. Raises ValueError unless 1 <= k <= M, and where a value is not finite.
     """
+    from sklearn.neighbors import NearestNeighbors  # slow to import, and much imports this module
+
     if not 1 <= k <= len(points):
         raise ValueError(f"k = {k}: must be between 1 and the {len(points)} points")
     refuse_nonfinite(queries)

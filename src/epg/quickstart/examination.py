@@ -11,17 +11,17 @@ from epg.checkpoint import checkpoint
 from epg.config.settings import RunConfig
 from epg.data.loading.base import ImageDataset
 from epg.evaluation.jury import Jury, Options, open_jury
+from epg.evaluation.periodic import FOLDER as EVALUATIONS
 from epg.evaluation.real import FEWEST_TO_SPLIT
 from epg.evaluation.receipt import Receipt
 from epg.evaluation.subjects import Subject, generated, like
 from epg.quickstart.length import halvings
 from epg.quickstart.plan import PARTS, Plan, compared
-from epg.quickstart.results import PartResult, StudyResult
+from epg.quickstart.results import Judged, PartResult, StudyResult
 from epg.quickstart.say import say
 from epg.sampling import Request
 from epg.sampling.pictures import save_grid
 from epg.storage.outputs import writing
-from epg.training.tracking import read_log
 
 MOST_REFERENCES = 20_000  # real images that samples are compared with: enough for the statistics of 64 features
 BATCH = 256  # samples at once
@@ -48,8 +48,7 @@ class Examination:
             jury = self._jury()
         parts = []
         for part in PARTS:
-            log = read_log(self.folder / part.name)
-            result = PartResult(part.name, part.title, self.plan.steps[part.name], log)
+            result = PartResult(part.name, part.title, self.plan.steps[part.name])
             if part.stage != "pretraining":
                 say(f"evaluation: {part.title}")
                 result, receipt = self._judge(result, jury)
@@ -84,7 +83,8 @@ class Examination:
         return open_jury(like(self.dataset, data), str(self.folder), None, ["accuracy", "fd"], None, options)
 
     def _judge(self, result: PartResult, jury: Jury | None) -> tuple[PartResult, Receipt | None]:
-        """The part with its numbers, at several steps where parts are compared; the receipt of the last."""
+        """The part with its numbers, at several steps where parts are compared, and the receipt of the last; each is a
+        receipt in the run folder."""
         folder, receipt = self.folder / result.name, None
         samples = self._samples(folder)
         if jury is not None:
@@ -94,8 +94,10 @@ class Examination:
                 samples = self._samples(path)
                 receipt = jury.judge(samples)
                 assert receipt is not None
-                accuracy, distance = (receipt.metrics[key].value for key in ("accuracy", "fd_classifier"))
-                progress.append((checkpoint.step_of(path), accuracy, distance))
+                receipt.write(folder / EVALUATIONS / f"{path.name}.json")
+                accuracy, distance = (receipt.metrics[key] for key in ("accuracy", "fd_classifier"))
+                step = checkpoint.step_of(path)
+                progress.append(Judged(step, accuracy.value, distance.value, distance.error or 0.0))
             result = result.with_progress(progress)
         if receipt is not None:
             receipt.write(folder / "evaluation.json")

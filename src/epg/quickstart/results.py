@@ -4,10 +4,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from epg.training.tracking import read_log
+from typing import NamedTuple
 
 RESULTS = "results.json"
+
+
+class Judged(NamedTuple):
+    """A checkpoint: how many of its samples were recognised, and their Frechet distance with its standard error."""
+
+    step: int
+    accuracy: float
+    frechet: float
+    error: float
 
 
 @dataclass(frozen=True)
@@ -17,15 +25,14 @@ class PartResult:
     name: str
     title: str
     steps: int
-    log: list[dict[str, float]]
     accuracy: float | None = None
     frechet: float | None = None
-    progress: tuple[tuple[int, float, float], ...] = ()
-    """(step, accuracy, frechet) of checkpoints along the way, the last one included."""
+    progress: tuple[Judged, ...] = ()
+    """Checkpoints along the way, the last one included."""
 
-    def with_progress(self, progress: Sequence[tuple[int, float, float]]) -> "PartResult":
-        _, accuracy, frechet = progress[-1]
-        return replace(self, accuracy=accuracy, frechet=frechet, progress=tuple(progress))
+    def with_progress(self, progress: Sequence[Judged]) -> "PartResult":
+        last = progress[-1]
+        return replace(self, accuracy=last.accuracy, frechet=last.frechet, progress=tuple(progress))
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,11 @@ class StudyResult:
 
 
 def finished(folder: Path) -> StudyResult | None:
-    """The results of a finished study, with the logs of its runs; None where it is not finished."""
+    """The results of a finished study; None where it is not finished."""
     try:
         numbers = json.loads((folder / RESULTS).read_bytes())
         numbers["parts"] = tuple(
-            PartResult(**{**part, "progress": tuple(map(tuple, part["progress"]))}, log=read_log(folder / part["name"]))
+            PartResult(**{**part, "progress": tuple(Judged(*one) for one in part["progress"])})
             for part in numbers["parts"]
         )
         pictures = [folder / f"samples-{part.name}.png" for part in numbers["parts"] if part.name != "pretraining"]

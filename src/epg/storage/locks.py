@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,22 @@ def held(file: Path, what: str, *, wait: bool = False, keep: bool = True) -> Ite
             with contextlib.suppress(OSError):
                 file.unlink()
         lock.release()
+
+
+def is_held(file: Path) -> bool:
+    """Whether a process of this machine holds a lock file now; nothing is written. Always False on Windows."""
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        with file.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _acquire(file: Path, what: str, timeout: float) -> FileLock:

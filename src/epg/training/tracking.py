@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from epg.distributed import rank
 from epg.errors import OutputError
 from epg.progress import Display
 from epg.storage.files import replace_text
+from epg.storage.plain_file import read_plain
 from epg.training.callbacks import Audience, Callback
 from epg.training.trackers import Numbers, Tracker, opened, said
 
@@ -45,13 +47,19 @@ def _step_of(line: str) -> float:
     """The step of a log line; a line torn by a crash counts as beyond any checkpoint."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return float("inf")
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's `log.jsonl`."""
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    """The lines of a run's `log.jsonl`, without one that was torn by a crash or is just being written; none where there
+    is no log. What is not a finite number is left out."""
+    try:
+        lines = read_plain(folder / "log.jsonl").decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    found = [json.loads(line) for line in lines if math.isfinite(_step_of(line))]
+    return [{name: x for name, x in line.items() if isinstance(x, int | float) and math.isfinite(x)} for line in found]
 
 
 class TerminalTracker:
