@@ -23,6 +23,7 @@ FLAGS = [  # beginning of a command, and what is added to it: of a flag that is 
         "--training.compile False --training.precision fp32 --training.preview-every 0",
     ),
     ("epg finetune digits --from-scratch --evaluation", "--evaluation.every 2 --evaluation.count 20"),
+    ("epg finetune digits --stage onestep", "--evaluation.every 4 --evaluation.count 20 --evaluation.features random"),
     ("epg sample", "--count 4"),
     ("epg evaluate", "--count 9"),
     ("epg reference my-prepared-set", "--inception inception.pth"),
