@@ -32,6 +32,7 @@ NEEDS: dict[str, dict[str, str]] = {
     "pretrain": {"recipe": "digits", "out": "{out}"},
     "finetune": {"recipe": "digits", "out": "{out}", "encoder": "{run}"},
     "sample": {"checkpoint": "{run}", "out": "{out}", "count": "1", "steps": "2"},
+    "demo": {"model": "{run}"},
     "evaluate": {"samples": "{run}", "out": "{out}", "count": "20", "reference": "{set}", "features": "encoder={run}"},
     "reference": {"dataset": "{set}", "out": "{out}", "features": "encoder={run}", "image_size": "8"},
     "compare": {"receipts": "{run}"},

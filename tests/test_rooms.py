@@ -40,7 +40,7 @@ ROOMS = [
     ("runs", "report"),
     ("python",),
     ("bench",),
-    ("quickstart", "study"),
+    ("demo", "quickstart", "study"),
     ("cli",),
 ]
 LEVEL = {room: i for i, rooms in enumerate(ROOMS) for room in rooms}

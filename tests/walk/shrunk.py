@@ -50,6 +50,7 @@ MACHINES = "several machines or a cluster; tests/test_launch.py runs the scripts
 BENCHMARK = "a large network; tests/test_benchmarks.py and test_sampling_benchmark.py run it small"
 NOT_RUN = [  # page, beginning of the command, why not
     ("README.md", "python3 -m venv .venv", INSTALLS),
+    ("README.md", "epg demo", "a server that runs until it is stopped; tests/test_demo.py asks it"),
     ("evaluation.md", "epg evaluate runs/imagenet256", "50,000 samples, and files that are downloads"),
     ("launch.md", "torchrun --standalone", SEVERAL),
     ("launch.md", "torchrun --nnodes", MACHINES),
@@ -69,6 +70,7 @@ NOT_RUN = [  # page, beginning of the command, why not
     ("results.md", "epg sample runs/small/", "what those minutes left"),
     ("results.md", "benchmarks/gpu.sh", "a GPU"),
     ("results.md", "TINY=1 benchmarks/gpu.sh", "minutes; tests/test_ten_minutes.py runs what it calls"),
+    ("sampling.md", "epg demo", "a server that runs until it is stopped; tests/test_demo.py asks it"),
     ("sampling.md", "torchrun", SEVERAL),
     ("sampling.md", "python benchmarks/", BENCHMARK),
     ("studies.md", "epg study", "minutes of a core; tests/test_study.py runs a small one"),

@@ -26,6 +26,7 @@ class Verbs(Mapping[str, type]):
         "pretrain": lambda: importlib.import_module("epg.cli.train").Pretrain,
         "finetune": lambda: importlib.import_module("epg.cli.train").Finetune,
         "sample": lambda: importlib.import_module("epg.cli.sample").Sample,
+        "demo": lambda: importlib.import_module("epg.cli.demo").Demo,
         "evaluate": lambda: importlib.import_module("epg.cli.evaluate").Evaluate,
         "reference": lambda: importlib.import_module("epg.cli.evaluate").MakeReference,
         "compare": lambda: importlib.import_module("epg.cli.compare").Compare,
