@@ -70,7 +70,7 @@ def random_generator(config: RunConfig) -> Generator:
     classes = 10 if config.model.num_classes is None else config.model.num_classes
     config = config.model_copy(update={"model": config.model.model_copy(update={"num_classes": classes})})
     torch.manual_seed(0)
-    network = build_epg(config.model, config.data, config.gaussians).eval()
+    network = build_epg(config.model, config.data, config.gaussians, config.internal).eval()
     torch.nn.init.normal_(network.decoder.out.weight, std=0.02)
     return generator_of(config, network)
 

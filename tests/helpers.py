@@ -94,7 +94,7 @@ def randomize(module: nn.Module, seed: int = 0, std: float = 0.2) -> None:
 
 def tiny_epg(config: RunConfig | None = None, seed: int = 0) -> EPG:
     config = config or tiny_config()
-    network = build_epg(config.model, config.data, config.gaussians)
+    network = build_epg(config.model, config.data, config.gaussians, config.internal)
     for parameter in network.parameters():
         nn.init.zeros_(parameter)  # so that the weights depend on `seed` alone
     randomize(network, seed)

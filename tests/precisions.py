@@ -13,7 +13,7 @@ from epg.training.spectra import measure
 from tests.helpers import random_batch, randomize, relative, tiny_config, tiny_epg
 
 N = 32
-OBJECTIVES = ("pretraining", "diffusion", "spectral", "consistency")
+OBJECTIVES = ("pretraining", "diffusion", "flow", "spectral", "consistency")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Distances from float32 on the CPU, of loss and gradient. Half precision: about ten times what autocast on a CPU does.
@@ -42,8 +42,12 @@ def objective_of(kind: str) -> Objective:
     if kind == "consistency":
         config = wide("consistency", objective={"dropout": 0.0})
         return Consistency(tiny_epg(config), config, tiny_epg(config, seed=1).encoder)
-    spectral = {"parameterization": "spectral", "mean": 0.0, "std": 1.4}
-    config = wide("diffusion", objective=spectral if kind == "spectral" else {})
+    choices = {
+        "diffusion": {},
+        "flow": {"density": "uniform_t", "weighting": "v", "rounding": False, "internal_weight": 0.5},
+        "spectral": {"parameterization": "spectral", "mean": 0.0, "std": 1.4},
+    }
+    config = wide("diffusion", objective=choices[kind])
     objective = Diffusion(tiny_epg(config), config)
     if objective.network.spectrum is not None:
         measure(objective.network.spectrum, open_training_data(config.data), config, objective.normalizer)

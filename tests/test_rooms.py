@@ -14,6 +14,7 @@ ROOMS = [
     ("storage",),
     ("schedule", "labels"),
     ("samplers",),
+    ("drawing",),
     ("config",),
     ("cost",),
     ("data", "data.order", "data.workers"),

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from epg.data.loading.passes import blocks
+from epg.drawing import jumping
 from epg.errors import UserError
 from epg.evaluation import FEATURES
 from epg.evaluation.extraction import Collector, extract
@@ -23,7 +24,6 @@ from epg.evaluation.sources import TensorSource
 from epg.generator import Generator
 from epg.networks import Spectrum
 from epg.randomness import normal
-from epg.samplers import jumping
 from epg.sampling.pictures import save_grid
 from epg.training.spectra import gaussians_of
 from minutes.study import Study

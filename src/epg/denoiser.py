@@ -47,13 +47,17 @@ class Denoiser(nn.Module):
         sigma: Tensor | float,
         labels: Tensor | None = None,
         dropout: Tensor | None = None,
+        internal: bool = False,
     ) -> Tensor:
-        """Denoised images (N, C, H, W) from x (N, C, H, W) at levels sigma: (N,), or one number for all."""
+        """Denoised images (N, C, H, W) from x (N, C, H, W) at levels sigma: (N,), or one number for all.
+
+        With `internal` (2, N, C, H, W): they, and the same with the internal head in the place of F.
+        """
         if not isinstance(sigma, Tensor):
             sigma = x.new_full((len(x),), sigma)  # made on the device: no copy, no synchronisation
         t = sigma.to(x.dtype).view(-1, 1, 1, 1)
-        output = self.network(input_scale(t, self.sigma_data) * x, time_condition(t.flatten()), labels, dropout)
-        output = output.to(x.dtype)
+        scaled, condition = input_scale(t, self.sigma_data) * x, time_condition(t.flatten())
+        output = self.network(scaled, condition, labels, dropout, internal).to(x.dtype)
         if self.parameterization == "x":
             return output
         if self.parameterization == "spectral":

@@ -18,7 +18,7 @@ from epg.denoiser import Denoiser, bind, clamped
 from epg.errors import UserError
 from epg.features import TrainedEncoder
 from epg.grids import evaluations, grid_of
-from epg.guidance import Autoguidance, IntervalGuidance
+from epg.guidance import Autoguidance, InternalGuidance, IntervalGuidance
 from epg.labels import Classes, Labels, no_class
 from epg.networks.precision import HALF, to_half_precision
 from epg.randomness import normal
@@ -88,12 +88,13 @@ class Generator:
 
     def _guided(self, labels: Tensor | None, sampling: "SamplingConfig", guide: "Generator | None") -> Denoise:
         interval = (sampling.interval[0] * self.shift, sampling.interval[1] * self.shift)
-        plain = bind(self.denoiser, labels)
         if guide is not None:
             weak = bind(guide.denoiser, labels if guide.num_classes else None)
-            return Autoguidance(plain, weak, sampling.guidance, interval)
+            return Autoguidance(bind(self.denoiser, labels), weak, sampling.guidance, interval)
         if sampling.guidance == 1:
-            return plain
+            return bind(self.denoiser, labels)
+        if sampling.guide == "internal":
+            return InternalGuidance(self.denoiser, labels, sampling.guidance, interval)
         if labels is None:
             raise UserError("--guidance: an unconditional model has no classifier-free guidance; leave it at 1")
         return IntervalGuidance(self.denoiser, labels, sampling.guidance, interval)

@@ -40,7 +40,7 @@ def levels_of(sampling: SamplingConfig, noise: NoiseConfig, shift: float) -> lis
 
 
 def evaluations(sampling: SamplingConfig, noise: NoiseConfig, shift: float) -> tuple[int, int]:
-    """How often sampling evaluates a denoiser, found by running it on nothing, and how often guidance acts then."""
+    """How often sampling evaluates a denoiser, found by running it on nothing, and how often another guides it then."""
     seen: list[float] = []
 
     def denoise(x: Any, sigma: float) -> Any:
@@ -50,4 +50,6 @@ def evaluations(sampling: SamplingConfig, noise: NoiseConfig, shift: float) -> t
     sampler: Any = samplers.SAMPLERS[sampling.sampler]  # numbers take the place of its tensors
     sampler(denoise, 0.0, array("d", levels_of(sampling, noise, shift)), lambda step: 0.0, shift)
     interval = (shift * sampling.interval[0], shift * sampling.interval[1])
+    if sampling.guide == "internal":  # both predictions are of one evaluation
+        return len(seen), 0
     return len(seen), sum(samplers.acts(sampling.guidance, interval, level) for level in seen)

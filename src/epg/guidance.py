@@ -51,3 +51,19 @@ class Autoguidance:
             return d
         g = self.guide(x, sigma)
         return g + self.scale * (d - g)
+
+
+class InternalGuidance:
+    """Guidance by the head on the model's own encoder, `e + w (d - e)` inside the interval (arXiv 2512.24176): both
+    are of one evaluation."""
+
+    def __init__(
+        self, denoiser: Denoiser, labels: Tensor | None, scale: float, interval: tuple[float, float] = EVERYWHERE
+    ) -> None:
+        self.denoiser, self.labels, self.scale, self.interval = denoiser, labels, scale, interval
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        if not acts(self.scale, self.interval, sigma):
+            return self.denoiser(x, sigma, self.labels)
+        d, e = self.denoiser(x, sigma, self.labels, internal=True).unbind()
+        return e + self.scale * (d - e)

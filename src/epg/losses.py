@@ -22,8 +22,8 @@ def nt_xent(queries: Tensor, targets: Tensor, temperature: Tensor | float) -> Te
 
 
 def x_prediction(denoised: Tensor, images: Tensor, weight: Tensor) -> Tensor:
-    """Mean over pixels of `lambda (D - x)^2`. Denoised and clean images (N, C, H, W), lambda (N,) -> (N,)."""
-    return weight * (denoised - images).square().flatten(1).mean(1)
+    """Mean over pixels of `lambda (D - x)^2`. Denoised (..., N, C, H, W) and clean images, lambda (N,) -> (..., N)."""
+    return weight * (denoised - images).square().flatten(-3).mean(-1)
 
 
 def consistency(online: Tensor, target: Tensor, weight: Tensor, c: float = 0.06) -> Tensor:

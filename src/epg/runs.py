@@ -22,12 +22,12 @@ from epg.config.settings import RunConfig
 from epg.data.configured import open_training_data
 from epg.data.loading.base import ImageDataset
 from epg.distributed import failing_together, processes, rank, world_size
+from epg.drawing import jumping
 from epg.errors import UserError
 from epg.networks import Spectrum
 from epg.objectives import OBJECTIVES
 from epg.objectives.base import GeneratorObjective, Objective
 from epg.randomness import weights_seed
-from epg.samplers import jumping
 from epg.sampling.pictures import examples_picture, save_grid
 from epg.training import resume as resuming
 from epg.training.beginning import announce, record

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from epg.analysis.sweep import Axes, Point
+from epg.analysis.sweep_points import Axes, Point
 from epg.analysis.sweep_report import lines, notes, rank_by, run_sweep
 from epg.cli import main
 from epg.errors import UserError
@@ -31,9 +31,22 @@ def test_grid_is_every_combination_with_the_same_weights_together() -> None:
 
 
 def test_one_end_of_the_interval_keeps_the_other() -> None:
-    assert Point(interval_low=0.3).changes((0.19, 1.61)) == {"interval": (0.3, 1.61)}
-    assert Point(interval_high=3.0).changes((0.19, 1.61)) == {"interval": (0.19, 3.0)}
-    assert Point(guidance=2.0).changes((0.19, 1.61)) == {"guidance": 2.0}
+    assert Point(interval_low=0.3).changes((0.19, 1.61), 80.0) == {"interval": (0.3, 1.61)}
+    assert Point(interval_high=3.0).changes((0.19, 1.61), 80.0) == {"interval": (0.19, 3.0)}
+    assert Point(guidance=2.0).changes((0.19, 1.61), 80.0) == {"guidance": 2.0}
+
+
+def test_few_steps_go_on_at_every_falling_choice_of_levels() -> None:
+    points = list(Axes(steps=(1, 2, 4), between=(0.3, 1, 3, 10)).grid())
+    assert [p.between for p in points] == [
+        (),
+        *((10,), (3,), (1,), (0.3,)),
+        *((10, 3, 1), (10, 3, 0.3), (10, 1, 0.3), (3, 1, 0.3)),
+    ]
+    assert points[5].changes((0.19, 1.61), 80.0) == {"steps": 4, "levels": (80.0, 10, 3, 1)}
+    assert len({p.name for p in points}) == len(points)
+    with pytest.raises(UserError, match="4 steps need 3 levels to choose from, not 2"):
+        list(Axes(steps=(4,), between=(1, 2)).grid())
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +193,20 @@ def test_an_unknown_metric_is_refused_by_name(run: Path, tmp_path: Path) -> None
             options=Options(features=[f"encoder={run}"]),
             out=tmp_path,
         )
+
+
+def test_few_steps_of_a_one_step_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The best is printed as a command, which runs."""
+    run = tmp_path / "run"
+    train(tiny("consistency", training={"steps": 2}), run)
+    arguments = ["--count", str(COUNT), "--features", f"encoder={run}", "--metrics", "fd", "--out", str(tmp_path / "s")]
+    assert main(["sweep", str(run), "--steps", "1", "2", "--between", "0.5", "2.5", *arguments]) == 0
+    told = capsys.readouterr().out
+    points = json.loads((tmp_path / "s" / "sweep.json").read_text())["points"]
+    commands = {p["command"] for p in points}
+    assert commands == {f"epg sample {run} --levels {levels}" for levels in ("80", "80 2.5", "80 0.5")}
+    assert points[0]["command"] in told
+    for i, command in enumerate(sorted(commands)):
+        assert main([*command.split()[1:], "--count", "1", "--out", str(tmp_path / f"samples{i}")]) == 0
+        nfe = json.loads((tmp_path / f"samples{i}" / "samples.json").read_text())["nfe"]
+        assert nfe == len(command.partition("--levels ")[2].split())

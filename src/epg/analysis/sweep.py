@@ -5,13 +5,13 @@ settings. Each is a receipt in a folder of its own: an interrupted sweep continu
 those that are there.
 """
 
-import itertools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from epg.analysis.sweep_points import Axes, Point, flags
 from epg.checkpoint import export
 from epg.checkpoint.checkpoint import find
 from epg.checkpoint.loading import Trained, open_weights
@@ -29,64 +29,6 @@ from epg.training.synthesis import synthesise
 
 FOLDER = "sweep"
 DIGITS = 4  # decimals of a search: finer settings are not worth a point of their own
-
-
-@dataclass(frozen=True)
-class Point:
-    """Settings to sample with; None is the run's own."""
-
-    ema: float | None = None
-    width: float | None = None
-    """Of a power-function average made after training, instead of `ema`."""
-    steps: int | None = None
-    guidance: float | None = None
-    interval_low: float | None = None
-    interval_high: float | None = None
-
-    @property
-    def weights(self) -> "Point":
-        """The part that says which weights."""
-        return Point(self.ema, self.width)
-
-    @property
-    def name(self) -> str:
-        """Short, for files and labels."""
-        return "_".join(f"{k}-{v:g}" for k, v in asdict(self).items() if v is not None) or "own"
-
-    def changes(self, own_interval: tuple[float, float]) -> dict[str, Any]:
-        """The sampling settings that differ from the run's."""
-        changes: dict[str, Any] = {k: v for k in ("steps", "guidance") if (v := getattr(self, k)) is not None}
-        if self.interval_low is not None or self.interval_high is not None:
-            low, high = (
-                own if mine is None else mine
-                for own, mine in zip(own_interval, (self.interval_low, self.interval_high), strict=True)
-            )
-            changes["interval"] = (low, high)
-        return changes
-
-
-@dataclass(frozen=True)
-class Axes:
-    """Values to try of every setting; empty leaves the run's own."""
-
-    ema: Sequence[float] = ()
-    width: Sequence[float] = ()
-    steps: Sequence[int] = ()
-    guidance: Sequence[float] = ()
-    interval_low: Sequence[float] = ()
-    interval_high: Sequence[float] = ()
-
-    @property
-    def varied(self) -> list[str]:
-        """Settings with several values."""
-        return [f.name for f in fields(self) if len(getattr(self, f.name)) > 1]
-
-    def grid(self) -> Iterator[Point]:
-        """Every combination; points with the same weights follow each other."""
-        weights = [Point(ema=e) for e in self.ema] + [Point(width=w) for w in self.width] or [Point()]
-        rest = [getattr(self, name) or (None,) for name in ("steps", "guidance", "interval_low", "interval_high")]
-        for of, (steps, guidance, low, high) in itertools.product(weights, itertools.product(*rest)):
-            yield replace(of, steps=steps, guidance=guidance, interval_low=low, interval_high=high)
 
 
 @dataclass(frozen=True)
@@ -123,7 +65,7 @@ class Sweep:
         """Raises UserError for a point that cannot be sampled, before any is: each may take an hour."""
         model = self._opened(points[0].weights).opened.model
         for point in points:
-            changed(model, point.changes(model.sampling.interval))
+            changed(model, point.changes(model.sampling.interval, model.noise.sigma_max))
         with failing_together():
             for ema in {point.ema for point in points} - {None, points[0].ema}:
                 self._weights(Point(ema))
@@ -131,7 +73,8 @@ class Sweep:
     def measure(self, point: Point, metric: str | None = None) -> float:
         """Evaluates a point, or reads its receipt; the metric (the smaller the better) on every process."""
         own = self._opened(point.weights)
-        sampling = changed(own.opened.model, point.changes(own.opened.model.sampling.interval))
+        model = own.opened.model
+        sampling = changed(model, point.changes(model.sampling.interval, model.noise.sigma_max))
         source = replace(own, opened=replace(own.opened, sampling=sampling))
         subject = replace(self._subjects[point.weights], source=source)
         if self._jury is None:
@@ -147,7 +90,7 @@ class Sweep:
         value = 0.0
         with failing_together():
             if found is not None:
-                command = " ".join(["epg sample", str(self._place(point)), *flags(point, sampling.interval)])
+                command = " ".join(["epg sample", str(self._place(point)), *flags(point, sampling)])
                 self.results[point] = Result(point, found, command)
                 number = metric_of(found, metric or default_metric(found))
                 value = number.value if number.better == "lower" else -number.value
@@ -209,14 +152,6 @@ def metric_of(found: Receipt, metric: str) -> Number:
     return found.metrics[metric]
 
 
-def flags(point: Point, interval: tuple[float, float]) -> list[str]:
-    """As `epg sample` and `epg evaluate` take them; weights of a width are a folder instead."""
-    words = [f"--{k} {getattr(point, k):g}" for k in ("ema", "steps", "guidance") if getattr(point, k) is not None]
-    if point.interval_low is not None or point.interval_high is not None:
-        words.append(f"--interval {interval[0]:g} {interval[1]:g}")
-    return words
-
-
 def search(sweep: Sweep, axes: Axes, metric: str | None, tolerance: float) -> None:
     """Golden section and parabolas (Brent) over the one setting that has a range; both of its ends are tried as well.
 
@@ -225,10 +160,11 @@ def search(sweep: Sweep, axes: Axes, metric: str | None, tolerance: float) -> No
     from scipy.optimize import minimize_scalar
 
     wide = [name for name in axes.varied if name not in ("steps", "ema")]
-    if len(axes.varied) != 1 or len(wide) != 1 or len(getattr(axes, wide[0])) != 2:
+    one_range = len(axes.varied) == len(wide) == 1 and len(getattr(axes, wide[0])) == 2
+    if not one_range or (axes.between and tuple(axes.steps or (2,)) != (2,)):
         raise UserError(
             "--golden: needs the two ends of one range, such as --guidance 1 4 (or --width, --interval-low, "
-            "--interval-high), and one value of everything else"
+            "--interval-high, --between for two steps), and one value of everything else"
         )
     name = wide[0]
     low, high = sorted(getattr(axes, name))

@@ -10,7 +10,9 @@ from rich.table import Table
 from epg.analysis.compare import CLEAR, FLOOR, clearly
 from epg.analysis.compare_report import text, titled
 from epg.analysis.report import curve, new_figure, publish
-from epg.analysis.sweep import FOLDER, Axes, Point, Result, Sweep, metric_of, search
+from epg.analysis.sweep import FOLDER, Result, Sweep, metric_of, search
+from epg.analysis.sweep_points import Axes, Point
+from epg.analysis.sweep_points import text as setting
 from epg.distributed import processes
 from epg.errors import UserError
 from epg.evaluation.jury import Options
@@ -90,8 +92,10 @@ def notes(ranked: Sequence[Result], axes: Axes, metric: str) -> list[str]:
     found = []
     for name in axes.varied:
         value, values = getattr(best.point, name), getattr(axes, name)
-        if value is not None and value in (min(values), max(values)):
-            found.append(f"the best --{name.replace('_', '-')}, {value:g}, is at the edge of what was tried: widen it")
+        ends = value if isinstance(value, tuple) else (value,)
+        if {min(values), max(values)} & {*ends}:
+            named = f"--{name.replace('_', '-')}, {setting(value)}"
+            found.append(f"the best {named}, is at the edge of what was tried: widen it")
     number = best.receipt.metrics[metric]
     if close := [r for r in others if not clearly(r.receipt.metrics[metric], number)]:
         found.append(
@@ -101,9 +105,9 @@ def notes(ranked: Sequence[Result], axes: Axes, metric: str) -> list[str]:
     return found
 
 
-def order(point: Point) -> tuple[float, ...]:
+def order(point: Point) -> tuple[tuple[float, ...], ...]:
     """Sorts points as people read them."""
-    return tuple(-1.0 if v is None else float(v) for v in asdict(point).values())
+    return tuple(() if v is None else v if isinstance(v, tuple) else (v,) for v in asdict(point).values())
 
 
 def shown_metrics(results: Sequence[Result], metric: str) -> list[str]:
@@ -118,7 +122,7 @@ def table(results: Sequence[Result], axes: Axes, metric: str) -> Table:
     shown = Table(*(name.replace("_", " ") for name in axes.varied), "NFE", *metrics)
     best = rank_by(results, metric)[0]
     for r in sorted(results, key=lambda r: order(r.point)):
-        settings = ["-" if (v := getattr(r.point, name)) is None else f"{v:g}" for name in axes.varied]
+        settings = ["-" if (v := getattr(r.point, name)) in (None, ()) else setting(v) for name in axes.varied]
         numbers = [text(r.receipt.metrics.get(key)) for key in metrics]
         nfe = r.receipt.samples.get("nfe")
         shown.add_row(*settings, "-" if nfe is None else f"{nfe:g}", *numbers, style="bold" if r is best else None)
@@ -127,16 +131,16 @@ def table(results: Sequence[Result], axes: Axes, metric: str) -> Table:
 
 def draw(results: Sequence[Result], axes: Axes, metric: str) -> "Figure":
     """Each metric over the setting with most values, a line for each combination of the others; the best is marked."""
-    across = max(axes.varied, key=lambda name: len({getattr(r.point, name) for r in results}))
+    across = max(axes.varied, key=lambda name: len({r.point.at(name) for r in results}))
     metrics = shown_metrics(results, metric)
     best = rank_by(results, metric)[0]
     figure = new_figure(3.6 * len(metrics), 3.4)
     for axis, key in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for label, line in lines(results, axes, across).items():
             numbers = [r.receipt.metrics[key] for r in line]
-            x, errors = [getattr(r.point, across) for r in line], [n.error or 0.0 for n in numbers]
+            x, errors = [r.point.at(across) or 0.0 for r in line], [n.error or 0.0 for n in numbers]
             curve(axis, x, [n.value for n in numbers], errors, label)
-        if (value := getattr(best.point, across)) is not None:
+        if (value := best.point.at(across)) is not None:
             axis.axvline(value, color="grey", linewidth=0.8, linestyle=":")
         floor = best.receipt.metrics.get(key + FLOOR)
         if floor is not None:
@@ -153,8 +157,10 @@ def lines(results: Sequence[Result], axes: Axes, across: str) -> dict[str, list[
     grouped: dict[str, list[Result]] = {}
     rest = [name for name in axes.varied if name != across]
     for r in sorted(results, key=lambda r: order(r.point)):
-        if getattr(r.point, across) is None:
-            continue  # a width where decays are compared, or the other way round
-        told = [f"{n.replace('_', ' ')} {v:g}" for n in rest if (v := getattr(r.point, n)) is not None]
+        if r.point.at(across) is None:
+            continue  # a width where decays are compared, or the other way round; one step where levels are
+        told = [f"{n.replace('_', ' ')} {setting(v)}" for n in rest if (v := getattr(r.point, n)) is not None]
+        if across == "between" and (further := (r.point.between or ())[1:]):
+            told.append(f"then {setting(further)}")
         grouped.setdefault(", ".join(told), []).append(r)
     return grouped

@@ -52,7 +52,7 @@ class Beginning:
         if weights.classes:
             lines.append(f"  classes: {weights.classes}")
         if weights.new:
-            lines.append(f"  new: {', '.join(weights.new)}, which are measured of this run's images")
+            lines.append(f"  new: {', '.join(weights.new)}")
         lines += [f"  {name}: {old:g} in the generator, {new:g} here" for name, (old, new) in self.settings.items()]
         return "\n".join(lines)
 
@@ -73,7 +73,8 @@ def read_base(path: Path) -> Base:
 def begin_with(base: Base, config: RunConfig, class_names: tuple[str, ...]) -> Beginning:
     """The generator for the network of a resolved configuration. Raises ArtefactError listing what cannot fit."""
     model = base.generator
-    old, new = model.denoiser.network.shape, shape_of(config.model, config.data, config.gaussians)
+    new = shape_of(config.model, config.data, config.gaussians, config.internal)
+    old = model.denoiser.network.shape
     wrong = [(name, a, b) for name, a, b in fixed(base, config) if a != b]
     if old.sample_size == new.sample_size and model.shift != config.shift:
         wrong.append(("noise.shift", model.shift, config.shift))

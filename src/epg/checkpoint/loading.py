@@ -122,7 +122,8 @@ class Trained:
                 f"{self.path} (in Python, epg.load(..., encoder=True) gives its features)"
             )
         with without_numbers():
-            network = build_epg(self.config.model, self.config.data, self.config.gaussians)
+            config = self.config
+            network = build_epg(config.model, config.data, config.gaussians, config.internal)
         weights = self.tensors()
         match(weights, network.state_dict(), str(self.path), types=False)
         network.load_state_dict({name: t.float() for name, t in weights.items()}, assign=True)

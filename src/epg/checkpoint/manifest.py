@@ -28,7 +28,9 @@ ADDED_SETTINGS: dict[str, Any] = {
     "objective.rounding": True,
     "objective.weighting": None,
     "objective.sigmoid_bias": 0.0,
+    "objective.internal_weight": 0.0,
     "noise.scale": 1.0,
+    "sampling.guide": "unconditional",
     "sampling.grid": "karras",
 }
 

@@ -20,6 +20,7 @@ from epg.storage.artefact import match
 POSITIONS, CLS_TOKEN = "encoder.position_embedding", "encoder.cls_token"
 EMBEDDING, OUT, OUT_BIAS = "encoder.patch_embedding.weight", "decoder.out.weight", "decoder.out.bias"
 CLASSES = "class_embedding.weight"
+HEAD, HEAD_BIAS = "internal_head.weight", "internal_head.bias"
 SPECTRUM = "spectrum."
 
 
@@ -53,11 +54,12 @@ def refit(
     Positions are resized bicubically where the number of patches changes. Where their size does, so are the matrices
     at both ends, such that an image that is scaled patch by patch (bilinearly) gives the same tokens, and the same
     tokens give the scaled image. Rows of the class table follow `class_rows`. The statistics of a spectrum are those of
-    images, and are left to be measured.
+    images, and are left to be measured. A head for internal guidance is new, or left behind, where one side has none.
 
     Raises ArtefactError for whatever else does not fit; errors begin with `where`.
     """
-    made = {name: tensor for name, tensor in tensors.items() if not name.startswith(SPECTRUM)}
+    dropped = (SPECTRUM,) if new.internal else (SPECTRUM, HEAD, HEAD_BIAS)
+    made = {name: tensor for name, tensor in tensors.items() if not name.startswith(dropped)}
     resized: dict[str, str] = {}
     before, after = old.sample_size // old.patch_size, new.sample_size // new.patch_size
     if before != after:
@@ -67,9 +69,10 @@ def refit(
     if old.patch_size != new.patch_size:
         scaling = bilinear(old.patch_size, new.patch_size)
         made[EMBEDDING] = scaled_input(made[EMBEDDING], scaling)
-        made |= {name: scaled_output(made[name], scaling) for name in (OUT, OUT_BIAS)}
+        outputs = [name for name in (OUT, OUT_BIAS, HEAD, HEAD_BIAS) if name in made]
+        made |= {name: scaled_output(made[name], scaling) for name in outputs}
         told = f"patches of {old.patch_size} to {new.patch_size} pixels"
-        resized |= dict.fromkeys((EMBEDDING, OUT, OUT_BIAS), told)
+        resized |= dict.fromkeys((EMBEDDING, *outputs), told)
     rows = class_rows(old.num_classes, new.num_classes, old_names, new_names)
     table = made.pop(CLASSES, None)
     told = ""
@@ -86,7 +89,8 @@ def refit(
         resized[CLS_TOKEN] = told
     with without_numbers():
         expected = EPG(new).state_dict()
-    begin_otherwise = tuple(name for name in expected if name.startswith(SPECTRUM))
+    fresh = (SPECTRUM,) if old.internal else (SPECTRUM, HEAD, HEAD_BIAS)
+    begin_otherwise = tuple(name for name in expected if name.startswith(fresh))
     match(made, {n: t for n, t in expected.items() if n not in begin_otherwise}, where, types=False)
     return Refit(made, resized, begin_otherwise, told)
 

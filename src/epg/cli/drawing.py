@@ -36,7 +36,8 @@ class Drawing:
     interval: tuple[float, float] | None = None
     """Unshifted noise levels (low, high] in which guidance acts."""
     guide: Path | None = None
-    """A weaker checkpoint: autoguidance instead of classifier-free guidance."""
+    """In place of classifier-free guidance: a weaker checkpoint (autoguidance), or `internal`, the head on the model's
+    own encoder, where it was trained with one."""
     ema: Decay | None = None
     """Which EMA decay to load, 0 for the weights as trained; the first if not given."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -51,9 +52,13 @@ class Drawing:
         from epg.sampling import Request
 
         changes = {name: getattr(self, name) for name in ("sampler", "steps", "grid", "levels", "guidance", "interval")}
-        shared = ("classes", "labels", "seed", "guide", "ema", "dtype", "batch_size", "device")
+        shared = ("classes", "labels", "seed", "ema", "dtype", "batch_size", "device")
+        internal = self.guide == Path("internal")
+        if internal:
+            changes["guide"] = "internal"
         return Request(
             **{name: getattr(self, name) for name in shared},
+            guide=None if internal else self.guide,
             changes={name: value for name, value in changes.items() if value is not None},
             **further,
         )

@@ -20,7 +20,7 @@ from epg.grids import evaluations
 
 RECORDS = {"manifest.json": "state.json", "model.safetensors": "config.json"}
 """Of a checkpoint and of an export: what they are known by, and the file with the configuration."""
-NAMES = ("encoder", "projector", "class embedding", "decoder")
+NAMES = ("encoder", "projector", "class embedding", "decoder", "internal head")
 
 
 def list_recipes() -> None:

@@ -31,7 +31,10 @@ class Sweep(Judging):
     interval_high: tuple[float, ...] = ()
     """Unshifted noise levels up to which guidance acts."""
     steps: tuple[int, ...] = ()
-    """Levels of the sampling grid."""
+    """Levels of the sampling grid; of a one-step model, evaluations."""
+    between: tuple[float, ...] = ()
+    """Unshifted noise levels to choose from for few steps: two (or --steps N ...) begin at the highest and go on at
+    every falling choice of N - 1 of these."""
     ema: tuple[Decay, ...] = ()
     """Decays that the run kept."""
     width: tuple[float, ...] = ()
@@ -56,13 +59,13 @@ class Sweep(Judging):
     device: str = "auto"
 
     def __call__(self) -> None:
-        from epg.analysis.sweep import Axes
+        from epg.analysis.sweep_points import Axes
         from epg.analysis.sweep_report import run_sweep
         from epg.sampling import Request
 
         run_sweep(
             self.run,
-            Axes(self.ema, self.width, self.steps, self.guidance, self.interval_low, self.interval_high),
+            Axes(self.ema, self.width, self.steps, self.guidance, self.interval_low, self.interval_high, self.between),
             metric=self.metric,
             golden=self.golden,
             tolerance=self.tolerance,

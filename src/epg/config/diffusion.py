@@ -38,6 +38,9 @@ class DiffusionConfig(ObjectiveConfig):
     for the others. Apart from spectral's own, all are scaled to the mean of the paper's."""
     sigmoid_bias: Annotated[Number, Field(ge=-20, le=20)] = 0.0
     """Of the weighting `sigmoid`: the logarithm of the signal-to-noise ratio at which it falls to a half."""
+    internal_weight: Annotated[Number, Field(ge=0, le=1e4)] = 0.0
+    """Of the loss of a second prediction, by a linear head on the encoder's tokens, for internal guidance (0.5 as
+    published); 0 has no such head."""
     label_dropout: Probability = 0.1
     """Probability of training a sample without its label, for guidance."""
     flip: bool = True
@@ -46,6 +49,10 @@ class DiffusionConfig(ObjectiveConfig):
     @property
     def predicts(self) -> Parameterization:
         return self.parameterization
+
+    @property
+    def internal(self) -> bool:
+        return self.internal_weight > 0
 
     def gaussians(self, num_classes: int) -> int:
         return 1 + num_classes * (self.spectrum == "class") if self.parameterization == "spectral" else 0

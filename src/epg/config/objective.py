@@ -93,6 +93,11 @@ class ObjectiveConfig(Section):
         """Of the network's `spectrum`: one for each class and one for all images, that one alone, or none."""
         return 0
 
+    @property
+    def internal(self) -> bool:
+        """Whether the generator has a head on its encoder, for internal guidance."""
+        return False
+
     def problems(self) -> Iterator[str]:
         """Settings that do not go with each other, each with the flag and the cure."""
         yield from ()

@@ -202,8 +202,11 @@ class SamplingConfig(Section):
     """Where the levels lie: eq. 10, or evenly in the time of flow matching."""
     levels: tuple[Level, ...] | None = None
     """Unshifted noise levels to take instead of the grid, falling; they decide the number of steps."""
+    guide: Literal["unconditional", "internal"] = "unconditional"
+    """What guides: the model without the label (classifier-free guidance), or the head on its encoder, of a model that
+    was trained with one (`objective.internal_weight`)."""
     guidance: Annotated[Number, Field(ge=0, lt=1000)] = 1.0
-    """Scale of classifier-free guidance; 1 is none."""
+    """Scale of guidance; 1 is none."""
     interval: tuple[Level, Level] = (0.19, 1.61)
     """Unshifted levels (low, high] in which guidance acts."""
 

@@ -71,6 +71,11 @@ class RunConfig(Section):
         """Of the network's `spectrum`, see `ObjectiveConfig`."""
         return self.objective.gaussians(self.model.num_classes or 0)
 
+    @property
+    def internal(self) -> bool:
+        """Whether the network has a head on its encoder, see `ObjectiveConfig`."""
+        return self.objective.internal
+
     def flat(self) -> dict[str, Any]:
         """Every setting as `section.field: value`, in plain data."""
 

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from epg.config.complaints import Locate, inside_of, nowhere, plain
 from epg.config.settings import RunConfig, complaints_of
+from epg.drawing import jumping, settled
+from epg.drawing import problems as sampling_problems
 from epg.errors import UserError
-from epg.samplers import jumping, settled
-from epg.samplers import problems as sampling_problems
 
 # Beyond these a number is a slip of the finger, and building the network would fill any memory.
 MOST_TOKENS = 2**16
@@ -122,7 +122,8 @@ def problems(config: RunConfig) -> Iterator[str]:
         names, limits = {name: f"--sampling.{name}" for name in sampling}, (noise.sigma_min, noise.sigma_max)
         jumps = jumping(config.objective.sampler)
         settings = settled(sampling, {}, jumps)
-        yield from sampling_problems(settings, names, jumps=jumps, conditional=conditional, noise=limits)
+        about = {"jumps": jumps, "conditional": conditional, "internal": config.internal}
+        yield from sampling_problems(settings, names, noise=limits, **about)
 
 
 def size_problems(config: RunConfig) -> Iterator[str]:

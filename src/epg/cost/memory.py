@@ -34,7 +34,7 @@ def memory(config: RunConfig, images: int, *, checkpointing: bool, devices: int 
         checkpointing: whether only the inputs of blocks are kept (`training.activation_checkpointing`).
         devices: that share weights, gradients, optimizer and averages (FSDP); 1 where each has them all.
     """
-    shape, objective = shape_of(config.model, config.data), config.objective
+    shape, objective = shape_of(config.model, config.data, internal=config.internal), config.objective
     kept, networks = objective.work.kept, objective.work.still
     sizes = (encoder_cost(shape), projector_cost(config.model), generator_cost(shape))
     network = (sizes[2] if objective.samples else sizes[0] + sizes[1]).parameters

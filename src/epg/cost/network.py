@@ -30,11 +30,12 @@ class Cost:
 
 def parts(config: RunConfig) -> dict[str, Cost]:
     """The network that a stage trains, part by part: one forward pass of one image (tables 1, 7 and 8)."""
-    shape = shape_of(config.model, config.data)
+    shape = shape_of(config.model, config.data, internal=config.internal)
     if not config.objective.samples:
         return {"encoder": encoder_cost(shape), "projector": projector_cost(config.model)}
     embedding = {"class embedding": _embedding(shape)} if shape.num_classes else {}
-    return {"encoder": encoder_cost(shape), **embedding, "decoder": _decoder(shape)}
+    head = {"internal head": _internal_head(shape)} if shape.internal else {}
+    return {"encoder": encoder_cost(shape), **embedding, "decoder": _decoder(shape), **head}
 
 
 def total(costs: Iterable[Cost]) -> Cost:
@@ -52,8 +53,8 @@ def epg_cost(model: ModelConfig, data: DataConfig) -> Cost:
 
 
 def generator_cost(shape: NetworkShape) -> Cost:
-    """One forward pass of one image in a generator of this shape."""
-    return encoder_cost(shape) + _decoder(shape) + _embedding(shape)
+    """One forward pass of one image in a generator of this shape, its internal head included."""
+    return encoder_cost(shape) + _decoder(shape) + _embedding(shape) + _internal_head(shape)
 
 
 def projector_cost(model: ModelConfig) -> Cost:
@@ -65,6 +66,11 @@ def projector_cost(model: ModelConfig) -> Cost:
 
 def _embedding(shape: NetworkShape) -> Cost:
     return _free((shape.num_classes + 1) * shape.encoder_width if shape.num_classes else 0)
+
+
+def _internal_head(shape: NetworkShape) -> Cost:
+    outputs = shape.patch_size**2 * shape.in_channels
+    return _layer(shape.encoder_width, outputs, shape.tokens - 2) if shape.internal else Cost(0, 0, 0)
 
 
 def encoder_cost(shape: NetworkShape) -> Cost:

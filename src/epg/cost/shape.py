@@ -33,6 +33,9 @@ class NetworkShape:
     gaussians: int = 0
     """Of the `Spectrum` that spectral preconditioning needs: 1, or `num_classes + 1`; 0 for none."""
 
+    internal: bool = False
+    """Whether there is a head on the encoder's tokens, for internal guidance."""
+
     @property
     def tokens(self) -> int:
         """CLS, time and the patches."""
@@ -50,8 +53,9 @@ class NetworkShape:
             )
 
 
-def shape_of(model: "ModelConfig", data: "DataConfig", gaussians: int = 0) -> NetworkShape:
-    """The shape that a configuration describes. `gaussians`: those of a generator's `spectrum`."""
+def shape_of(model: "ModelConfig", data: "DataConfig", gaussians: int = 0, internal: bool = False) -> NetworkShape:
+    """The shape that a configuration describes. `gaussians`: those of a generator's `spectrum`; `internal`: a head on
+    its encoder."""
     return NetworkShape(
         sample_size=data.image_size,
         patch_size=model.patch_size,
@@ -65,4 +69,5 @@ def shape_of(model: "ModelConfig", data: "DataConfig", gaussians: int = 0) -> Ne
         mlp_ratio=model.mlp_ratio,
         stem=model.stem,
         gaussians=gaussians,
+        internal=internal,
     )

@@ -9,7 +9,7 @@ def training_flops(config: RunConfig) -> float:
     """FLOPs that training spends on one image in one step: two for each multiply-add of linear layers, convolutions and
     the attention's products, see `ObjectiveConfig.work`. Elementwise work, the losses and what activation
     checkpointing computes again do not count."""
-    spent, shape = config.objective.work.spent, shape_of(config.model, config.data)
+    spent, shape = config.objective.work.spent, shape_of(config.model, config.data, internal=config.internal)
     costs = (encoder_cost(shape), projector_cost(config.model), generator_cost(shape))
     if config.optimizer.frozen_encoder:  # of three parts of a trained pass it has the forward one
         spent = spent._replace(encoder=spent.encoder - 2)

@@ -22,10 +22,10 @@ def build_rcm(model: ModelConfig, data: DataConfig) -> RCM:
     return RCM(build_encoder(model, data), Projector(model.encoder.width, model.projector_hidden, model.projector_out))
 
 
-def build_epg(model: ModelConfig, data: DataConfig, gaussians: int = 0) -> EPG:
+def build_epg(model: ModelConfig, data: DataConfig, gaussians: int = 0, internal: bool = False) -> EPG:
     """Encoder and decoder of stage 2; `model.num_classes` must be a number."""
     assert model.num_classes is not None, "the number of classes is resolved from the data first"
-    return EPG(shape_of(model, data, gaussians))
+    return EPG(shape_of(model, data, gaussians, internal))
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ class Decoder(nn.Module):
     def __init__(self, encoder: Encoder, shape: NetworkShape) -> None:
         super().__init__()
         width = shape.decoder_width
-        self.patch_size, self.channels, self.width = encoder.patch_size, encoder.pixel_features, width
+        self.patch_size, self.width = encoder.patch_size, width
         has_stem = not isinstance(encoder.stem, nn.Identity)
         features = encoder.pixel_features
         self.head = ConvPair(2 * features, features, encoder.channels) if has_stem else None
@@ -67,8 +67,9 @@ class Decoder(nn.Module):
     def unpatchify(self, patches: Tensor) -> Tensor:
         """(N, grid * grid, p1 * p2 * C) -> (N, C, H, W), channels last in memory."""
         n, g, p = len(patches), self.grid, self.patch_size
-        x = patches.view(n, g, g, p, p, self.channels).transpose(2, 3)  # (N, g, p1, g, p2, C)
-        return x.reshape(n, g * p, g * p, self.channels).permute(0, 3, 1, 2)
+        channels = patches.shape[-1] // p**2
+        x = patches.view(n, g, g, p, p, channels).transpose(2, 3)  # (N, g, p1, g, p2, C)
+        return x.reshape(n, g * p, g * p, channels).permute(0, 3, 1, 2)
 
 
 class EPG(nn.Module):
@@ -79,6 +80,8 @@ class EPG(nn.Module):
 
     `spectrum`, of a shape with `gaussians`, is statistics of the training images for spectral preconditioning: they are
     not used here, but by the denoiser, and belong to what is saved.
+
+    `internal_head`, of a shape with `internal`, predicts from the encoder's tokens alone what the decoder predicts.
     """
 
     def __init__(self, shape: NetworkShape) -> None:
@@ -91,6 +94,10 @@ class EPG(nn.Module):
         if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding.weight, std=0.02)
         self.spectrum = Spectrum(shape.gaussians, encoder.channels, encoder.image_size) if shape.gaussians else None
+        outputs = encoder.patch_size**2 * encoder.channels
+        self.internal_head = nn.Linear(encoder.width, outputs) if shape.internal else None
+        if self.internal_head is not None:
+            zero_linear(self.internal_head)
 
     @property
     def null_class(self) -> int:
@@ -103,16 +110,21 @@ class EPG(nn.Module):
         time_condition: Tensor,
         labels: Tensor | None = None,
         dropout: Tensor | None = None,
+        internal: bool = False,
     ) -> Tensor:
         """F (N, C, H, W) from scaled inputs x (N, C, H, W), c(t) (N,) and labels: (N,) int64, or weights of the table's
-        rows (N, num_classes + 1), or None for no class."""
+        rows (N, num_classes + 1), or None for no class. With `internal` (2, N, C, H, W): F, and the internal head's."""
         classes = self.embed_labels(labels, len(x))
         pixels = self.encoder.stem(x)  # (N, C or stem, H, W)
         tokens, skips = self.encoder.encode(pixels, time_condition, classes)
         condition = sinusoidal_embedding(time_condition, self.encoder.width).to(tokens.dtype)  # (N, D_e)
         if classes is not None:
             condition = condition + classes.to(tokens.dtype)
-        return self.decoder(tokens, skips, condition, dropout, pixels)
+        image = self.decoder(tokens, skips, condition, dropout, pixels)
+        if not internal:
+            return image
+        assert self.internal_head is not None, "a network without an internal head"
+        return torch.stack([image, self.decoder.unpatchify(self.internal_head(tokens[:, PATCHES])).to(image.dtype)])
 
     def embed_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
         """Class embeddings (N, D_e), or None for an unconditional model."""

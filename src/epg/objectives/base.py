@@ -141,7 +141,7 @@ class GeneratorObjective(Objective):
 
     @classmethod
     def build(cls, config: RunConfig) -> Self:
-        return cls(build_epg(config.model, config.data, config.gaussians), config)
+        return cls(build_epg(config.model, config.data, config.gaussians, config.internal), config)
 
     @property
     def encoders(self) -> list[Encoder]:

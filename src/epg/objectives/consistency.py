@@ -42,7 +42,7 @@ class Consistency(GeneratorObjective):
 
     @classmethod
     def build(cls, config: RunConfig) -> Self:
-        network = build_epg(config.model, config.data, config.gaussians)
+        network = build_epg(config.model, config.data, config.gaussians, config.internal)
         frozen = build_encoder(config.model, config.data) if config.objective.frozen_encoder else None
         return cls(network, config, frozen)
 

@@ -18,7 +18,10 @@ from epg.weighting import Weighting, drawn_levels
 
 class Diffusion(GeneratorObjective):
     """`lambda (D(x_t, t) - x)^2`, put together from three parts: the density of `levels`, the `weighting` lambda, and
-    the denoiser's parameterisation of D."""
+    the denoiser's parameterisation of D.
+
+    With `internal_weight` that much of the same for a prediction by the encoder alone (internal guidance).
+    """
 
     grid: Tensor
     weights: Tensor
@@ -45,15 +48,21 @@ class Diffusion(GeneratorObjective):
 
     def terms(self, drawn: Mapping[str, Tensor]) -> Terms:
         unit, sigma = drawn["unit"], self.levels(drawn["unit"])
-        denoising = self.losses(drawn["images"], drawn.get("labels"), sigma=sigma, noise=drawn["noise"])
-        return Terms({"denoising": denoising}, "denoising", quarter(unit))
+        losses = self.losses(drawn["images"], drawn.get("labels"), sigma=sigma, noise=drawn["noise"])
+        if not self.config.internal:
+            return Terms({"denoising": losses}, "denoising", quarter(unit))
+        denoising, internal = losses.unbind()
+        return Terms(
+            {"denoising": denoising, "internal": self.config.internal_weight * internal}, "denoising", quarter(unit)
+        )
 
     def levels(self, unit: Tensor) -> Tensor:
         """Unshifted levels t (N,) from standard normal numbers (N,), rising with them."""
         return drawn_levels(unit, self.config, self.noise, self.shift)
 
     def losses(self, images: Tensor, labels: Tensor | None, *, sigma: Tensor, noise: Tensor) -> Tensor:
-        """Per-sample loss (N,) at levels `sigma` (N,), unshifted, or those of the grid nearest to them."""
+        """Per-sample loss (N,) at levels `sigma` (N,), unshifted, or those of the grid nearest to them; (2, N) with an
+        internal head, whose the second is."""
         if self.config.rounding:
             index = schedule.nearest_level(sigma, self.grid)
             sigma, weight = self.grid[index], self.weights[index]
@@ -63,5 +72,5 @@ class Diffusion(GeneratorObjective):
         if self.weighed_by_spectrum:
             assert self.network.spectrum is not None
             weight = self.network.spectrum.spread(t, labels) ** -2
-        denoised = self.denoiser(at_levels(images, t, noise), t, labels)
+        denoised = self.denoiser(at_levels(images, t, noise), t, labels, internal=self.config.internal)
         return x_prediction(denoised, images, weight.to(images.dtype))

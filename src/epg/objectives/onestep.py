@@ -51,7 +51,7 @@ class OneStep(GeneratorObjective):
 
     @classmethod
     def build(cls, config: RunConfig) -> Self:
-        network = build_epg(config.model, config.data, config.gaussians)
+        network = build_epg(config.model, config.data, config.gaussians, config.internal)
         return cls(network, config, build_encoder(config.model, config.data))
 
     @property

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from epg.data.views.normalize import Normalizer
 from epg.denoiser import Denoiser
+from epg.drawing import jumping, problems, settled
 from epg.errors import UserError
 from epg.generator import Generator
 from epg.labels import Labels, class_numbers
-from epg.samplers import jumping, problems, settled
 
 Randomness = int | torch.Generator | Sequence[torch.Generator] | None
 Seeds = tuple[tuple[int, range], ...]
@@ -23,6 +23,7 @@ NOISE = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, "sigma_data": 0.5, "
 ARGUMENTS = {
     "sampler": "sampler",
     "steps": "num_inference_steps",
+    "guide": "guide",
     "grid": "grid",
     "levels": "sigmas",
     "guidance": "guidance_scale",
@@ -54,7 +55,9 @@ class RequestedGenerator(Generator):
         return torch.cat([draw(images, seed, step) for seed, images in self.seeds])
 
 
-def settings_of(given: Mapping[str, Any], config: Mapping[str, Any], conditional: bool) -> dict[str, Any]:
+def settings_of(
+    given: Mapping[str, Any], config: Mapping[str, Any], *, conditional: bool, internal: bool
+) -> dict[str, Any]:
     """A pipeline's saved sampling settings with those of a call that are not None laid over them.
 
     Raises ValueError for what does not fit the model.
@@ -64,7 +67,8 @@ def settings_of(given: Mapping[str, Any], config: Mapping[str, Any], conditional
     named = {name: value for name, value in given.items() if value is not None}
     settings = settled(saved, named, jumps)
     limits = (noise["sigma_min"], noise["sigma_max"])
-    for problem in problems(settings, ARGUMENTS, jumps=jumps, conditional=conditional, noise=limits):
+    about = {"jumps": jumps, "conditional": conditional, "internal": internal}
+    for problem in problems(settings, ARGUMENTS, noise=limits, **about):
         raise ValueError(problem)
     return settings
 

@@ -134,6 +134,7 @@ class EPGPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         *,
+        guide: str | None = None,
         guidance_interval: tuple[float, float] | None = None,
         sampler: str | None = None,
         grid: str | None = None,
@@ -148,12 +149,13 @@ class EPGPipeline(DiffusionPipeline):
 
         Args:
             class_labels: numbers or names; none for an unconditional model.
-            guidance_scale: of classifier-free guidance; 1 is none.
+            guidance_scale: of guidance; 1 is none.
             generator: a seed, one `torch.Generator`, or one for each image. A seed s, or a fresh generator
                 `torch.manual_seed(s)`, gives the images of `epg sample --seed s`; a used one gives others. Image i
                 depends on the seed, its index and its label alone, never on the batch.
             num_inference_steps: levels of the grid; for a consistency model 1 is one-step and more is multi-step.
             output_type: "pil", "np" (N, H, W, C) or "pt" (N, C, H, W) in [0, 1], or "latent", the network's values.
+            guide: unconditional (classifier-free guidance) or internal.
             guidance_interval: unshifted levels (low, high] in which guidance acts.
             sampler: one of heun, euler, edm_stochastic, euler_ancestral, one_step, multistep.
             grid: where the levels lie, karras or uniform_t.
@@ -169,9 +171,9 @@ class EPGPipeline(DiffusionPipeline):
             ValueError: an argument is out of range or does not fit this model.
         """
         given: dict[str, Any] = {"sampler": sampler, "steps": num_inference_steps, "grid": grid, "levels": sigmas}
-        given |= {"guidance": guidance_scale, "interval": guidance_interval}
+        given |= {"guide": guide, "guidance": guidance_scale, "interval": guidance_interval}
         classes = self.transformer.num_classes
-        settings = settings_of(given, self.config, conditional=classes > 0)
+        settings = settings_of(given, self.config, conditional=classes > 0, internal=self.transformer.config.internal)
         labels, count = requested_labels(class_labels, batch_size, self.config.id2label or {}, classes)
         refuse_unknown(output_type, callback_on_step_end_tensor_inputs)
         seeds = seeds_of(generator, count, first_index)

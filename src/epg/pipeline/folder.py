@@ -43,6 +43,7 @@ class ModelSettings(Section):
     mlp_ratio: Annotated[float, Field(gt=0, le=64)] = 4.0
     stem: Annotated[int, Field(ge=0, le=2**12)] = 0
     gaussians: Annotated[int, Field(ge=0, le=10**7)] = 0
+    internal: bool = False
 
     @model_validator(mode="after")
     def fits(self) -> "ModelSettings":

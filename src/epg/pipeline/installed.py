@@ -7,11 +7,11 @@ from typing import Any, Self
 
 import torch
 
+from epg.drawing import SETTINGS
 from epg.generator import Generator
 from epg.pipeline import bundle, call, folder
 from epg.pipeline.arguments import NOISE
 from epg.pipeline.model import EPGModel
-from epg.samplers import SETTINGS
 from epg.storage import hub
 
 # Arguments of `DiffusionPipeline.from_pretrained` that say what holds here anyway.

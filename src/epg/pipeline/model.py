@@ -51,6 +51,7 @@ class EPGModel(EPG, ModelMixin, ConfigMixin):
         mlp_ratio: float = 4.0,
         stem: int = 0,
         gaussians: int = 0,
+        internal: bool = False,
     ) -> None:
         shape = NetworkShape(
             sample_size=sample_size,
@@ -65,6 +66,7 @@ class EPGModel(EPG, ModelMixin, ConfigMixin):
             mlp_ratio=mlp_ratio,
             stem=stem,
             gaussians=gaussians,
+            internal=internal,
         )
         super().__init__(shape)
         self.gradient_checkpointing = False
@@ -164,10 +166,17 @@ class EPGModel(EPG, ModelMixin, ConfigMixin):
         to_half_precision(self, dtype)
         return self
 
-    def forward(self, x: Tensor, time_condition: Tensor, labels: Tensor | None = None, dropout: Any = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        time_condition: Tensor,
+        labels: Tensor | None = None,
+        dropout: Any = None,
+        internal: bool = False,
+    ) -> Tensor:
         """F (N, C, H, W) from scaled inputs x (N, C, H, W), c(t) (N,) and labels (N,) int64 (None: no class)."""
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype in HALF):
-            return super().forward(x, time_condition, labels, dropout)
+            return super().forward(x, time_condition, labels, dropout, internal)
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint

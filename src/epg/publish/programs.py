@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from epg.drawing import jumping
 from epg.errors import OutputError, UserError, cause
 from epg.extras import install
 from epg.generator import Generator
 from epg.randomness import integers
-from epg.samplers import jumping
 from epg.storage.artefact import size_of
 
 TOLERANCE = 1e-4  # of pixels in [0, 1]: a fortieth of a grey level

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from epg import samplers
 from epg.checkpoint.loading import Trained, load, open_weights
 from epg.config.sections import SamplingConfig
 from epg.distributed import pick_device
+from epg.drawing import SETTINGS, jumping, problems, settled
 from epg.errors import UserError
 from epg.generator import Generator
 from epg.pipeline.folder import Saved
@@ -19,7 +19,7 @@ from epg.sampling.animation import Kind
 from epg.sampling.interpolation import rows_of
 from epg.storage.artefact import digest_of
 
-FLAGS = {name: f"--{name}" for name in samplers.SETTINGS}
+FLAGS = {name: f"--{name}" for name in SETTINGS}
 WIDEST_GRID = 20  # classes
 
 
@@ -79,6 +79,8 @@ def open_request(path: str | Path | Trained | Saved, request: Request) -> Opened
 def fitted(model: Generator, request: Request, guide: Generator | None = None) -> Opened:
     """A request to models in memory. Raises UserError for what does not fit together."""
     sampling = changed(model, request.changes, guided=guide is not None)
+    if request.changes.get("guide") == "internal" and sampling.guidance == 1:
+        raise UserError("--guide internal: does nothing without --guidance, the scale; try --guidance 1.3")
     if guide is not None:
         check_guide(model, guide)
     classes = model.classes.numbers(request.classes)
@@ -97,17 +99,18 @@ def changed(model: Generator, changes: Mapping[str, Any], guided: bool = False) 
 
     `guided`: a weaker model guides (autoguidance), which acts at every level unless an interval is given.
     """
-    jumps = samplers.jumping(model.sampling.sampler)
-    saved = {name: getattr(model.sampling, name) for name in samplers.SETTINGS}
+    jumps = jumping(model.sampling.sampler)
+    saved = {name: getattr(model.sampling, name) for name in SETTINGS}
     if guided:
-        saved["interval"] = (0.0, 2 * model.noise.sigma_max)
-    settings = samplers.settled(saved, changes, jumps)
-    found = samplers.problems(
+        saved |= {"interval": (0.0, 2 * model.noise.sigma_max), "guide": "unconditional"}
+    settings = settled(saved, changes, jumps)
+    found = problems(
         settings,
         FLAGS,
         jumps=jumps,
         conditional=model.num_classes > 0,
         noise=(model.noise.sigma_min, model.noise.sigma_max),
+        internal=model.denoiser.network.shape.internal,
         guided=guided,
     )
     if guided and settings["guidance"] == 1:
