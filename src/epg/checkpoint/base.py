@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from epg.checkpoint.handover import handed_over
 from epg.checkpoint.loading import open_weights
-from epg.checkpoint.refit import Refit, refit
+from epg.checkpoint.refit import SPECTRUM, Refit, refit
 from epg.config.settings import RunConfig
 from epg.cost.shape import shape_of
 from epg.data.views.normalize import Normalizer
@@ -51,8 +51,9 @@ class Beginning:
             lines.append(f"  resized: {told}: {', '.join(names)}")
         if weights.classes:
             lines.append(f"  classes: {weights.classes}")
-        if weights.new:
-            lines.append(f"  new: {', '.join(weights.new)}")
+        for measured, begins in ((True, "are measured of this run's images"), (False, "begin at 0")):
+            if names := [name for name in weights.new if name.startswith(SPECTRUM) == measured]:
+                lines.append(f"  new: {', '.join(names)}, which {begins}")
         lines += [f"  {name}: {old:g} in the generator, {new:g} here" for name, (old, new) in self.settings.items()]
         return "\n".join(lines)
 

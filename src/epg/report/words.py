@@ -10,10 +10,10 @@ from epg.analysis.compare import compare
 from epg.analysis.compare_report import label, text, warnings
 from epg.checkpoint import checkpoint, handover
 from epg.command_line import written
+from epg.drawing import jumping
 from epg.errors import ArtefactError
 from epg.report.parts import Cell, Missing, Section, Table, table
 from epg.report.run_files import RunFiles
-from epg.samplers import jumping
 from epg.storage.artefact import read_json
 
 FEW = 12  # rows of a table that is there at once
