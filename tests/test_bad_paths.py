@@ -33,6 +33,8 @@ NEEDS: dict[str, dict[str, str]] = {
     "finetune": {"recipe": "digits", "out": "{out}", "encoder": "{run}"},
     "sample": {"checkpoint": "{run}", "out": "{out}", "count": "1", "steps": "2"},
     "demo": {"model": "{run}"},
+    "schema": {},
+    "completion": {},
     "evaluate": {"samples": "{run}", "out": "{out}", "count": "20", "reference": "{set}", "features": "encoder={run}"},
     "reference": {"dataset": "{set}", "out": "{out}", "features": "encoder={run}", "image_size": "8"},
     "compare": {"receipts": "{run}"},

@@ -93,6 +93,7 @@ def sampling() -> Names:
 
 
 def training() -> Names:
+    Path("mine.yaml").write_text("base: digits\n")
     colour = {"channels": 3, "normalization": "imagenet"}
     released(tiny_config(data=colour, noise={"shift": 0.125}, sampling={"steps": 2}))
     class_folders(Path("path/to/images"), each=3)

@@ -41,6 +41,8 @@ class Verbs(Mapping[str, type]):
         "verify": lambda: importlib.import_module("epg.cli.tools").Verify,
         "ema": lambda: importlib.import_module("epg.cli.tools").Ema,
         "info": lambda: importlib.import_module("epg.cli.tools").Info,
+        "schema": lambda: importlib.import_module("epg.cli.editor").Schema,
+        "completion": lambda: importlib.import_module("epg.cli.editor").Completion,
         "bench": lambda: importlib.import_module("epg.cli.bench").Bench,
     }
 
