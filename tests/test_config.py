@@ -38,7 +38,8 @@ def test_every_recipe_can_run(recipe, stage):
 
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_has_all_stages_and_a_description(recipe):
-    stages = set(KINDS) - ({"onestep"} if recipe in (*PAPER, ABLATION) else set())  # which the paper does not have
+    papers = (*PAPER, ABLATION, "flow", "jit")  # runs of the paper, and what others train such networks with
+    stages = set(KINDS) - ({"onestep"} if recipe in papers else set())
     assert set(stages_of(recipe)) == stages
     assert read_recipe(recipe)["description"]
 
