@@ -68,7 +68,7 @@ def linear(runs: Runs) -> Section:
     level = ("the best linear denoiser", 1.0)
     section.add(over_steps("mean over levels", runs, MEAN, level))
     lines = [Line(run.name, list(ratios(run))) for run in runs]
-    section.add(chart("by level, at the end", lines, x="noise level", log_x=True, level=level))
+    section.add(chart("by level, newest", lines, x="noise level", log_x=True, level=level))
     return section
 
 
