@@ -48,7 +48,8 @@ def run_features(
 
     Args:
         data: images; None takes what the first run has not seen of its own, or its training images.
-        count, shown: images that the spread is of, and that are in the picture, at most.
+        count: images that the spread is of, at most.
+        shown: images in the picture, at most.
 
     Raises UserError where the runs are of images of different sizes.
     """
