@@ -170,7 +170,7 @@ def search(sweep: Sweep, axes: Axes, metric: str | None, tolerance: float) -> No
     low, high = sorted(getattr(axes, name))
 
     def f(x: float) -> float:
-        at: dict[str, Any] = {name: (round(x, DIGITS),)}
+        at: dict[str, Any] = {name: (round(float(x), DIGITS),)}
         (point,) = replace(axes, **at).grid()
         return sweep.measure(point, metric)
 
