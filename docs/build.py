@@ -139,16 +139,16 @@ def value_of(info: FieldInfo) -> str:
 
 
 def commands() -> Iterator[str]:
-    yield "# Commands\n\n*For those at a terminal.* `epg VERB --help` says the same; of a recipe, with its values."
+    yield "# Commands\n\n*For those at a terminal.* `epg VERB --help-all` says the same, `--help` what most need."
     for name in VERBS:
         lines = (inspect.getdoc(VERBS[name]) or "").splitlines()
         yield f"\n## epg {name}\n\n" + "\n".join(lines)
         shown = subprocess.run(
-            [sys.executable, "-m", "epg", name, "--help"],
+            [sys.executable, "-m", "epg", name, "--help-all"],
             capture_output=True, text=True, check=True,
             env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
         )  # fmt: skip
-        yield f'\n??? note "epg {name} --help"\n\n    ```text'
+        yield f'\n??? note "epg {name} --help-all"\n\n    ```text'
         yield from (f"    {line}" for line in shown.stdout.splitlines())
         yield "    ```"
 

@@ -1,6 +1,7 @@
 """Every verb through the real entry point, as a user starts it."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -60,6 +61,17 @@ def test_help_is_fast_and_lists_every_verb() -> None:
     assert done.returncode == 0
     assert all(f"  {verb}" in done.stdout for verb in VERBS)
     assert seconds < 0.6  # of CPU time; about 0.15, and more where other processes crowd the caches
+
+
+def test_help_is_one_screen_and_help_all_has_every_option() -> None:
+    narrow = {"environment": {"COLUMNS": "80"}}
+    short, whole = (started.epg("sample", asked, **narrow).stdout for asked in ("--help", "--help-all"))
+    assert len(short.splitlines()) <= 45
+    assert "8 more options: --help-all" in short
+    options = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(VERBS["sample"])} - {"--checkpoint"}
+    assert len({option for option in options if option not in short}) == 8
+    assert all(option in whole for option in options)
+    assert "--data.workers" in started.epg("pretrain", "digits", "--help-all").stdout
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 
@@ -13,6 +13,8 @@ from epg.cli.paths import Place
 @dataclass(frozen=True)
 class Convert:
     """Turn runs into diffusers pipelines, read and write the authors' weights, export programs, publish on the Hub."""
+
+    RARE: ClassVar[frozenset[str]] = frozenset({"dataset", "license", "normalization", "private", "recipe", "stage"})
 
     source: tyro.conf.Positional[Place]
     """Run folder, checkpoint, export or pipeline folder; .pth file of the authors' release; or on the Hub user/repo,

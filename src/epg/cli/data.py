@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class Reading:
     """How a source is read; verbs add their own."""
 
+    RARE: ClassVar[frozenset[str]] = frozenset({"image_column", "label_column", "label_file", "range"})
+
     background: str = "white"
     """Colour behind transparent pixels: a name or #rrggbb; none ignores transparency (a fourth band of other data)."""
     range: tuple[float, float] | None = None
@@ -47,6 +49,8 @@ class Prepare(Reading):
 
     Running the same command again continues an interrupted preparation; a finished one is left alone.
     """
+
+    RARE: ClassVar[frozenset[str]] = frozenset({"format", "on_error", "parquet", "resize", "shard"})
 
     CONTINUES: ClassVar[bool] = True
 

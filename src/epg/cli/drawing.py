@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
     """What to draw and how; verbs add their own."""
+
+    RARE: ClassVar[frozenset[str]] = frozenset({"ema", "grid", "guide", "levels"})
 
     classes: tuple[str, ...] = ()
     """Class names (or one of their synonyms) or numbers to draw; all classes if not given."""

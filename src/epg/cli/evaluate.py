@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -21,6 +21,10 @@ class Evaluate(Drawing, Against):
     download, and not an FID. For FID, sFID, IS, precision and recall as papers report them: --features inception
     --reference VIRTUAL_imagenet256_labeled.npz --count 50000. Processes of torchrun share the work.
     """
+
+    RARE: ClassVar[frozenset[str]] = frozenset(
+        {"batch_size", "cache", "dtype", "image_size", "interval", "sampler", "samples_split"}
+    )
 
     samples: tyro.conf.Positional[Place]
     """Run folder, checkpoint, export, pipeline or Hub name (sampled here, nothing touches the disk); an .npz of ADM's

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
@@ -19,6 +19,8 @@ Metrics = Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{{{','.join(METRICS
 @dataclass(frozen=True, kw_only=True)
 class Judging:
     """What images are compared in; verbs add their own."""
+
+    RARE: ClassVar[frozenset[str]] = frozenset({"inception"})
 
     features: tuple[str, ...] = ()
     """inception, efficientnet (extra eval-offline), classifier (trained on the labelled reference), encoder=RUN, random
@@ -39,6 +41,8 @@ class Judging:
 @dataclass(frozen=True, kw_only=True)
 class Against(Judging):
     """How a data set is read that samples are compared with."""
+
+    RARE: ClassVar[frozenset[str]] = frozenset({"background", "kept", "range", "resize"})
 
     split: str | None = None
     """Of a data set as reference: train, test, validation or val; train, or the only one of a prepared set, if not

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -82,6 +82,8 @@ class Neighbours(Judging):
 
     The score is 0 for a generator that cannot tell training from held-out images, and 1 for one that only copies.
     """
+
+    RARE: ClassVar[frozenset[str]] = frozenset({"batch_size", "most"})
 
     samples: tyro.conf.Positional[Place]
     """Run folder, checkpoint or export (sampled here), an .npz of ADM's layout, or a folder of images."""

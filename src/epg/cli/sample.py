@@ -17,6 +17,8 @@ class Sample(Drawing):
     The same command continues an interrupted run; `torchrun --nproc-per-node N -m epg.cli sample ...` shares the work.
     """
 
+    RARE: ClassVar[frozenset[str]] = frozenset({"animation", "batch_size", "compile", "interpolate"})
+
     CONTINUES: ClassVar[bool] = True
 
     checkpoint: tyro.conf.Positional[Path]

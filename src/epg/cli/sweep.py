@@ -20,6 +20,8 @@ class Sweep(Judging):
     values are added to those that are there. `epg sweep RUN --guidance 1 1.5 2 2.5`.
     """
 
+    RARE: ClassVar[frozenset[str]] = frozenset({"batch_size", "between", "tolerance", "width"})
+
     CONTINUES: ClassVar[bool] = True
 
     run: tyro.conf.Positional[Path]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from epg import signals
+from epg.cli.help import brief
 from epg.cli.numbers import in_range
 from epg.cli.paths import usable
 from epg.errors import InterruptedRunError, UserError, shortened
@@ -96,13 +97,15 @@ def parse(arguments: list[str]) -> tuple[Any, list[str] | None]:
         close = difflib.get_close_matches(name, VERBS, n=1)
         hint = f"; did you mean {close[0]}?" if close else "."
         raise UserError(f"{name!r} is no command{hint} Commands: {', '.join(VERBS)}")
+    verb = brief(VERBS[name]) if {"-h", "--help"} & {*rest} else VERBS[name]
+    rest = ["--help" if argument == "--help-all" else argument for argument in rest]
     options: Any
-    if getattr(VERBS[name], "TAKES_OVERRIDES", False):
+    if getattr(verb, "TAKES_OVERRIDES", False):
         options, overrides = parse_with_overrides(name, rest)
     else:
         import tyro
 
-        options, overrides = tyro.cli(VERBS[name], args=rest, prog=f"epg {name}"), None
+        options, overrides = tyro.cli(verb, args=rest, prog=f"epg {name}"), None
     return in_range(usable(options)), overrides
 
 
