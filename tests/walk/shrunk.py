@@ -75,6 +75,7 @@ NOT_RUN = [  # page, beginning of the command, why not
     ("sampling.md", "python benchmarks/", BENCHMARK),
     ("studies.md", "epg study", "minutes of a core; tests/test_study.py runs a small one"),
     ("training.md", "eval", "changes the shell; tests/test_editor.py does it in one of its own"),
+    ("training.md", "epg bench imagenet256-xl", "a large network; the digits beside it are timed"),
     ("training.md", "torchrun", SEVERAL),
     ("README.md", "epg quickstart --data", "tests/test_quickstart.py does"),
     ("tutorial.md", "epg quickstart", "tests/test_quickstart.py does"),
