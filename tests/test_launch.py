@@ -52,6 +52,7 @@ def test_torchrun_trains_with_two_processes(tmp_path: Path) -> None:
     assert [line["step"] for line in read_log(tmp_path)] == [1, 2]
 
 
+@pytest.mark.slow  # tests/training/test_faults.py has it without torchrun
 def test_a_terminal_that_goes_away_saves_under_the_documented_torchrun(tmp_path: Path) -> None:
     """torchrun hears of it twice: from the kernel, and from the shell."""
     page = (ROOT / "docs" / "launch.md").read_text().replace("\\\n", " ")

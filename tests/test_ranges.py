@@ -151,7 +151,16 @@ def test_flags_out_of_range_are_named(arguments: list[str], message: str, capsys
     assert ".yaml line" not in said
 
 
-CHECKED_WITH_THE_MODEL = {"steps", "levels", "guidance", "interval", "interval_low", "interval_high", "width"}
+CHECKED_WITH_THE_MODEL = {
+    "steps",
+    "levels",
+    "guidance",
+    "interval",
+    "interval_low",
+    "interval_high",
+    "width",
+    "between",
+}
 CHECKED_BY_THE_VERB = {"sigma_rel", "tolerance", "channels", "range"}
 REQUIRED = {"prepare": ["set", "out", "--image-size", "8"], "reference": ["set", "--out", "out"]}
 

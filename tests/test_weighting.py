@@ -28,7 +28,7 @@ class Assumed(nn.Module):
 
     theta = 1.0
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None, internal: bool = False) -> Tensor:
         t = t.view(-1, 1, 1, 1)
         return (self.theta * S**2 * x + t**2 * MU) / (self.theta * S**2 + t**2)
 

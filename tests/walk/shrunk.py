@@ -34,7 +34,6 @@ FLAGS = [  # beginning of a command, and what is added to it: of a flag that is 
     ("epg denoising", "--levels 2 --count 9"),
     ("epg probe", "--levels 0.1 1"),
     ("epg features", "--levels 0.1 1 --count 9"),
-    ("epg bench", "--tiny --device cpu --seconds 0 --training.batch-size 8"),
     ("epg convert nnet_ema.pth", "--recipe tiny.yaml"),
 ]
 """Words of the page that stand for something smaller."""
@@ -75,7 +74,7 @@ NOT_RUN = [  # page, beginning of the command, why not
     ("sampling.md", "python benchmarks/", BENCHMARK),
     ("studies.md", "epg study", "minutes of a core; tests/test_study.py runs a small one"),
     ("training.md", "eval", "changes the shell; tests/test_editor.py does it in one of its own"),
-    ("training.md", "epg bench imagenet256-xl", "a large network; the digits beside it are timed"),
+    ("training.md", "epg bench", "seconds a stage; tests/test_bench.py does"),
     ("training.md", "torchrun", SEVERAL),
     ("README.md", "epg quickstart --data", "tests/test_quickstart.py does"),
     ("tutorial.md", "epg quickstart", "tests/test_quickstart.py does"),

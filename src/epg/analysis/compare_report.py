@@ -115,13 +115,14 @@ def run_compare(files: Sequence[Path], out: Sequence[Path] = ()) -> Comparison:
 
     A run folder stands for the `evaluation.json` in it. Raises UserError, ArtefactError, OutputError.
     """
-    if len(files) < 2:
-        raise UserError("epg compare: pass at least two receipts of `epg evaluate`")
     wrong = [str(file) for file in out if file.suffix not in (*WRITERS, ".png")]
     if wrong:
         raise UserError(f"--out {wrong[0]}: ends in none of {', '.join(WRITERS)}, .png")
     places = [file / "evaluation.json" if file.is_dir() else file for file in files]
-    c = compare(dict(zip(short_names(places), map(receipt.read, places), strict=True)))
+    receipts = [receipt.read(place) for place in places]
+    if len(receipts) < 2:
+        raise UserError("epg compare: pass at least two receipts of `epg evaluate`")
+    c = compare(dict(zip(short_names(places), receipts, strict=True)))
     for file in out:
         if file.suffix == ".png":
             save_figure(draw(c), file)

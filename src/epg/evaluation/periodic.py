@@ -24,6 +24,7 @@ from epg.errors import OutputError, UserError
 from epg.evaluation import receipt
 from epg.evaluation.evaluate import evaluate
 from epg.evaluation.jury import Jury, Options, open_jury
+from epg.evaluation.real import FEWEST_TO_SPLIT
 from epg.evaluation.receipt import Receipt, default_metric
 from epg.evaluation.sources import TensorSource
 from epg.evaluation.subjects import Subject, like
@@ -230,9 +231,10 @@ def open_evaluation(
     else:
         assert isinstance(network, EPG)
         features = list(wanted.features)
-        if not features and wanted.reference is None and dataset.num_classes < 2 and trained_in:
+        unnamed, classes = not features and wanted.reference is None, dataset.num_classes
+        if unnamed and trained_in and (classes < 2 or len(dataset) < FEWEST_TO_SPLIT):
             features = ["random"]
-        elif not features and wanted.reference is None and dataset.num_classes < 2:
+        elif unnamed and classes < 2:
             if encoder is None:
                 raise UserError(
                     "--evaluation.every: these images have no labels, and there is no pre-trained encoder to compare "
