@@ -111,6 +111,16 @@ def test_numbers_are_those_of_the_receipts(study: tuple[Path, Path]) -> None:
     assert (out / "tiny.png").stat().st_size > 5000
 
 
+def test_arms_that_share_a_run_sample_as_each_says(tmp_path: Path) -> None:
+    """Not as the run's own settings, which are those of the arm that happened to train it."""
+    arms = {"even": {"settings": {"sampling": {"grid": "uniform_t"}}}, "karras": {}}
+    file = written(tmp_path, seeds=[3], arms=arms, baseline="karras")
+    assert main(["study", str(file), "--out", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out" / "cells").iterdir())) == 1
+    receipts = [read(found) for found in (tmp_path / "out").glob("cells/*/receipt-*.json")]
+    assert sorted(receipt.samples["sampling"]["grid"] for receipt in receipts) == ["karras", "uniform_t"]
+
+
 def test_differences_are_of_pairs(study: tuple[Path, Path]) -> None:
     arms = json.loads((study[1] / "tiny.json").read_text())["arms"]
     epg, scratch = (arms[arm]["fd_classifier"]["values"] for arm in ("EPG", "scratch"))

@@ -23,7 +23,6 @@ from epg.study.plan import Cell
 from epg.training.tracking import read_log
 
 POLL = 2.0  # seconds between looks at what others are doing
-SAMPLING = ("sampler", "steps", "levels", "guidance", "interval")
 OF_ENCODERS = {"feature_std": "higher", "contrastive": "lower", "consistency": "lower"}
 
 
@@ -166,7 +165,7 @@ class Worker:
 def judge(cell: Cell, place: Place) -> dict[str, Any]:
     """The metrics of a trained generator, as its receipt has them; empty on other processes than the first."""
     config, evaluation = cell.config, cell.config.evaluation
-    changes = {name: getattr(config.sampling, name) for name in SAMPLING}
+    changes = dict(config.sampling)  # all of them: the run may be that of an arm that samples in another way
     request = Request(
         count=evaluation.count,
         labels=cell.labels,
