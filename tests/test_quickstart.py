@@ -121,6 +121,7 @@ def test_a_longer_one_gets_a_folder_of_its_own(
     assert "Open runs/quickstart-digits-30min/index.html" in said.out
 
 
+@pytest.mark.slow  # 40 s of CPU: the smallest plan of the recipe `small`
 def test_on_a_folder_of_the_users(tmp_path: Path) -> None:
     """So few images of two classes that no classifier can be trained and tested on them."""
     source, out = folder_of_images(tmp_path / "images", classes=2, each=4), tmp_path / "study"

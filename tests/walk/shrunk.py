@@ -76,7 +76,7 @@ NOT_RUN = [  # page, beginning of the command, why not
     ("training.md", "eval", "changes the shell; tests/test_editor.py does it in one of its own"),
     ("training.md", "epg bench", "seconds a stage; tests/test_bench.py does"),
     ("training.md", "torchrun", SEVERAL),
-    ("README.md", "epg quickstart --data", "tests/test_quickstart.py does"),
+    ("README.md", "epg quickstart --data", "tests/test_quickstart.py does, among the slow tests"),
     ("tutorial.md", "epg quickstart", "tests/test_quickstart.py does"),
 ]
 
