@@ -95,10 +95,11 @@ def prepare_run(
         found = resuming.starting_point(folder, resume)
         before = None if found is None else resuming.config_of(found)
         config = resolve(config, dataset, before)
-        begun, past = None, {} if found is None else beginning_of(found.path.parent.parent)
+        begun, past = None, {}
         if found is not None:
+            past = beginning_of(run := found.path.parent.parent)
             if resume is None or encoder is not None or base is not None:
-                same_beginning(past, found.path.parent.parent, encoder, base)
+                same_beginning(past, run, encoder, base)
             encoder = None  # what it began with is in the checkpoint
         elif base is not None:
             begun, encoder = begin_with_base(base, encoder, config, dataset)
