@@ -16,7 +16,7 @@ import yaml
 from epg.cli import main
 from epg.errors import UserError
 from epg.evaluation.receipt import read
-from epg.study import claims
+from epg.study import claims, plan
 from epg.study.command import needed
 from epg.study.plan import Cell, cells_of, read_study
 from epg.training.tracking import read_log
@@ -326,6 +326,21 @@ def test_identity_is_of_what_a_run_depends_on(tmp_path: Path) -> None:
     assert not set(identities(settings={**SMALL, "data": {"fraction": 0.5}})) & set(first)
     longer = identities(stages={"pretraining": {"training": {"steps": 5}}})
     assert [a == b for a, b in zip(first, longer, strict=True)] == [False] * 4 + [True] * 2  # RCM, and EPG on it
+
+
+def test_an_update_that_adds_a_setting_finds_what_was_trained_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keys(**changes: object) -> list[str]:
+        file = written(tmp_path, **changes)
+        return [cell.identity + cell.judged for cell in cells_of(read_study(file), file)]
+
+    used = {**SMALL, "optimizer": {"layer_decay": 0.5}, "sampling": {"grid": "uniform_t"}}
+    before = keys(), keys(settings=used)
+    for name in ("optimizer.layer_decay", "sampling.grid"):  # as if they had been there from the beginning
+        monkeypatch.delitem(plan.ADDED_SETTINGS, name)
+    assert not set(keys()) & set(before[0]), "an unused setting that came later is left out"
+    assert keys(settings=used) == before[1]
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)

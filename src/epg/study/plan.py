@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from epg.checkpoint.manifest import ADDED_SETTINGS
 from epg.config.complaints import suggestion
 from epg.config.objectives import KINDS, Stage
 from epg.config.ranges import Seed
@@ -166,9 +167,10 @@ def _config(study: Study, arm: Arm, seed: int, where: str) -> RunConfig:
 
 def identity_of(config: RunConfig, data: str, encoder: Cell | Path | None) -> str:
     """What makes a run this one: whatever resuming would refuse to see changed (images by content, epg by its major
-    version; not device, loader or log) except the recipe's name, and the encoder it begins with."""
+    version; not device, loader or log) except the recipe's name, and the encoder it begins with. A setting that a later
+    version added counts where it is used, so that an update finds what was trained before."""
     found = settings(config, data, importlib.metadata.version("epg"), 1)
-    own = {k: v for k, v in found.items() if not belongs(k, harmless(config)) and k != "recipe"}
+    own = {k: v for k, v in _used(found).items() if not belongs(k, harmless(config)) and k != "recipe"}
     begins = encoder.identity if isinstance(encoder, Cell) else encoder and fingerprint(encoder)["sha256"]
     return _hash([own, begins])
 
@@ -177,7 +179,13 @@ def judged(config: RunConfig, labels: str) -> str:
     """What the numbers of a trained run depend on: sampling, and the evaluation's features, reference and count."""
     if not config.objective.samples:
         return "log"
-    return _hash([config.sampling.model_dump(mode="json"), config.evaluation.model_dump(include=JUDGED), labels])
+    sampling = {f"sampling.{k}": v for k, v in config.sampling.model_dump(mode="json").items()}
+    return _hash([_used(sampling), config.evaluation.model_dump(include=JUDGED), labels])
+
+
+def _used(found: Settings) -> Settings:
+    """Settings, without the later ones that are as they were before they could be set."""
+    return {name: value for name, value in found.items() if ADDED_SETTINGS.get(name, ...) != value}
 
 
 def _hash(content: Any) -> str:
