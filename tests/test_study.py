@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from epg.analysis.probe import LINEAR, run_probe
 from epg.cli import main
 from epg.errors import UserError
 from epg.evaluation.receipt import read
 from epg.study import claims, plan
 from epg.study.command import needed
 from epg.study.plan import Cell, cells_of, read_study
+from epg.study.readability import rank_correlations
 from epg.training.tracking import read_log
 
 STUDIES = sorted((Path(__file__).parents[1] / "studies").glob("*.yaml"))
@@ -36,6 +38,7 @@ SMALL = {
 CONTENT = {
     "recipe": "digits",
     "seeds": [3, 4],
+    "probe": [0.5],
     "settings": SMALL,
     "stages": {"diffusion": {"sampling": {"sampler": "euler", "steps": 2}}},
     "arms": {
@@ -45,6 +48,7 @@ CONTENT = {
     },
     "baseline": "scratch",
 }
+PROBED = ("encoder", LINEAR)
 
 
 def written(folder: Path, **changes: object) -> Path:
@@ -106,8 +110,15 @@ def test_numbers_are_those_of_the_receipts(study: tuple[Path, Path]) -> None:
         assert summary["mean"] == pytest.approx(statistics.fmean(values))
         assert summary["spread"] == pytest.approx(statistics.stdev(values))
     assert "fd_classifier" not in arms["RCM"]
-    log = read_log(out / next(c["folder"] for c in found["cells"] if c["arm"] == "RCM") / "run")
+    runs = {(c["arm"], c["seed"]): out / c["folder"] / "run" for c in found["cells"]}
+    log = read_log(runs["RCM", 3])
     assert arms["RCM"]["feature_std/0.5"]["values"]["3"] == log[-1]["feature_std/0.5"]
+    (probed,) = (a for a in run_probe(runs["RCM", 3], levels=[1.0], out=out) if (a.features, a.method) == PROBED)
+    assert arms["RCM"]["probe/0.5"]["values"]["3"] == probed.value  # half of noise is a level of 1; the shift is 1
+    times = {arm: [line["cpu_seconds"] for line in read_log(runs[arm, 4])] for arm in arms}
+    together = sum(times["RCM"]) + sum(times["EPG"])
+    assert arms["EPG"]["training_cpu_seconds"]["values"]["4"] == pytest.approx(together)
+    assert arms["scratch"]["training_cpu_seconds"]["values"]["4"] == pytest.approx(sum(times["scratch"]))
     assert (out / "tiny.png").stat().st_size > 5000
 
 
@@ -150,6 +161,8 @@ def test_the_table_and_a_second_call_that_does_nothing(
     printed = capsys.readouterr().out
     assert "Frechet" in printed
     assert "difference from scratch" in printed
+    assert "diffusion (EPG), 2 points: too few to rank, 5 are needed" in printed
+    assert "CPU s" in " ".join(printed.split())
     assert {path: path.stat().st_mtime_ns for path in out.glob("cells/**/*.safetensors")} == before
     assert main(["study", str(file), "--out", str(out), "--dry-run", "--only", "EPG"]) == 0
     printed = capsys.readouterr().out
@@ -166,6 +179,34 @@ def test_another_evaluation_trains_nothing_again(study: tuple[Path, Path], tmp_p
     assert len(results(out)) == 8
     receipts = [read(path).samples for path in out.glob("cells/*/receipt-*.json")]
     assert len({json.dumps(r["labels"]) for r in receipts}) == 2
+
+
+def test_ranks_of_probes_and_distances(tmp_path: Path) -> None:
+    """Of generators that differ in encoder and seed alone; a distance that falls as the probe rises is -1."""
+    arms = {
+        "A": {"stage": "pretraining"},
+        "B": {"stage": "pretraining", "settings": {"objective": {"tau2": 0.5}}},
+        "on A": {"encoder": "A"},
+        "on B": {"encoder": "B"},
+        "longer": {"encoder": "B", "settings": {"training": {"steps": 5}}},
+        "on the average": {"encoder": "B", "settings": {"objective": {"initial": "momentum"}}},
+        "scratch": {},
+    }
+    file = written(tmp_path, arms=arms, seeds=[0, 1, 2], probe=[0.25, 0.5])
+    cells = cells_of(read_study(file), file, images=False)
+    generators = [cell for cell in cells if cell.config.objective.samples]
+    found = {(cell.arm, cell.seed): {"fd_classifier": {"value": 10.0 - i}} for i, cell in enumerate(generators)}
+    read = {"probe/0.25": {"value": 0.5}}
+    order = [("A", 0), ("A", 1), ("A", 2), ("B", 0), ("B", 1), ("B", 2)]
+    found |= {cell: read | {"probe/0.5": {"value": i}} for i, cell in enumerate(order)}
+    both, longer = rank_correlations(cells, found)
+    assert (both.arms, both.points, both.metric) == (("on A", "on B"), 6, "fd_classifier")
+    assert both.spearman == {"probe/0.25": None, "probe/0.5": pytest.approx(-1)}
+    assert both.text().endswith("6 points: undefined at 25%, -1.00 at 50%")
+    assert (longer.arms, longer.points, longer.spearman["probe/0.5"]) == (("longer",), 3, None)
+    del found["B", 2], found["on A", 0]
+    both, _ = rank_correlations(cells, found)
+    assert "4 points: too few to rank" in both.text()
 
 
 # Several processes ----------------------------------------------------------------------------------------------------

@@ -286,7 +286,7 @@ OWN: dict[Stage, set[str]] = {
     "consistency": {"consistency", "auxiliary", "stage", *(f"consistency/q{i}" for i in range(1, 5))},
 }
 EVERY = {"step", "loss", "grad_norm", "lr", "skipped", "spikes", "images_per_second", "mfu", "data_wait"}
-EVERY |= {"peak_memory_gib", "eta_seconds"}
+EVERY |= {"peak_memory_gib", "eta_seconds", "cpu_seconds"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -304,6 +304,7 @@ def test_every_log_line_has_its_numbers(stage: Stage, tmp_path: Path, encoder: P
         assert line["lr"] == learning_rate(last, 6, config.optimizer, 32)
         assert line["mfu"] > 0
         assert 0 <= line["data_wait"] <= 1
+        assert line["cpu_seconds"] > 0
         if stage == "pretraining":
             assert line["tau2"] == schedule.tau2(last, 6)
             assert line["num_levels"] == schedule.num_levels(last, 6)
@@ -344,7 +345,7 @@ def test_logging_changes_no_weight(tmp_path: Path) -> None:
     assert all(torch.equal(often[name], never[name]) for name in often)
 
 
-TIMES = {"images_per_second", "mfu", "data_wait", "peak_memory_gib", "eta_seconds"}
+TIMES = {"images_per_second", "mfu", "data_wait", "peak_memory_gib", "eta_seconds", "cpu_seconds"}
 TOGETHER: tuple[Stage, ...] = ("pretraining", "diffusion")
 
 

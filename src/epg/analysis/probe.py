@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LEVELS = (0.002, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)  # unshifted
 PENALTIES = (0.001, 0.01, 0.1, 1.0)  # inverse strength C of the linear probe, chosen on a fifth of the training images
+TRAINED_ON, TESTED_ON = 10_000, 5_000  # images, at most
 LINEAR, TRANSFERRED, VOTE = "linear", "linear, trained clean", "k-NN"
 
 
@@ -113,8 +114,21 @@ def _by_level(
         clean = clean or classify
         named = {LINEAR: classify(y), TRANSFERRED: clean(y), VOTE: nearest_vote(x, train.labels, y)}
         for method, predicted in named.items():
-            value = float((predicted == test.labels).mean())
-            yield Accuracy(name, method, level, value, (value * (1 - value) / len(test.labels)) ** 0.5)
+            yield _accuracy(name, method, level, predicted, test)
+
+
+def linear_accuracies(
+    encoder: NoisyEncoder, train: Split, test: Split, levels: Sequence[float], pool: Pool = "cls", seed: int = 0
+) -> Iterator[Accuracy]:
+    """Those of the linear probe trained at each level alone, of the encoder alone, as in `probe`."""
+    for level in levels:
+        x, y = (encoder.features(split.images, split.noise, level, pool) for split in (train, test))
+        yield _accuracy("encoder", LINEAR, level, linear_probe(x, train.labels, seed)(y), test)
+
+
+def _accuracy(name: str, method: str, level: float, predicted: Labels, test: Split) -> Accuracy:
+    value = float((predicted == test.labels).mean())
+    return Accuracy(name, method, level, value, (value * (1 - value) / len(test.labels)) ** 0.5)
 
 
 def run_probe(
@@ -125,8 +139,8 @@ def run_probe(
     ema: float | None = None,
     levels: Sequence[float] = LEVELS,
     pool: Pool = "cls",
-    train_count: int = 10_000,
-    test_count: int = 5_000,
+    train_count: int = TRAINED_ON,
+    test_count: int = TESTED_ON,
     seed: int = 0,
     out: Path | None = None,
     device: str = "auto",

@@ -20,6 +20,7 @@ from epg.sampling.request import Request
 from epg.storage.files import replace_text
 from epg.study.claims import claimed, holder
 from epg.study.plan import Cell
+from epg.study.readability import readable
 from epg.training.tracking import read_log
 
 POLL = 2.0  # seconds between looks at what others are doing
@@ -138,7 +139,7 @@ class Worker:
         begin = time.monotonic()
         encoder = Place.of(cell.encoder, self.out).run if isinstance(cell.encoder, Cell) else cell.encoder
         train(cell.config, place.run, encoder=encoder)
-        numbers = judge(cell, place) if cell.config.objective.samples else of_log(place.run)
+        numbers = judge(cell, place) if cell.config.objective.samples else judge_encoder(cell, place)
         if rank() == 0:
             content = {"arm": cell.arm, "seed": cell.seed, "numbers": numbers, "seconds": time.monotonic() - begin}
             replace_text(place.result, json.dumps(content, indent=1) + "\n")
@@ -179,6 +180,13 @@ def judge(cell: Cell, place: Place) -> dict[str, Any]:
         str(place.run), evaluation.reference, words, evaluation.count, request, options, out=place.receipt
     )
     return {} if receipt is None else {key: number.model_dump() for key, number in receipt.metrics.items()}
+
+
+def judge_encoder(cell: Cell, place: Place) -> dict[str, Any]:
+    """What a linear probe reads in a trained encoder, where the study asks, and the last numbers of its log."""
+    if rank() != 0:
+        return {}
+    return (readable(place.run, cell.probe, cell.config.training.device) if cell.probe else {}) | of_log(place.run)
 
 
 def of_log(run: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -55,6 +55,8 @@ class Study(Section):
     arms: Annotated[dict[Name, Arm], Field(min_length=1)]
     labels: Literal["balanced", "random"] = "balanced"
     """Of the samples that generators are judged by; how many, and by what, is in the settings' `evaluation`."""
+    probe: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Shares of noise at which encoders are judged by a linear probe, see `epg.study.readability`."""
     baseline: str | None = None
     """The arm that others are compared with, seed by seed; the first generator if not given."""
 
@@ -71,7 +73,8 @@ class Cell:
     identity: str
     """Of settings, images and encoder, which is the name of the run's folder: the same run is trained once."""
     judged: str
-    """Of how its samples are made and judged."""
+    """Of how its samples are made and judged, or of an encoder's probe."""
+    probe: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
@@ -153,7 +156,8 @@ def cells_of(study: Study, path: Path, *, images: bool = True) -> list[Cell]:
             if images and data not in prints:
                 prints[data] = open_training_data(config.data).fingerprint()
             identity = identity_of(config, prints.get(data, ""), encoder)
-            made[name, seed] = Cell(name, seed, config, study.labels, encoder, identity, judged(config, study.labels))
+            how = judged(config, study.labels, study.probe)
+            made[name, seed] = Cell(name, seed, config, study.labels, encoder, identity, how, study.probe)
     return list(made.values())
 
 
@@ -175,10 +179,11 @@ def identity_of(config: RunConfig, data: str, encoder: Cell | Path | None) -> st
     return _hash([own, begins])
 
 
-def judged(config: RunConfig, labels: str) -> str:
-    """What the numbers of a trained run depend on: sampling, and the evaluation's features, reference and count."""
+def judged(config: RunConfig, labels: str, probe: Sequence[float] = ()) -> str:
+    """What the numbers of a trained run depend on: sampling, and the evaluation's features, reference and count; of an
+    encoder the levels of its probe."""
     if not config.objective.samples:
-        return "log"
+        return f"probe-{_hash(list(probe))}" if probe else "log"
     sampling = {f"sampling.{k}": v for k, v in config.sampling.model_dump(mode="json").items()}
     return _hash([_used(sampling), config.evaluation.model_dump(include=JUDGED), labels])
 

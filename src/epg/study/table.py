@@ -12,6 +12,8 @@ from rich.table import Table
 from epg.analysis.report import new_figure, publish
 from epg.study.execute import Place
 from epg.study.plan import Cell, Study
+from epg.study.readability import rank_correlations
+from epg.study.times import TIMES, training_times
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,13 +48,25 @@ class Summary:
         return f"{own} ({self.difference:+.3g}{error})"
 
 
-def summaries(study: Study, cells: Sequence[Cell], out: Path) -> dict[str, list[Summary]]:
-    """Of every arm with results, in the order of the file."""
-    found: dict[str, dict[int, Mapping[str, Any]]] = {arm: {} for arm in study.arms}
+Numbers = Mapping[tuple[str, int], Mapping[str, Any]]
+"""Of the cells that are done, by arm and seed: as in receipts."""
+
+
+def numbers_of(cells: Sequence[Cell], out: Path) -> Numbers:
+    """What cells left when they ended, and how long they were trained."""
+    found: dict[tuple[str, int], Mapping[str, Any]] = {}
     for cell in cells:
         place = Place.of(cell, out)
         if (result := place.content(place.result)) is not None:
-            found[cell.arm][cell.seed] = result["numbers"]
+            found[cell.arm, cell.seed] = result["numbers"] | training_times(cell, out)
+    return found
+
+
+def summaries(study: Study, numbers: Numbers) -> dict[str, list[Summary]]:
+    """Of every arm with results, in the order of the file."""
+    found: dict[str, dict[int, Mapping[str, Any]]] = {arm: {} for arm in study.arms}
+    for (arm, seed), of_cell in numbers.items():
+        found[arm][seed] = of_cell
     base = baseline_of(study)
     made: dict[str, list[Summary]] = {}
     for arm, results in found.items():
@@ -83,10 +97,12 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 def report(study: Study, cells: Sequence[Cell], out: Path, name: str, failed: Mapping[str, str]) -> None:
     """Writes NAME.json and NAME.png, and prints the table; nothing where no cell has ended."""
-    found = summaries(study, cells, out)
+    numbers = numbers_of(cells, out)
+    found = summaries(study, numbers)
     if not found:
         return
     unique = {(cell.arm, cell.seed): cell for cell in cells}
+    ranks = rank_correlations(cells, numbers)
     content = {
         "description": study.description,
         "baseline": baseline_of(study),
@@ -95,6 +111,7 @@ def report(study: Study, cells: Sequence[Cell], out: Path, name: str, failed: Ma
         "cells": [
             {"arm": c.arm, "seed": c.seed, "folder": f"cells/{c.identity}", "judged": c.judged} for c in unique.values()
         ],
+        "rank_correlations": [asdict(group) for group in ranks],
         "failed": dict(failed),
     }
     groups = [
@@ -102,29 +119,34 @@ def report(study: Study, cells: Sequence[Cell], out: Path, name: str, failed: Ma
         for encoders in (True, False)
     ]
     tables = [table(group) for group in groups if group]
+    names = {s.key: s.name for rows in found.values() for s in rows}
     from rich.console import Console
 
     for shown in tables[:-1]:
         Console().print(shown)
     lines = [
-        f"mean ± standard deviation over seeds (difference from {baseline_of(study)} ± its standard error over pairs)"
+        f"mean ± standard deviation over seeds (difference from {baseline_of(study)} ± its standard error over pairs); "
+        "training: with that of the encoder",
+        *(f"rank correlation of linear probe and {names.get(r.metric, 'distance')}, {r.text()}" for r in ranks),
     ]
     publish(out, name, content, figure(groups[1] or groups[0]), tables[-1], *lines)
 
 
 def shown_keys(group: Mapping[str, Sequence[Summary]]) -> list[str]:
     keys = dict.fromkeys(s.key for rows in group.values() for s in rows)
-    return [key for key in keys if not key.endswith(FLOOR)][:SHOWN]
+    return [key for key in keys if not key.endswith(FLOOR) and key not in TIMES][:SHOWN]
 
 
 def table(group: Mapping[str, Sequence[Summary]]) -> Table:
     """A row for each arm; in brackets how far it is from the baseline."""
     keys = shown_keys(group)
     names = {s.key: f"{s.name} {'↓' if s.better == 'lower' else '↑'}" for rows in group.values() for s in rows}
-    shown = Table("arm", "seeds", *(names[key] for key in keys))
+    time = next((key for key in TIMES if any(s.key == key for rows in group.values() for s in rows)), "")
+    shown = Table("arm", "seeds", *(names[key] for key in keys), TIMES.get(time, "training"))
     for arm, rows in group.items():
         by_key = {s.key: s.text() for s in rows}
-        shown.add_row(arm, str(len(rows[0].values)), *(by_key.get(key, "-") for key in keys))
+        own = next((f"{s.mean:.3g}" for s in rows if s.key == time), "-")
+        shown.add_row(arm, str(len(rows[0].values)), *(by_key.get(key, "-") for key in keys), own)
     return shown
 
 

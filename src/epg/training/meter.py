@@ -23,6 +23,7 @@ class Meter:
     count: int = 0
     waited: float = 0.0
     started: float = field(default_factory=time.perf_counter)
+    cpu_started: float = field(default_factory=time.process_time)
 
     def add(self, step: int, losses: dict[str, Tensor], waited: float) -> None:
         """Adds the losses of a step (none if it was skipped) and the seconds waited for its data."""
@@ -48,6 +49,10 @@ class Meter:
     def elapsed(self) -> float:
         """Seconds since the last log line; read after `history`, which waits for the device."""
         return time.perf_counter() - self.started
+
+    def cpu_seconds(self) -> float:
+        """CPU time since the last log line, of all threads of all processes; not of the loader's workers."""
+        return float(all_reduce_sum(torch.tensor(time.process_time() - self.cpu_started, dtype=torch.float64)))
 
 
 def means(history: dict[str, list[float]]) -> dict[str, float]:

@@ -31,10 +31,12 @@ class Reporter:
         history = self.meter.history()
         rates = self.speed.numbers(self.meter, step)
         wait, memory = agree(self.meter.waited / self.meter.elapsed, peak_memory(self.device), device=self.device)
+        on_cpu = {"cpu_seconds": self.meter.cpu_seconds()} if self.device.type == "cpu" else {}
         return {
             **means(history),
             **{name: float(value) for name, value in others.items()},
             **rates,
+            **on_cpu,
             "data_wait": wait,
             "peak_memory_gib": memory,
             **self._spikes(history),

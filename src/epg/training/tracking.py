@@ -74,7 +74,7 @@ class TerminalTracker:
         self.display.advance(step)
 
     def log(self, step: int, numbers: Numbers) -> None:
-        elsewhere = ("eta_seconds", "images_per_second")
+        elsewhere = ("eta_seconds", "images_per_second", "cpu_seconds")
         shown = {name: value for name, value in numbers.items() if "/" not in name and name not in elsewhere}
         self.display.advance(step)
         self.display.tell(shown, numbers.get("images_per_second"))
