@@ -386,7 +386,7 @@ def test_an_encoder_cannot_sample(tmp_path):
 
 
 def test_nothing_to_load(tmp_path):
-    with pytest.raises(ArtefactError, match="no checkpoint here"):
+    with pytest.raises(ArtefactError, match="does not exist"):
         load(tmp_path / "absent")
 
 

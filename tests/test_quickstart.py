@@ -84,7 +84,9 @@ def test_running_it_again_shows_what_is_there(study: Path, capsys: pytest.Captur
     page = (study / "index.html").read_text().partition("<footer>")[0]  # which says when
     (study / "index.html").unlink()
     assert main(["quickstart", "--minutes", "0.05", "--out", str(study)]) == 0
-    assert "index.html in a browser" in capsys.readouterr().out.replace("\n", " ")
+    said = capsys.readouterr().out
+    assert "index.html in a browser" in said
+    assert f"Next: epg sample {study / 'diffusion'} --out {study / 'samples'}" in said
     assert (study / "plan.json").read_text() == plan
     assert (study / "results.json").read_text() == results
     assert (study / "index.html").read_text().partition("<footer>")[0] == page

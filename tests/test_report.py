@@ -115,7 +115,8 @@ def test_runs_side_by_side(made: Path, tmp_path: Path) -> None:
 
 def test_one_run_against_its_recipe_goes_into_its_folder(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(made / "pretraining")]) == 0
-    assert f"Open {made / 'pretraining' / 'report.html'} in a browser" in capsys.readouterr().out.replace("\n", "")
+    said = capsys.readouterr().out
+    assert said == f"Open {made / 'pretraining' / 'report.html'} in a browser.\n"
     text = (made / "pretraining" / "report.html").read_text()
     assert "<h1>pretraining of recipe digits</h1>" in text or "<h1>pretraining of recipe test</h1>" in text
     assert "finished: 4 steps" in text

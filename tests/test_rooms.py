@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src/epg"
 ROOMS = [
     ("cell",),
-    ("errors", "extras", "command_line", "memory", "progress", "signals"),  # no science
+    ("errors", "extras", "command_line", "memory", "messages", "progress", "signals"),  # no science
     ("randomness", "distributed"),
     ("sharding", "circumstances"),
     ("storage",),

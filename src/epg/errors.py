@@ -4,8 +4,11 @@ The command line prints these without a traceback and exits with `exit_code`; so
 file by itself. Anything else is a bug and keeps its traceback.
 """
 
+import difflib
 import errno
 import os
+from collections.abc import Iterable
+from pathlib import Path
 
 CURES = {
     errno.ENOSPC: "make room, or choose another place",
@@ -34,6 +37,24 @@ def shortened(text: str, length: int = 80) -> str:
     """A name as it may stand in a message: on one line, and not of any length."""
     plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return plain if len(plain) <= length else f"{plain[: length // 2]}...{plain[-length // 2 + 3 :]}"
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """A question to add where a name is not known: " Did you mean small?"; "" where nothing is like it."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def path_meant(path: str | Path) -> str:
+    """The same for a path that is not there, of what lies beside its first part that is missing."""
+    missing = Path(path).expanduser()
+    while not missing.parent.exists():
+        missing = missing.parent
+    try:
+        beside = [str(missing.parent / name) for name in os.listdir(missing.parent) if not name.startswith(".")]
+    except OSError:
+        return ""
+    return meant(str(missing), beside)
 
 
 class UserError(Exception):

@@ -89,7 +89,7 @@ def test_a_generator_is_no_encoder(tmp_path):
 
 
 def test_missing_run(tmp_path):
-    with pytest.raises(ArtefactError, match="no checkpoint here"):
+    with pytest.raises(ArtefactError, match="does not exist"):
         read_encoder(tmp_path / "absent", tiny_config())
 
 

@@ -92,7 +92,13 @@ def test_all_stages(
         epg("convert consistency --to program --out one.pt2")
         epg("convert consistency --to onnx --out one.onnx")
     same_images_in_diffusers(tmp_path)
-    capsys.readouterr()
+    following = [line.removeprefix("Next: ") for line in capsys.readouterr().out.splitlines() if "Next: " in line]
+    if source is a_prepared_set:
+        made = "epg pretrain small --data.source set --data.image-size 8 --out runs/set/pretraining"
+        assert following[:2] == ["epg inspect set", made]
+    assert any(line.startswith("epg finetune small --encoder encoder --out diffusion") for line in following)
+    assert "epg sample diffusion --out diffusion/samples" in following
+    assert "epg report diffusion" in following
 
 
 def same_images_in_diffusers(folder: Path) -> None:

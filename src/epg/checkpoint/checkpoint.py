@@ -22,7 +22,7 @@ from epg.checkpoint.manifest import (
     check_state,
     digest,
 )
-from epg.errors import ArtefactError
+from epg.errors import ArtefactError, path_meant
 from epg.storage.artefact import (
     fingerprint,
     pickle_hint,
@@ -163,6 +163,8 @@ def find(path: str | Path) -> Checkpoint:
         return read(path)
     found = newest(path / "checkpoints") if (path / "checkpoints").is_dir() else None
     if found is None:
+        if not path.exists():
+            raise ArtefactError(f"{path}: does not exist.{path_meant(path)}")
         strangers.refuse_folder(path)
         raise ArtefactError(
             f"{path}: no checkpoint here. Pass a run folder or a folder checkpoints/step-... in one."

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from epg import signals
+from epg import messages, signals
 from epg.errors import InterruptedRunError, OutputError, UserError, cause
 
 __all__ = ["VERBS", "configure", "entry", "main", "parse"]
@@ -94,7 +94,7 @@ def say(text: str, code: int) -> int:
     """The last word, on stderr; returns the code. It must not fail: the terminal may be gone, or its disk full."""
     try:
         flush()
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        messages.say(f"error: {text}")
     except (OSError, ValueError):
         silence()
     return code

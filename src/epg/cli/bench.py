@@ -19,7 +19,7 @@ TINY = (
 
 @dataclass(frozen=True)
 class Bench:
-    """Time a recipe on this machine: steps, MFU, memory, loading, sampling, checkpoints. Trains nothing.
+    """Time a recipe on this machine, stage by stage; trains nothing.
 
     Any field of the recipe is a flag too: `epg bench imagenet256-xl --training.batch-size 128`. Images are random.
     """

@@ -8,7 +8,10 @@ import tyro
 
 @dataclass(frozen=True)
 class Compare:
-    """Receipts of `epg evaluate` side by side: which is better, by more than chance, and whether one may compare."""
+    """Compare receipts of `epg evaluate`: which is better, and surely?
+
+    By more than chance, and whether they may be compared at all.
+    """
 
     receipts: tyro.conf.Positional[tuple[Path, ...]]
     """JSON files, or run folders (their evaluation.json)."""
@@ -23,9 +26,10 @@ class Compare:
 
 @dataclass(frozen=True)
 class Report:
-    """One page of a run, or of several side by side, finished or in training: pictures, curves, receipts, commands.
+    """Write a page about runs: pictures, curves, receipts, commands.
 
-    A single file to open in a browser or to send to somebody; it needs no network.
+    Of one run or several side by side, finished or in training. A single file to open in a browser or to send to
+    somebody; it needs no network.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]

@@ -12,7 +12,10 @@ from epg.cli.paths import Place
 
 @dataclass(frozen=True)
 class Convert:
-    """Turn runs into diffusers pipelines, read and write the authors' weights, export programs, publish on the Hub."""
+    """Turn weights into other formats, diffusers' first, and publish.
+
+    Runs into diffusers pipelines; the authors' weights, read and written; programs (torch.export, ONNX); onto the Hub.
+    """
 
     RARE: ClassVar[frozenset[str]] = frozenset({"dataset", "license", "normalization", "private", "recipe", "stage"})
 

@@ -45,7 +45,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Prepare(Reading):
-    """Any images (folders, archives, parquet, Hub, s3://) into one checked, fast set of equal size.
+    """Make one checked, fast set of any images: folders, archives, Hub.
 
     Running the same command again continues an interrupted preparation; a finished one is left alone.
     """
@@ -103,7 +103,7 @@ class Prepare(Reading):
 
 @dataclass(frozen=True)
 class Inspect(Reading):
-    """What is in a set: counts, sizes, balance, duplicates, mean and std, and a contact sheet."""
+    """Look at a set: counts, sizes, balance, duplicates, contact sheet."""
 
     dataset: tyro.conf.Positional[Place]
     """A prepared set, or anything that `epg prepare` takes."""
@@ -120,7 +120,7 @@ class Inspect(Reading):
         from epg.data.prepared.commands import run_inspect
         from epg.data.prepared.encode import PixelOptions
 
-        run_inspect(
+        found = run_inspect(
             self.dataset,
             PixelOptions(self.image_size, background=self.background, range=self.range),
             self.source_options(),
@@ -129,3 +129,7 @@ class Inspect(Reading):
             verify=self.verify,
             workers=self.workers,
         )
+        if found.kind.startswith("prepared"):
+            source = ("--data.source", self.dataset, "--data.image-size", str(found.manifest["pixels"]["image_size"]))
+            out = Path("runs") / Path(self.dataset).name / "pretraining"
+            print(f"Next: {written('epg', 'pretrain', 'small', *source, '--out', out)}")

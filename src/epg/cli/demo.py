@@ -11,9 +11,10 @@ from epg.cli.numbers import Between, Decay
 
 @dataclass(frozen=True)
 class Demo:
-    """A page in the browser that draws with a model: classes, seeds, steps, guidance, one step beside many.
+    """Serve a page that draws with a model, to try it in the browser.
 
-    It is served on this machine alone, takes no files, and tells nobody (extra: demo).
+    Classes, seeds, steps, guidance, one step beside many. It is served on this machine alone, takes no files, and
+    tells nobody (extra: demo).
     """
 
     model: tyro.conf.Positional[Path]

@@ -11,7 +11,10 @@ from epg.errors import UserError
 
 @dataclass(frozen=True)
 class Schema:
-    """JSON schema of recipes, for editors: printed, or put beside recipes of yours with a line that names it."""
+    """Give editors the JSON schema of recipes: completion and checks.
+
+    Printed, or put beside recipes of yours, with a line in each that names it.
+    """
 
     recipes: tyro.conf.Positional[tuple[Path, ...]] = ()
     """YAML files. Each gets the schema beside it, which works without a network, and its first line says so."""
@@ -39,7 +42,10 @@ class Schema:
 
 @dataclass(frozen=True)
 class Completion:
-    """What makes a shell complete commands, options, recipes and their settings: eval "$(epg completion bash)"."""
+    """Make your shell complete commands, options and settings.
+
+    Try it: eval "$(epg completion bash)".
+    """
 
     shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
 

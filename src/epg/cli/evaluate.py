@@ -15,7 +15,7 @@ from epg.evaluation.measures import help_text, known
 
 @dataclass(frozen=True)
 class Evaluate(Drawing, Against):
-    """Judge samples against real images; writes a receipt (JSON) and prints a table.
+    """Judge samples against real images: a table and a receipt (JSON).
 
     Without --reference, a run is compared with its own training images by a classifier trained on their labels: no
     download, and not an FID. For FID, sFID, IS, precision and recall as papers report them: --features inception
@@ -23,7 +23,20 @@ class Evaluate(Drawing, Against):
     """
 
     RARE: ClassVar[frozenset[str]] = frozenset(
-        {"batch_size", "cache", "dtype", "image_size", "interval", "sampler", "samples_split"}
+        {
+            *(
+                "batch_size",
+                "cache",
+                "classes",
+                "dtype",
+                "image_size",
+                "interval",
+                "labels",
+                "sampler",
+                "samples_split",
+            ),
+            *("seed", "split"),
+        }
     )
 
     samples: tyro.conf.Positional[Place]
@@ -60,7 +73,10 @@ class Evaluate(Drawing, Against):
 
 @dataclass(frozen=True)
 class MakeReference(Against):
-    """Statistics and features of a data set, for `epg evaluate --reference`: computed once, with a manifest of how."""
+    """Compute the statistics of a data set once, for `epg evaluate`.
+
+    Statistics and features, with a manifest of how they were computed; --reference takes the folder.
+    """
 
     dataset: tyro.conf.Positional[Place]
     """A prepared set (best), whatever `epg prepare` takes, digits, or an .npz of ADM's layout."""

@@ -13,7 +13,7 @@ from epg.cli.paths import Place
 
 @dataclass(frozen=True)
 class Probe:
-    """What an encoder knows of noisy images: linear probe and k-NN accuracy by noise level.
+    """See what an encoder knows of noisy images: linear probe, k-NN.
 
     Random weights and plain pixels are probed beside it. Works for encoders of stage 1, of generators, and for weight
     files of the authors' release.
@@ -48,9 +48,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Features:
-    """What encoders make of noisy images: patch tokens as colours, and how far features spread, by noise level.
+    """See what encoders make of noisy images: their tokens as colours.
 
-    Several runs, such as one with a pre-trained encoder and one from scratch, are shown the same images and noise.
+    By noise level, and how far features spread. Several runs, such as one with a pre-trained encoder and one from
+    scratch, are shown the same images and noise.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -78,9 +79,10 @@ class Features:
 
 @dataclass(frozen=True)
 class Neighbours(Judging):
-    """The training images nearest to samples, and a memorisation score against held-out images.
+    """Find the training images nearest to samples: are they copies?
 
-    The score is 0 for a generator that cannot tell training from held-out images, and 1 for one that only copies.
+    And a memorisation score against held-out images: 0 for a generator that cannot tell training from held-out images,
+    and 1 for one that only copies.
     """
 
     RARE: ClassVar[frozenset[str]] = frozenset({"batch_size", "most"})
@@ -119,7 +121,10 @@ class Neighbours(Judging):
 
 @dataclass(frozen=True)
 class Denoising:
-    """Denoising error of a generator by noise level, on training and on held-out images."""
+    """Measure the denoising error of a generator by noise level.
+
+    On training and on held-out images.
+    """
 
     model: tyro.conf.Positional[Path]
     """Run folder, checkpoint or export."""

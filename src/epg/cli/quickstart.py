@@ -10,10 +10,11 @@ from epg.cli.paths import Place
 
 @dataclass(frozen=True)
 class Quickstart:
-    """Everything on a small budget: pre-train, fine-tune twice, sample, evaluate, compare with training from scratch.
+    """Everything on a small budget: train, draw, judge, compare.
 
-    On scikit-learn's digits, or on a folder of yours. Ends with a page to open in a browser. Running the same command
-    again continues an interrupted study and shows a finished one; another --minutes is another study.
+    On scikit-learn's digits, or on a folder of yours: an encoder is pre-trained, a diffusion and a one-step model are
+    trained behind it, and the same from scratch. Ends with a page to open in a browser. Running the same command again
+    continues an interrupted study and shows a finished one; another --minutes is another study.
     """
 
     CONTINUES: ClassVar[bool] = True

@@ -8,11 +8,12 @@ import tyro
 
 from epg.cli.drawing import Drawing
 from epg.cli.numbers import Between, Images
+from epg.command_line import written
 
 
 @dataclass(frozen=True)
 class Sample(Drawing):
-    """Draw images from a trained generator: PNG files, a grid, and optionally an ADM .npz and an animation.
+    """Draw images with a trained generator: PNG files and a grid.
 
     The same command continues an interrupted run; `torchrun --nproc-per-node N -m epg.cli sample ...` shares the work.
     """
@@ -39,7 +40,10 @@ class Sample(Drawing):
     turned from one to the other (between-N.png)."""
 
     def __call__(self) -> None:
+        from epg.distributed import rank
         from epg.sampling import write_samples
 
         own = {name: getattr(self, name) for name in ("count", "compile", "npz", "animation", "interpolate")}
         write_samples(self.checkpoint, self.out, self.request(**own))
+        if rank() == 0 and (self.checkpoint / "config.yaml").is_file():
+            print(f"Next: {written('epg', 'report', self.checkpoint)}")

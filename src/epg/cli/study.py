@@ -9,10 +9,11 @@ import tyro
 
 @dataclass(frozen=True)
 class Study:
-    """Execute a declared grid of runs (arms, seeds, a stage 1 that is shared) and show its table.
+    """Execute a declared grid of runs and show its table.
 
-    Any number of processes and machines may execute the same study in a folder that they share. Running the command
-    again goes on where it was, and shows the table of a study that is done. `epg study studies/table12-digits.yaml`.
+    Arms, seeds, a stage 1 that is shared. Any number of processes and machines may execute the same study in a folder
+    that they share. Running the command again goes on where it was, and shows the table of a study that is done. `epg
+    study studies/table12-digits.yaml`.
     """
 
     CONTINUES: ClassVar[bool] = True

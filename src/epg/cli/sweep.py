@@ -14,13 +14,13 @@ from epg.evaluation.measures import known
 
 @dataclass(frozen=True)
 class Sweep(Judging):
-    """Evaluate a run over guidance, interval, steps and EMA, and find the best settings.
+    """Find the best guidance, interval, steps and EMA of a run.
 
     Points share labels and noise. Each is a receipt in the sweep's folder: running it again continues, and other
     values are added to those that are there. `epg sweep RUN --guidance 1 1.5 2 2.5`.
     """
 
-    RARE: ClassVar[frozenset[str]] = frozenset({"batch_size", "between", "tolerance", "width"})
+    RARE: ClassVar[frozenset[str]] = frozenset({"batch_size", "between", "golden", "seed", "tolerance", "width"})
 
     CONTINUES: ClassVar[bool] = True
 

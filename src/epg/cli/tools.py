@@ -12,7 +12,10 @@ from epg.cli.paths import Place
 
 @dataclass(frozen=True)
 class Verify:
-    """Read checkpoints, exports, pipeline folders to the last byte; exit code 77 if anything is damaged or changed."""
+    """Read weights to the last byte: is anything damaged or changed?
+
+    Of checkpoints, exports and pipeline folders; the exit code is 77 if so.
+    """
 
     run: tyro.conf.Positional[Path]
     """Run folder, or one checkpoint, export or pipeline folder."""
@@ -27,7 +30,10 @@ class Verify:
 
 @dataclass(frozen=True)
 class Ema:
-    """Make the weight average of another width after training, from the power-function averages of a run."""
+    """Make the weight average of another width, after training.
+
+    From the power-function averages of a run.
+    """
 
     run: tyro.conf.Positional[Path]
     """Run folder, trained with --training.power-ema."""
@@ -45,7 +51,10 @@ class Ema:
 
 @dataclass(frozen=True)
 class Info:
-    """Size and cost of a recipe or a run: parameters, GFLOPs, NFE, memory, hours. Without one, list the recipes."""
+    """List recipes; tell size and cost of one, or of a run.
+
+    Parameters, GFLOPs, NFE, memory, hours.
+    """
 
     recipe: tyro.conf.Positional[Place | None] = None
     """Name of a recipe or path of a .yaml file; run folder, checkpoint or export."""

@@ -53,7 +53,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain(Training):
-    """Stage 1: pre-train a ViT encoder on your images by self-supervision.
+    """Stage 1: pre-train an encoder on your images, without labels.
 
     Any field of the recipe is a flag too: `epg pretrain digits --training.steps 200`. Running the same command again
     continues an interrupted run.
@@ -85,9 +85,10 @@ class Pretrain(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Training):
-    """Stage 2: encoder and a new decoder end to end, as a diffusion or a one-step consistency model.
+    """Stage 2: train a generator, a diffusion or a one-step model.
 
-    Any field of the recipe is a flag too. Running the same command again continues an interrupted run.
+    The encoder of stage 1 and a new decoder, end to end. Any field of the recipe is a flag too. Running the same
+    command again continues an interrupted run.
     """
 
     GENERATOR: ClassVar[bool] = True

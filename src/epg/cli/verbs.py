@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from epg import signals
-from epg.cli.help import brief
+from epg.cli.help import described
 from epg.cli.numbers import in_range
 from epg.cli.paths import usable
 from epg.errors import InterruptedRunError, UserError, shortened
@@ -97,11 +97,13 @@ def parse(arguments: list[str]) -> tuple[Any, list[str] | None]:
         close = difflib.get_close_matches(name, VERBS, n=1)
         hint = f"; did you mean {close[0]}?" if close else "."
         raise UserError(f"{name!r} is no command{hint} Commands: {', '.join(VERBS)}")
-    verb = brief(VERBS[name]) if {"-h", "--help"} & {*rest} else VERBS[name]
-    rest = ["--help" if argument == "--help-all" else argument for argument in rest]
+    verb = VERBS[name]
+    if {"-h", "--help", "--help-all"} & {*rest}:
+        verb = described(verb, everything="--help-all" in rest)
+        rest = ["--help" if argument == "--help-all" else argument for argument in rest]
     options: Any
     if getattr(verb, "TAKES_OVERRIDES", False):
-        options, overrides = parse_with_overrides(name, rest)
+        options, overrides = parse_with_overrides(name, verb, rest)
     else:
         import tyro
 
@@ -125,7 +127,7 @@ def refuse_oblong(arguments: list[str]) -> None:
             )
 
 
-def parse_with_overrides(verb: str, rest: list[str]) -> tuple[Any, list[str]]:
+def parse_with_overrides(name: str, verb: type, rest: list[str]) -> tuple[Any, list[str]]:
     """The verb's own options, and the rest for the recipe's fields. `--help` after a recipe lists those."""
     import tyro
 
@@ -134,11 +136,11 @@ def parse_with_overrides(verb: str, rest: list[str]) -> tuple[Any, list[str]]:
     if wants_help and not asked:
         asked = rest
     options: Any
-    options, overrides = tyro.cli(VERBS[verb], args=asked, prog=f"epg {verb}", return_unknown_args=True)
+    options, overrides = tyro.cli(verb, args=asked, prog=f"epg {name}", return_unknown_args=True)
     if wants_help:
         from epg.cli.train import configure
 
-        print(f"Flags of the recipe (those of the command: epg {verb} --help)\n", flush=True)
+        print(f"Flags of the recipe (those of the command: epg {name} --help)\n", flush=True)
         configure(options.recipe, options.chosen()[0], ["--help"])
     return options, overrides
 

@@ -13,7 +13,7 @@ from epg.config.ranges import Number
 from epg.config.sections import Section
 from epg.config.settings import RunConfig, complaints_of
 from epg.config.yaml_file import Keys, key_lines, read_yaml
-from epg.errors import UserError
+from epg.errors import UserError, meant
 
 UNIONS = ("objective", "views")  # their settings are other ones for each kind
 ABOUT = ("description", "expected")  # of a recipe, and of no run
@@ -59,7 +59,8 @@ def recipe_files(name: str) -> dict[Path, dict[str, Any]]:
     path = recipe_path(name)
     if not path.is_file():
         raise UserError(
-            f"recipe {name!r}: not found. Recipes: {', '.join(recipe_names())}; or the path of a .yaml file."
+            f"recipe {name!r}: not found.{meant(name, recipe_names())} Recipes: {', '.join(recipe_names())}; or the "
+            "path of a .yaml file."
         )
     while True:
         files[path] = read_yaml(path)

@@ -1,6 +1,5 @@
 """What `epg evaluate` and `epg reference` do."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from epg.evaluation.receipt import Receipt
 from epg.evaluation.reference import Reference, make_reference
 from epg.evaluation.sources import DatasetSource, ImageSource
 from epg.evaluation.subjects import only_split, open_subject, open_whole
+from epg.messages import say
 from epg.sampling import Request
 
 OUT = "evaluation.json"
@@ -46,7 +46,7 @@ def run_evaluate(
     receipt.write(file)  # before anything is shown: a terminal that cannot show it costs no result
     Console().print(receipt.table())
     for warning in receipt.warnings:
-        print(f"note: {warning}", file=sys.stderr)
+        say(f"note: {warning}")
     print(f"receipt in {file}")
     return receipt
 

@@ -4,7 +4,6 @@ Nothing here touches the randomness of training, and what is recorded follows fr
 interrupted, during an evaluation or between two, ends with the weights and the receipts of one that was not.
 """
 
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from epg.evaluation.receipt import Receipt, default_metric
 from epg.evaluation.sources import TensorSource
 from epg.evaluation.subjects import Subject, like
 from epg.generator import Generator
+from epg.messages import say
 from epg.networks import EPG, RCM
 from epg.objectives.base import Objective
 
@@ -96,7 +96,7 @@ class PeriodicEvaluation:
             text = f"{self.run}: the evaluation of step {step} could not be recorded ({error}); training goes on"
             warnings.warn(text, stacklevel=2)
         shown = ", ".join(f"{key} {n.value:.4g}" for key, n in found.metrics.items())
-        print(f"evaluation of step {step}: {shown}{' (best so far)' if best else ''}", file=sys.stderr, flush=True)
+        say(f"evaluation of step {step}: {shown}{' (best so far)' if best else ''}")
         return {f"evaluation/{key}": n.value for key, n in found.metrics.items()}
 
     def _file(self, step: int) -> Path:

@@ -1,6 +1,5 @@
 """`epg convert`: runs, weights of the authors' release, and pipeline folders into one another, and onto the Hub."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from epg.config.recipe import recipe_names
 from epg.config.validation import check
 from epg.errors import ArtefactError, UserError
 from epg.generator import Generator
+from epg.messages import say
 from epg.pipeline import folder as pipeline
 from epg.publish import programs
 from epg.publish.model_card import Origin, receipts_beside, write_card
@@ -96,7 +96,7 @@ def convert(
     else:
         write_folder(target, out, found, card or Card(), push)
     if push is not None:
-        print(f"uploaded to {hub.push(out, push, private=private)}", file=sys.stderr)
+        say(f"uploaded to {hub.push(out, push, private=private)}")
 
 
 # Sources --------------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def read_release(
     averaged = "ema" in file.stem.lower() and config.objective.samples
     kind = f"ema-{config.training.ema[0] if config.training.ema else RELEASED_EMA}" if averaged else "model"
     told = f"{config.stage} of {config.recipe}, all accounted for; normalisation {config.data.normalization}"
-    print(f"{file}: {len(tensors)} tensors, {told}", file=sys.stderr)
+    say(f"{file}: {len(tensors)} tensors, {told}")
     return Trained(file, config, 0, kind, (), (), lambda: tensors)
 
 

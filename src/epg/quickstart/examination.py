@@ -15,10 +15,10 @@ from epg.evaluation.periodic import FOLDER as EVALUATIONS
 from epg.evaluation.real import FEWEST_TO_SPLIT
 from epg.evaluation.receipt import Receipt
 from epg.evaluation.subjects import Subject, generated, like
+from epg.messages import say
 from epg.quickstart.length import halvings
 from epg.quickstart.plan import PARTS, Plan, compared
 from epg.quickstart.results import Judged, PartResult, StudyResult
-from epg.quickstart.say import say
 from epg.sampling import Request
 from epg.sampling.pictures import save_grid
 from epg.storage.outputs import writing

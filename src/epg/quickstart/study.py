@@ -11,12 +11,14 @@ from typing import Any
 from epg.bench.steps import seconds_per_step
 from epg.checkpoint import checkpoint
 from epg.checkpoint.lock import locked
+from epg.command_line import written
 from epg.config.objectives import Stage
 from epg.config.recipe import merge, run_config
 from epg.config.settings import RunConfig, parse
 from epg.data.configured import open_training_data
 from epg.errors import UserError
 from epg.grids import evaluations
+from epg.messages import say
 from epg.quickstart.examination import Examination
 from epg.quickstart.length import at_length, halvings, keep_only, with_milestones
 from epg.quickstart.page import write_report
@@ -35,7 +37,6 @@ from epg.quickstart.plan import (
     refuse_other,
 )
 from epg.quickstart.results import StudyResult, finished
-from epg.quickstart.say import say
 from epg.runs import prepare_run
 from epg.storage import files
 from epg.training.resolving import resolve
@@ -68,6 +69,7 @@ def run_quickstart(
         page = write_report(result, folder)
         study.keep_the_last()
     print(f"\nOpen {page} in a browser.")
+    print(f"Next: {written('epg', 'sample', folder / 'diffusion', '--out', folder / 'samples')}")
     return result
 
 

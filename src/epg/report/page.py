@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from epg.circumstances import command, now
-from epg.command_line import without_home_in
+from epg.command_line import without_home_in, written
 from epg.errors import OutputError, UserError
 from epg.report import curves, seen, words
 from epg.report.parts import Section
@@ -71,6 +71,10 @@ def run_report(runs: Sequence[Path], out: Path | None = None, *, watch: bool = F
         found = read_runs(runs)
     write_page(found, file)
     print(f"Open {file} in a browser.")
+    if generators := [run.folder for run in found if run.config.objective.samples]:
+        folder = generators[-1]
+        out = folder.with_name(f"{folder.name}-pipeline")
+        print(f"Next: {written('epg', 'convert', folder, '--out', out)}")
     return file
 
 

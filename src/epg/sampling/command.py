@@ -1,12 +1,12 @@
 """What `epg sample` does."""
 
 import signal
-import sys
 from pathlib import Path
 
 from epg.checkpoint.lock import locked
 from epg.distributed import failing_together, processes, rank
 from epg.errors import InterruptedRunError, UserError
+from epg.messages import say
 from epg.sampling.job import Job
 from epg.sampling.request import Request, open_request
 from epg.signals import name_of
@@ -41,7 +41,7 @@ def sample_together(checkpoint: Path, out: Path, request: Request) -> None:
         with failing_together():
             continued = job.folder.claim(job.record) if rank() == 0 else False
         if continued:
-            print(f"continuing in {out}", file=sys.stderr)
+            say(f"continuing in {out}")
         with failing_together():
             rate = job.draw()
         if rank() == 0:

@@ -1,12 +1,12 @@
 """The folder of a sampling run: what is in it, and the record that keeps other settings out."""
 
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from epg.errors import ArtefactError, UserError
+from epg.messages import say
 from epg.sampling.files import is_complete_png, replace_file
 from epg.storage.artefact import encode_json, read_json
 from epg.storage.files import clear_rests
@@ -84,10 +84,8 @@ class SampleFolder:
                 "least that many."
             )
         if changes:
-            print(
-                "images drawn from now on may differ in rounding from the earlier ones:\n"
-                + "\n".join(changes.values()),
-                file=sys.stderr,
+            say(
+                "images drawn from now on may differ in rounding from the earlier ones:\n" + "\n".join(changes.values())
             )
 
     def missing(self, count: int) -> list[int]:

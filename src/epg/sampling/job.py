@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from epg.cost.network import generator_cost
 from epg.distributed import pick_device, rank, world_size
 from epg.errors import DivergedError, UserError
 from epg.generator import Generator
+from epg.messages import say
 from epg.networks.layers import transformer_blocks
 from epg.progress import Display
 from epg.sampling.animation import save_animation, trajectory
@@ -54,11 +54,10 @@ class Job:
         macs = own * macs_of(model) + (0 if guide is None else other * macs_of(guide))
         request = self.request
         if rank() == 0:
-            print(
+            say(
                 f"{self.sampling.sampler}, {own + other:g} network evaluations and {macs / 1e9:,.4g} GFLOPs an image "
                 f"(the paper's counting), {request.count * macs / 1e12:,.4g} TFLOPs in all; labels: "
-                + label_kind(model, request.labels, self.classes),
-                file=sys.stderr,
+                + label_kind(model, request.labels, self.classes)
             )
         return {
             "count": request.count,

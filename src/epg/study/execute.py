@@ -1,7 +1,6 @@
 """Working through the cells of a study, beside other processes that do the same in the same folder."""
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from epg.errors import InterruptedRunError, RunLockedError
 from epg.evaluation.command import run_evaluate
 from epg.evaluation.jury import Options
 from epg.evaluation.measures import known
+from epg.messages import say
 from epg.runs import train
 from epg.sampling.request import Request
 from epg.storage.files import replace_text
@@ -135,7 +135,7 @@ class Worker:
     def _run(self, cell: Cell, place: Place) -> None:
         done = sum(self._numbers(other) is not None for other in self.cells)
         if rank() == 0:
-            print(f"\n[{done + 1}/{len(self.cells)}] {cell.name}: {cell.config.stage}, {place.run}", file=sys.stderr)
+            say(f"\n[{done + 1}/{len(self.cells)}] {cell.name}: {cell.config.stage}, {place.run}")
         begin = time.monotonic()
         encoder = Place.of(cell.encoder, self.out).run if isinstance(cell.encoder, Cell) else cell.encoder
         train(cell.config, place.run, encoder=encoder)
@@ -150,7 +150,7 @@ class Worker:
         self._lose(cell, text)
         self.retried.discard(place.failure)
         if rank() == 0:
-            print(f"{cell.name} failed: {text}", file=sys.stderr)
+            say(f"{cell.name} failed: {text}")
             replace_text(place.failure, json.dumps({"arm": cell.arm, "seed": cell.seed, "error": text}) + "\n")
 
     def _lose(self, cell: Cell, why: str) -> None:
@@ -160,7 +160,7 @@ class Worker:
     def _say_who(self, cells: Sequence[Cell]) -> None:
         for cell in cells:
             if rank() == 0 and (other := holder(Place.of(cell, self.out).folder)):
-                print(f"{cell.name}: {other} is at it; waiting", file=sys.stderr)
+                say(f"{cell.name}: {other} is at it; waiting")
 
 
 def judge(cell: Cell, place: Place) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What a run says and writes before its first step."""
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from epg.config.yaml_file import read_yaml
 from epg.data.loading.base import ImageDataset
 from epg.distributed import rank, world_size
 from epg.errors import OutputError, UserError
+from epg.messages import say
 from epg.objectives.base import Objective
 from epg.storage import outputs
 from epg.storage.files import replace_text
@@ -31,16 +31,16 @@ def announce(config: RunConfig, dataset: ImageDataset, start: Start | None = Non
         return
     batch, processes = config.training.batch_size, world_size()
     passes = batch // processes // (config.training.micro_batch or batch // processes)
-    print(
-        f"{config.stage} of {config.recipe}: {len(dataset):,} images, {config.model.num_classes} classes; batch "
-        f"{batch} = {processes} processes x {passes} passes x {batch // processes // passes} images; "
-        f"{config.training.steps:,} steps = {config.training.steps * batch / len(dataset):.1f} epochs",
-        file=sys.stderr,
+    say(
+        f"{config.stage} of {config.recipe}: {len(dataset):,} images, {config.model.num_classes} classes; "
+        f"{config.training.steps:,} steps = {config.training.steps * batch / len(dataset):.1f} epochs"
     )
+    if processes * passes > 1:
+        say(f"batch {batch} = {processes} processes x {passes} passes x {batch // processes // passes} images")
     for line in dataset.report():
-        print(line, file=sys.stderr)
+        say(line)
     if start is not None:
-        print(describe(start, config, len(dataset)), file=sys.stderr)
+        say(describe(start, config, len(dataset)))
 
 
 def record(
@@ -66,12 +66,12 @@ def record(
         if content:
             replace_text(folder / handover.FILE, json.dumps(content, indent=1))
     if begun is not None:
-        print(begun.report(), file=sys.stderr)
+        say(begun.report())
         if weights is not None:
-            print(f"images are compared in the features of the encoder from {weights.source}", file=sys.stderr)
+            say(f"images are compared in the features of the encoder from {weights.source}")
     elif weights is not None:
         decoder = sum(p.numel() for n, p in objective.network.named_parameters() if not n.startswith("encoder."))
-        print(report(weights, decoder), file=sys.stderr)
+        say(report(weights, decoder))
 
 
 def starts_of(folder: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """The training loop: takes any objective, knows nothing of stages."""
 
 import contextlib
-import signal
 import time
 import warnings
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from epg.data.loading.loader import Batch, BatchLoader
 from epg.distributed import agree, rank, world_size
 from epg.errors import InterruptedRunError, PeerError
 from epg.objectives.base import Objective
+from epg.signals import name_of
 from epg.training.callbacks import Audience, Callback
 from epg.training.judging import Evaluation, Judge, Preview, averaged
 from epg.training.learner import Learner, StepResult
@@ -173,7 +173,7 @@ class Trainer:
 
     def _stop(self) -> NoReturn:
         raise InterruptedRunError(
-            f"stopped by {signal.Signals(int(self.stop_signal)).name} after step {self.step}, which is saved in "
+            f"stopped by {name_of(int(self.stop_signal))} after step {self.step}, which is saved in "
             f"{self.folder}. Run the same command again to continue."
         )
 

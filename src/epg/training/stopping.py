@@ -10,7 +10,7 @@ from typing import Any
 
 from epg.distributed import several, world_size
 from epg.errors import InterruptedRunError
-from epg.signals import once_answered
+from epg.signals import name_of, once_answered
 
 ECHO = 5.0  # seconds in which more signals follow a SIGHUP without anybody's asking
 
@@ -58,7 +58,7 @@ class StopSignals:
             raise self._before_the_first_step()
 
     def _before_the_first_step(self) -> InterruptedRunError:
-        name = signal.Signals(self.received).name
+        name = name_of(self.received)
         return InterruptedRunError(
             f"stopped by {name} before the first step; nothing was lost. Run the same command again."
         )
@@ -92,7 +92,7 @@ class StopSignals:
                 raise
             reasons = "; ".join([str(error), *getattr(error, "__notes__", [])])
             raise InterruptedRunError(
-                f"stopped by {signal.Signals(self.received).name} while other processes ended ({reasons}). "
+                f"stopped by {name_of(self.received)} while other processes ended ({reasons}). "
                 "Run the same command again to continue from the newest checkpoint."
             ) from error
         finally:

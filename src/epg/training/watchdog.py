@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 from epg.distributed import rank
+from epg.messages import say
 
 STUCK_EXIT_CODE = 71
 
@@ -44,11 +45,9 @@ class Watchdog:
         while not self._done.wait(min(1.0, self.timeout / 4)):
             silent = time.monotonic() - self._beat
             if silent > self.timeout:
-                print(
+                say(
                     f"watchdog: rank {rank()} completed no step for {silent:.0f} s after step {self.step}; this or "
-                    f"another process hangs. --training.timeout sets the limit. Threads:",
-                    file=sys.stderr,
-                    flush=True,
+                    f"another process hangs. --training.timeout sets the limit. Threads:"
                 )
                 faulthandler.dump_traceback(file=sys.stderr)
                 os._exit(STUCK_EXIT_CODE)

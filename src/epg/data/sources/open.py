@@ -14,7 +14,7 @@ from epg.data.sources.remote import open_hub, open_remote
 from epg.data.sources.shards import open_shards
 from epg.data.sources.table_files import open_tables
 from epg.data.sources.tables import TABLE_SUFFIXES
-from epg.errors import DataError
+from epg.errors import DataError, path_meant
 
 # Every kind of source: a function from address and options to the source, or None for another kind's; tried in turn.
 SOURCES: list[Callable[[str, SourceOptions], Source | None]] = [
@@ -65,5 +65,5 @@ def open_source(address: str, options: SourceOptions) -> Source:
     flag = "--data.source " if options.prefix == "--data." else ""
     raise DataError(
         f"{flag}{address}: does not exist; it is neither a file, nor a folder, nor the Hub name of a data set (such as "
-        "user/name)"
+        f"user/name).{path_meant(path)}"
     )
