@@ -461,6 +461,36 @@ def test_noise_between_two_is_noise():
     assert torch.allclose(on_sphere(a, a, torch.full((50,), 0.3)), a, atol=1e-6)
 
 
+def test_a_gallery_shows_the_same_noise_at_every_scale(tmp_path, capsys):
+    """A row for each class; at the scale of the command its images are those of the plain one."""
+    run = save_run(tmp_path / "run", tiny_config())
+    out = tmp_path / "out"
+    drawn = ["--steps", "2", "--interval", "0", "80", "--count", "4", "--classes", "cat", "dog"]
+    flags = ["sample", str(run), *drawn, "--out", str(out)]
+    assert main([*flags, "--guidance", "2", "--scales", "1", "2", "3"]) == 0
+    images = [np.asarray(Image.open(out / f"{i:06d}.png")) for i in range(4)]
+    with Image.open(out / "gallery-1-2-3.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    step = 2 * 52 + 4 + 6  # two images and the space behind them
+    assert pixels.shape == (16 + 2 * 52 + 4, pixels.shape[1])
+    left = pixels.shape[1] - 3 * step
+    tiles = {
+        (scale, row, i): pixels[20 + 52 * row :, left + scale * step + 4 + 52 * i :][:48:6, :48:6]
+        for scale in range(3)
+        for row in range(2)
+        for i in range(2)
+    }
+    for row in range(2):
+        for i in range(2):
+            assert np.array_equal(tiles[1, row, i], images[2 * i + row]), "classes come in turn"
+            assert not np.array_equal(tiles[0, row, i], tiles[1, row, i])
+            assert not np.array_equal(tiles[2, row, i], tiles[1, row, i])
+    assert (pixels[:16, left:] < 128).any(), "scales are written above"
+    assert (pixels[16:, :left] < 128).any(), "and classes beside"
+    assert main([*flags[:-1], str(tmp_path / "none"), "--scales", "-1"]) == 2
+    assert "--guidance -1" in capsys.readouterr().err
+
+
 def test_interpolate_on_the_command_line(tmp_path, capsys):
     run = save_run(tmp_path / "run", tiny_config())
     out = str(tmp_path / "out")

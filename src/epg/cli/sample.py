@@ -18,7 +18,7 @@ class Sample(Drawing):
     The same command continues an interrupted run; `torchrun --nproc-per-node N -m epg.cli sample ...` shares the work.
     """
 
-    RARE: ClassVar[frozenset[str]] = frozenset({"animation", "batch_size", "compile", "interpolate"})
+    RARE: ClassVar[frozenset[str]] = frozenset({"animation", "batch_size", "compile", "interpolate", "scales"})
 
     CONTINUES: ClassVar[bool] = True
 
@@ -39,11 +39,16 @@ class Sample(Drawing):
     """Also show so many pictures between each of the first images and the next, of another class: labels mixed, noise
     turned from one to the other (between-N.png)."""
 
+    scales: tuple[float, ...] = ()
+    """Also show the first images at these scales of guidance, from the same noise: a row for each class, a block for
+    each scale (gallery-1-2.png)."""
+
     def __call__(self) -> None:
         from epg.distributed import rank
         from epg.sampling import write_samples
 
-        own = {name: getattr(self, name) for name in ("count", "compile", "npz", "animation", "interpolate")}
+        names = ("count", "compile", "npz", "animation", "interpolate", "scales")
+        own = {name: getattr(self, name) for name in names}
         write_samples(self.checkpoint, self.out, self.request(**own))
         if rank() == 0 and (self.checkpoint / "config.yaml").is_file():
             print(f"Next: {written('epg', 'report', self.checkpoint)}")

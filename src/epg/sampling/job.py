@@ -23,6 +23,7 @@ from epg.progress import Display
 from epg.sampling.animation import save_animation, trajectory
 from epg.sampling.files import images_in_npz, png, read_pngs, replace_file, write_npz, writing
 from epg.sampling.folder import RECORD, SampleFolder
+from epg.sampling.gallery import gallery
 from epg.sampling.interpolation import interpolated, rows_of
 from epg.sampling.pictures import grid
 from epg.sampling.request import Opened, columns_for, label_kind
@@ -38,7 +39,7 @@ class Job:
     def __init__(self, opened: Opened, out: Path) -> None:
         self.request, self.folder = opened.request, SampleFolder(out)
         self.sampling, self.classes, self.labels = opened.sampling, opened.classes, opened.labels
-        self.model, self.guide = opened.model, opened.guide
+        self.model, self.guide, self.scaled = opened.model, opened.guide, opened.scaled
         trained_in = [] if opened.source is None else list(opened.source.trained_in())
         self.record = self.describe(opened.hashes) | ({"trained_in": trained_in} if trained_in else {})
         opened.place()
@@ -155,6 +156,11 @@ class Job:
             save_animation(moments, path / f"animation.{request.animation}")
         if request.interpolate and not newer(path / f"between-{request.interpolate}.png", path / RECORD):
             self.interpolate(path / f"between-{request.interpolate}.png", request.interpolate)
+        picture = path / f"gallery-{'-'.join(f'{scale:g}' for scale in request.scales)}.png"
+        if request.scales and not newer(picture, path / RECORD):
+            size = {"count": request.count, "seed": request.seed, "batch_size": request.batch_size}
+            with writing(picture) as temporary:
+                gallery(self.model, self.labels, self.scaled, **size, guide=self.guide).save(temporary, "PNG")
 
     def interpolate(self, file: Path, between: int) -> None:
         """Rows that lead from one of the first images to the next."""

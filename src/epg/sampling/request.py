@@ -43,6 +43,8 @@ class Request:
     animation: Kind | None = None
     interpolate: int | None = None
     """Pictures between one image and the next, see `epg.sampling.interpolation`."""
+    scales: Sequence[float] = ()
+    """Of guidance, at which the images are shown beside each other, see `epg.sampling.gallery`."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Opened:
     """Of the `weights` as they were trained, and the `guide`'s."""
     source: Trained | Saved | None = None
     """Where the model's weights come from; None where it was in memory."""
+    scaled: Sequence[SamplingConfig] = ()
+    """`sampling` at each of the request's scales."""
 
     def place(self) -> None:
         """Moves the models to the device and into the precision that were asked for. Raises UserError."""
@@ -83,6 +87,9 @@ def fitted(model: Generator, request: Request, guide: Generator | None = None) -
         raise UserError("--guide internal: does nothing without --guidance, the scale; try --guidance 1.3")
     if guide is not None:
         check_guide(model, guide)
+    scaled = [sampling.model_copy(update={"guidance": scale}) for scale in request.scales]
+    for scale in request.scales:
+        changed(model, {**request.changes, "guidance": scale}, guided=guide is not None and scale != 1)
     classes = model.classes.numbers(request.classes)
     if request.interpolate is not None:
         rows_of(request.count, len(classes) or model.num_classes)
@@ -91,7 +98,7 @@ def fitted(model: Generator, request: Request, guide: Generator | None = None) -
         name: None if part is None else digest_of(part.denoiser.state_dict())
         for name, part in (("weights", model), ("guide", guide))
     }
-    return Opened(request, model, guide, sampling, classes, labels, hashes)
+    return Opened(request, model, guide, sampling, classes, labels, hashes, scaled=scaled)
 
 
 def changed(model: Generator, changes: Mapping[str, Any], guided: bool = False) -> SamplingConfig:
