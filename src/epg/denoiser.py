@@ -56,8 +56,21 @@ class Denoiser(nn.Module):
         if not isinstance(sigma, Tensor):
             sigma = x.new_full((len(x),), sigma)  # made on the device: no copy, no synchronisation
         t = sigma.to(x.dtype).view(-1, 1, 1, 1)
-        scaled, condition = input_scale(t, self.sigma_data) * x, time_condition(t.flatten())
-        output = self.network(scaled, condition, labels, dropout, internal).to(x.dtype)
+        return self._denoised(x, t, labels, self.network(*self._inputs(x, t), labels, dropout, internal))
+
+    def observed(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None, *, internal: bool, block: int
+    ) -> tuple[Tensor, Tensor]:
+        """As a call, at levels (N,), and what a block of the encoder gives on the way, (N, T, D)."""
+        t = sigma.to(x.dtype).view(-1, 1, 1, 1)
+        output, tokens = self.network(*self._inputs(x, t), labels, None, internal, block)
+        return self._denoised(x, t, labels, output), tokens
+
+    def _inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return input_scale(t, self.sigma_data) * x, time_condition(t.flatten())
+
+    def _denoised(self, x: Tensor, t: Tensor, labels: Tensor | None, output: Tensor) -> Tensor:
+        output = output.to(x.dtype)
         if self.parameterization == "x":
             return output
         if self.parameterization == "spectral":

@@ -155,10 +155,12 @@ def without_encoder(config: RunConfig, before: RunConfig | None, begun: Beginnin
         return config
     alone = config.objective.from_scratch()
     if alone.frozen_encoder or (begun is not None and config.objective.frozen_encoder):
-        without = "" if alone.frozen_encoder else ", or --objective.auxiliary-weight 0 to do without"
+        off = config.objective.without_encoder
+        whose = ", and the run given to --from does not say where its own came from" if begun is not None else ""
+        random = f", with --objective.initial random where {config.stage} begins from scratch" if begun is None else ""
         raise UserError(
-            f"--encoder: --stage {config.stage} compares images in the features of a pre-trained encoder, and the run "
-            f"given to --from does not say where its own came from. Pass the run folder of `epg pretrain`{without}."
+            f"--encoder: --stage {config.stage} compares images in the features of a pre-trained encoder{whose}. Pass "
+            f"the run folder of `epg pretrain`{random}{off and f', or {off} to do without'}."
         )
     return config.model_copy(update={"objective": alone})
 

@@ -29,6 +29,8 @@ ADDED_SETTINGS: dict[str, Any] = {
     "objective.weighting": None,
     "objective.sigmoid_bias": 0.0,
     "objective.internal_weight": 0.0,
+    "objective.alignment_weight": 0.0,
+    "objective.alignment_block": None,
     "noise.scale": 1.0,
     "sampling.guide": "unconditional",
     "sampling.grid": "karras",

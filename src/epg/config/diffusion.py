@@ -1,11 +1,12 @@
 """Settings of the diffusion stage: what its network predicts, which levels it sees, and how much each counts."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from epg.config.objective import ObjectiveConfig, Parameterization
-from epg.config.ranges import LogMean, LogStd, Number, Probability, Whole
+from epg.config.objective import Beginning, ObjectiveConfig, Parameterization, Passes, Work
+from epg.config.ranges import Count, LogMean, LogStd, Number, Probability, Whole
 
 Density = Literal["lognormal", "uniform_t"]
 Weighting = Literal["paper", "v", "edm", "min_snr", "sigmoid"]
@@ -14,10 +15,12 @@ Weighting = Literal["paper", "v", "edm", "min_snr", "sigmoid"]
 class DiffusionConfig(ObjectiveConfig):
     samples = True
     title = "An image diffusion model that works on pixels, without a VAE (EPG)"
+    without_encoder: ClassVar[str] = "--objective.alignment-weight 0"
 
     kind: Literal["diffusion"] = "diffusion"
-    initial: Literal["online", "momentum"] = "online"
-    """Which encoder of a pre-training run the generator begins with: the trained one, or its momentum average."""
+    initial: Beginning = "online"
+    """Which encoder of a pre-training run the generator begins with: the trained one, or its momentum average.
+    `random`: it begins without one, which then serves the alignment alone."""
     parameterization: Parameterization = "x"
     """`x`: the network predicts the clean image. `edm`: EDM's mixture of image and noise, which a consistency model
     has too. `spectral`: it corrects the best linear denoiser of the training images by frequency; mean 0 and std 1.4
@@ -41,6 +44,11 @@ class DiffusionConfig(ObjectiveConfig):
     internal_weight: Annotated[Number, Field(ge=0, le=1e4)] = 0.0
     """Of the loss of a second prediction, by a linear head on the encoder's tokens, for internal guidance (0.5 as
     published); 0 has no such head."""
+    alignment_weight: Annotated[Number, Field(ge=0, le=1e4)] = 0.0
+    """Of a loss that draws the patch tokens of an encoder block to those of the frozen encoder on the clean image
+    (REPA; 0.5 there, beside a loss near 1); 0 needs no such encoder."""
+    alignment_block: Count | None = None
+    """Which block of the generator's encoder is drawn, 1 being the first; none is the last."""
     label_dropout: Probability = 0.1
     """Probability of training a sample without its label, for guidance."""
     flip: bool = True
@@ -53,6 +61,24 @@ class DiffusionConfig(ObjectiveConfig):
     @property
     def internal(self) -> bool:
         return self.internal_weight > 0
+
+    @property
+    def aligned(self) -> bool:
+        return self.alignment_weight > 0
+
+    @property
+    def frozen_encoder(self) -> bool:
+        return self.aligned
+
+    @property
+    def work(self) -> Work:
+        """One trained pass; with alignment the frozen encoder on the clean image, without gradient."""
+        frozen = int(self.frozen_encoder)
+        return Work(Passes(generator=3, encoder=frozen), kept=Passes(generator=1), still=Passes(encoder=frozen))
+
+    def problems(self) -> Iterator[str]:
+        if self.initial == "random" and not self.frozen_encoder:
+            yield "--objective.initial random: leaves --encoder without use; pass --from-scratch instead of both"
 
     def gaussians(self, num_classes: int) -> int:
         return 1 + num_classes * (self.spectrum == "class") if self.parameterization == "spectral" else 0

@@ -49,6 +49,8 @@ class ObjectiveConfig(Section):
     """Whether it goes on from a trained generator (`--from`), and never from random weights."""
     sampler: ClassVar[str] = "heun"
     """The sampler of a recipe that names none."""
+    without_encoder: ClassVar[str] = ""
+    """The setting that does without the loss that needs a frozen encoder, where it may be left out."""
     judged: ClassVar[bool] = False
     """Whether it is evaluated while it trains unless told otherwise, as its own loss says little of the images."""
 
@@ -92,6 +94,11 @@ class ObjectiveConfig(Section):
     def gaussians(self, num_classes: int) -> int:
         """Of the network's `spectrum`: one for each class and one for all images, that one alone, or none."""
         return 0
+
+    @property
+    def aligned(self) -> bool:
+        """Whether a head predicts the frozen encoder's tokens from the generator's, see `epg.objectives.alignment`."""
+        return False
 
     @property
     def internal(self) -> bool:

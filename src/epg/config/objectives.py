@@ -90,6 +90,7 @@ class ConsistencyConfig(ObjectiveConfig):
     samples = True
     title = "A one-step image generator (consistency model) that works on pixels, without a VAE (EPG)"
     sampler = "one_step"
+    without_encoder = "--objective.auxiliary-weight 0"
 
     kind: Literal["consistency"] = "consistency"
     initial: Beginning = "online"

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from epg.config.complaints import Locate, inside_of, nowhere, plain
+from epg.config.diffusion import DiffusionConfig
 from epg.config.settings import RunConfig, complaints_of
 from epg.drawing import jumping, settled
 from epg.drawing import problems as sampling_problems
@@ -115,6 +116,8 @@ def problems(config: RunConfig) -> Iterator[str]:
     steps = [step for step, _ in config.optimizer.lr_steps]
     if any(a >= b for a, b in pairwise(steps)):
         yield f"--optimizer.lr-steps: the steps {', '.join(map(str, steps))} must rise"
+    if isinstance(config.objective, DiffusionConfig) and config.objective.aligned:
+        yield from alignment_problems(config.objective, config)
     yield from size_problems(config)
     yield from config.objective.problems()
     if config.objective.samples:
@@ -124,6 +127,18 @@ def problems(config: RunConfig) -> Iterator[str]:
         settings = settled(sampling, {}, jumps)
         about = {"jumps": jumps, "conditional": conditional, "internal": config.internal}
         yield from sampling_problems(settings, names, noise=limits, **about)
+
+
+def alignment_problems(objective: DiffusionConfig, config: RunConfig) -> Iterator[str]:
+    """An alignment that draws nothing."""
+    block, depth = objective.alignment_block, config.model.encoder.depth
+    if block is not None and block > depth:
+        yield f"--objective.alignment-block {block}: the encoder has {depth} blocks (--model.encoder.depth)"
+    if config.optimizer.frozen_encoder:
+        yield (
+            f"--objective.alignment-weight {objective.alignment_weight:g}: draws the encoder, which does not move with "
+            "--optimizer.frozen-encoder; leave out one of them"
+        )
 
 
 def size_problems(config: RunConfig) -> Iterator[str]:

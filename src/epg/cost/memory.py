@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from epg.config.settings import RunConfig
-from epg.cost.network import encoder_cost, generator_cost, projector_cost
+from epg.cost.network import alignment_cost, encoder_cost, generator_cost, projector_cost
 from epg.cost.shape import NetworkShape, shape_of
 
 FULL = 4  # bytes of a number in float32
@@ -39,7 +39,7 @@ def memory(config: RunConfig, images: int, *, checkpointing: bool, devices: int 
     sizes = (encoder_cost(shape), projector_cost(config.model), generator_cost(shape))
     network = (sizes[2] if objective.samples else sizes[0] + sizes[1]).parameters
     frozen = config.optimizer.frozen_encoder * sizes[0].parameters
-    trained = network - frozen
+    trained = network - frozen + config.objective.aligned * alignment_cost(shape).parameters
     still = frozen + sum(times * size.parameters for times, size in zip(networks, sizes, strict=True))
     averages = len(config.training.ema) + len(config.training.power_ema)
     moments = 1 if config.optimizer.kind == "muon" else 2  # Muon keeps one of the matrices, which are nearly all

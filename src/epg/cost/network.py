@@ -38,6 +38,11 @@ def parts(config: RunConfig) -> dict[str, Cost]:
     return {"encoder": encoder_cost(shape), **embedding, "decoder": _decoder(shape), **head}
 
 
+def alignment_cost(shape: NetworkShape) -> Cost:
+    """Of the head that predicts a frozen encoder's patch tokens while a generator trains."""
+    return _layer(shape.encoder_width, shape.encoder_width, shape.tokens - 2) * 3
+
+
 def total(costs: Iterable[Cost]) -> Cost:
     return sum(costs, Cost(0, 0, 0))
 

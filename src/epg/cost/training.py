@@ -1,7 +1,7 @@
 """What training costs: FLOPs, and the hours that they take."""
 
 from epg.config.settings import RunConfig
-from epg.cost.network import encoder_cost, generator_cost, projector_cost
+from epg.cost.network import alignment_cost, encoder_cost, generator_cost, projector_cost
 from epg.cost.shape import shape_of
 
 
@@ -13,7 +13,8 @@ def training_flops(config: RunConfig) -> float:
     costs = (encoder_cost(shape), projector_cost(config.model), generator_cost(shape))
     if config.optimizer.frozen_encoder:  # of three parts of a trained pass it has the forward one
         spent = spent._replace(encoder=spent.encoder - 2)
-    return 2 * sum(times * cost.macs_with_attention for times, cost in zip(spent, costs, strict=True))
+    macs = sum(times * cost.macs_with_attention for times, cost in zip(spent, costs, strict=True))
+    return 2 * (macs + 3 * config.objective.aligned * alignment_cost(shape).macs)
 
 
 def hours(config: RunConfig, peak: float, mfu: float, devices: int = 1) -> float:

@@ -111,9 +111,11 @@ class EPG(nn.Module):
         labels: Tensor | None = None,
         dropout: Tensor | None = None,
         internal: bool = False,
-    ) -> Tensor:
+        block: int | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """F (N, C, H, W) from scaled inputs x (N, C, H, W), c(t) (N,) and labels: (N,) int64, or weights of the table's
-        rows (N, num_classes + 1), or None for no class. With `internal` (2, N, C, H, W): F, and the internal head's."""
+        rows (N, num_classes + 1), or None for no class. With `internal` (2, N, C, H, W): F, and the internal head's.
+        With `block` beside it what that block of the encoder gives, (N, T, D_e)."""
         classes = self.embed_labels(labels, len(x))
         pixels = self.encoder.stem(x)  # (N, C or stem, H, W)
         tokens, skips = self.encoder.encode(pixels, time_condition, classes)
@@ -121,10 +123,11 @@ class EPG(nn.Module):
         if classes is not None:
             condition = condition + classes.to(tokens.dtype)
         image = self.decoder(tokens, skips, condition, dropout, pixels)
-        if not internal:
-            return image
-        assert self.internal_head is not None, "a network without an internal head"
-        return torch.stack([image, self.decoder.unpatchify(self.internal_head(tokens[:, PATCHES])).to(image.dtype)])
+        if internal:
+            assert self.internal_head is not None, "a network without an internal head"
+            inner = self.decoder.unpatchify(self.internal_head(tokens[:, PATCHES]))
+            image = torch.stack([image, inner.to(image.dtype)])
+        return image if block is None else (image, skips[block])
 
     def embed_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
         """Class embeddings (N, D_e), or None for an unconditional model."""

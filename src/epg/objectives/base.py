@@ -16,9 +16,10 @@ from epg.data.views.augment import random_flip
 from epg.data.views.normalize import Normalizer
 from epg.denoiser import Denoiser
 from epg.networks import EPG, Encoder, Spectrum
-from epg.networks.build import build_epg
+from epg.networks.build import build_encoder, build_epg
 from epg.objectives.diagnostics import by_quarter
 from epg.randomness import Draws
+from epg.schedule import input_scale, time_condition
 
 Drawn = dict[str, Tensor]
 """All that the losses of a step are a function of, beside the weights, by name: images, labels, random numbers, and
@@ -127,13 +128,20 @@ class Objective(nn.Module, ABC):
 
 
 class GeneratorObjective(Objective):
-    """An objective that trains an EPG as a denoiser in the parameterisation of its settings."""
+    """An objective that trains an EPG as a denoiser in the parameterisation of its settings.
+
+    Args:
+        network: the generator.
+        frozen_encoder: the pre-trained encoder in whose features a loss compares images; None where none does.
+    """
 
     network: EPG
+    frozen_encoder: Encoder | None
 
-    def __init__(self, network: EPG, config: RunConfig) -> None:
+    def __init__(self, network: EPG, config: RunConfig, frozen_encoder: Encoder | None = None) -> None:
         super().__init__(config)
         self.network = network
+        self.frozen_encoder = None if frozen_encoder is None else frozen_encoder.requires_grad_(False)
         self.begins_at_random = config.objective.begins == "random"
         if config.optimizer.frozen_encoder:
             network.encoder.requires_grad_(False)
@@ -141,11 +149,22 @@ class GeneratorObjective(Objective):
 
     @classmethod
     def build(cls, config: RunConfig) -> Self:
-        return cls(build_epg(config.model, config.data, config.gaussians, config.internal), config)
+        network = build_epg(config.model, config.data, config.gaussians, config.internal)
+        frozen = build_encoder(config.model, config.data) if config.objective.frozen_encoder else None
+        return cls(network, config, frozen)
 
     @property
     def encoders(self) -> list[Encoder]:
-        return [] if self.begins_at_random else [self.network.encoder]
+        own = [] if self.begins_at_random else [self.network.encoder]
+        return [*own, *([] if self.frozen_encoder is None else [self.frozen_encoder])]
+
+    def frozen_tokens(self, images: Tensor) -> Tensor:
+        """What the frozen encoder makes of images (N, C, H, W) fed at sigma_min: all tokens (N, T, D)."""
+        assert self.frozen_encoder is not None
+        sigma = images.new_full((len(images),), self.shift * self.noise.sigma_min)
+        scale = input_scale(sigma, self.noise.sigma_data).view(-1, 1, 1, 1)
+        tokens: Tensor = self.frozen_encoder(scale * images, time_condition(sigma))[0]
+        return tokens
 
     @property
     def spectrum(self) -> Spectrum | None:

@@ -1,7 +1,6 @@
 """Stage 2 as a consistency model: easy consistency tuning plus an auxiliary loss from the frozen encoder, eq. 9."""
 
 from collections.abc import Mapping
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from epg.config.objectives import ConsistencyConfig
 from epg.config.settings import RunConfig
 from epg.data.loading.loader import Batch
 from epg.networks import EPG, Encoder
-from epg.networks.build import build_encoder, build_epg
 from epg.networks.encoder import CLS
 from epg.objectives.base import Drawn, GeneratorObjective, Terms, at_levels, keep_masks
 from epg.objectives.diagnostics import quarter
@@ -33,22 +31,11 @@ class Consistency(GeneratorObjective):
     """
 
     def __init__(self, network: EPG, config: RunConfig, frozen_encoder: Encoder | None = None) -> None:
-        super().__init__(network, config)
+        super().__init__(network, config, frozen_encoder)
         assert isinstance(config.objective, ConsistencyConfig)
         self.config = config.objective
-        self.frozen_encoder = None if frozen_encoder is None else frozen_encoder.requires_grad_(False)
         self.d = self.config.d or max(1, self.total_steps // 7)
         self.last_stage = schedule.last_stage(PRECISION[config.training.precision], self.config.q)
-
-    @classmethod
-    def build(cls, config: RunConfig) -> Self:
-        network = build_epg(config.model, config.data, config.gaussians, config.internal)
-        frozen = build_encoder(config.model, config.data) if config.objective.frozen_encoder else None
-        return cls(network, config, frozen)
-
-    @property
-    def encoders(self) -> list[Encoder]:
-        return [*super().encoders, *([] if self.frozen_encoder is None else [self.frozen_encoder])]
 
     def draw(self, batch: Batch, step: int) -> Drawn:
         draws = self.draws(batch, step)
@@ -112,10 +99,7 @@ class Consistency(GeneratorObjective):
         """NT-Xent between frozen CLS features of denoised and of clean images, both fed at sigma_min. (N,)."""
         if self.frozen_encoder is None:
             return None
-        sigma = denoised.new_full((len(denoised),), self.shift * self.noise.sigma_min)
-        scale, condition = schedule.input_scale(sigma, self.noise.sigma_data), schedule.time_condition(sigma)
-        scale = scale.view(-1, 1, 1, 1)
         with torch.no_grad():
-            clean = self.frozen_encoder(scale * images, condition)[0][:, CLS]
-        features = self.frozen_encoder(scale * denoised, condition)[0][:, CLS]
+            clean = self.frozen_tokens(images)[:, CLS]
+        features = self.frozen_tokens(denoised)[:, CLS]
         return losses.nt_xent(features, clean, self.config.auxiliary_temperature)

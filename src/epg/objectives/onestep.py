@@ -2,7 +2,7 @@
 stage 1 and in pixels (`epg.moments`)."""
 
 from collections.abc import Iterator, Mapping
-from typing import Self, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from epg.data.views.augment import random_flip
 from epg.distributed import failing_together, rank, world_size
 from epg.moments import Moments, Sums
 from epg.networks import EPG, Encoder
-from epg.networks.build import build_encoder, build_epg
 from epg.networks.encoder import CLS, PATCHES
 from epg.networks.layers import full_precision
 from epg.objectives.base import Drawn, GeneratorObjective, Losses, Terms, at_levels
@@ -37,26 +36,18 @@ class OneStep(GeneratorObjective):
     are compared with its own.
     """
 
+    frozen_encoder: Encoder
+
     def __init__(self, network: EPG, config: RunConfig, encoder: Encoder) -> None:
-        super().__init__(network, config)
+        super().__init__(network, config, encoder)
         assert isinstance(config.objective, OneStepConfig)
         self.config = config.objective
         self.max_damaged = config.data.max_damaged
-        self.frozen_encoder = encoder.requires_grad_(False)
         classes = network.num_classes if self.config.label_weight else 0
         sizes = [2 * encoder.width + classes] * len(self.config.levels)
         if self.config.pixels:
             sizes.append(config.data.channels * min(self.config.pixels, config.data.image_size) ** 2 + classes)
         self.moments = nn.ModuleList(Moments(size, self.config.decay) for size in sizes)
-
-    @classmethod
-    def build(cls, config: RunConfig) -> Self:
-        network = build_epg(config.model, config.data, config.gaussians, config.internal)
-        return cls(network, config, build_encoder(config.model, config.data))
-
-    @property
-    def encoders(self) -> list[Encoder]:
-        return [*super().encoders, self.frozen_encoder]
 
     @property
     def spaces(self) -> list[Moments]:

@@ -173,10 +173,11 @@ class EPGModel(EPG, ModelMixin, ConfigMixin):
         labels: Tensor | None = None,
         dropout: Any = None,
         internal: bool = False,
-    ) -> Tensor:
+        block: int | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """F (N, C, H, W) from scaled inputs x (N, C, H, W), c(t) (N,) and labels (N,) int64 (None: no class)."""
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype in HALF):
-            return super().forward(x, time_condition, labels, dropout, internal)
+            return super().forward(x, time_condition, labels, dropout, internal, block)
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint
