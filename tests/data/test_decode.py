@@ -2,6 +2,7 @@
 
 import io
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from epg.data import decode
 from epg.data.decode import decode_image
+from epg.data.pixels.plain import decoded, encoded
 from epg.data.pixels.resize import center_crop
 from epg.errors import DataError
 
@@ -70,6 +72,25 @@ def test_png_pixels_survive_exactly_from_bytes_and_from_a_path(tmp_path):
         assert result.shape == (3, 24, 24)
         assert result.transpose(1, 2, 0).flags["C_CONTIGUOUS"]
         np.testing.assert_array_equal(result, as_array(image))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("stored", [1, 3, 4])
+def test_an_array_of_the_asked_shape_is_not_decoded_and_gives_the_same(stored, channels):
+    """As a file of the same pixels does, which is; so does one that is cut or longer than it says."""
+    values = np.random.default_rng(0).integers(0, 256, (8, 8, stored), dtype=np.uint8)
+    values[..., 3:] = 255
+    file, stream = encoded(values), io.BytesIO()
+    Image.fromarray(values.squeeze()).save(stream, "PNG")
+    pixels, origin = decode.decode_with_origin(file, 8, channels, "x")
+    expected, png = decode.decode_with_origin(stream.getvalue(), 8, channels, "x")
+    np.testing.assert_array_equal(pixels, expected)
+    assert origin == replace(png, format=origin.format)
+    assert (decoded(file, 8, channels) is not None) == (stored == channels)
+    if stored != 4:
+        np.testing.assert_array_equal(decode_image(file + b"x", 8, channels), expected)
+        with pytest.raises(DataError):
+            decode_image(file[:-1], 8, channels)
 
 
 def test_grey_is_luminance_and_repeats_over_three_channels():

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from epg.data.pixels.colour import Profile, other_claim, to_srgb
 from epg.data.pixels.deep import Depth, eight_bits, kind_of, raw_mode, strips
+from epg.data.pixels.plain import decoded
 from epg.data.pixels.resize import MAX_PIXELS, center_crop
 from epg.data.pixels.rules import RULES, PixelRules
 from epg.errors import DataError, InterruptedRunError
@@ -66,15 +67,15 @@ class Origin:
     width: int
     height: int
     format: str
-    plain: bool
+    plain: bool = True
     """Already opaque, upright, 8-bit RGB or grey in sRGB: its file can be used as it is."""
-    rotated: bool
-    transparent: bool
+    rotated: bool = False
+    transparent: bool = False
     """Some of its pixels were not opaque, and were put on the background."""
-    profile: Profile
-    other_colours: bool
+    profile: Profile = "none"
+    other_colours: bool = False
     """Its colours are not sRGB by a claim that is not followed."""
-    depth: Depth | None
+    depth: Depth | None = None
     """Its values, where they had more than 8 bits."""
     frames: bool = False
     """It has more than one frame or page, of which the first is used."""
@@ -115,6 +116,9 @@ def decode_with_origin(
 ) -> tuple[NDArray[np.uint8], Origin]:
     """`decode_image`, and what the image was before."""
     assert channels in (1, 3), channels
+    pixels = decoded(source, image_size, channels) if isinstance(source, bytes) else None
+    if pixels is not None:
+        return pixels.transpose(2, 0, 1), Origin(image_size, image_size, "PPM")
     with decoding(name):
         flat, origin = open_flat(source, channels, rules)
         array = np.asarray(center_crop(flat, image_size, rules.resize), dtype=np.uint8)

@@ -138,7 +138,8 @@ class Learner:
         """Gradients of the mean loss of this process's micro-batches; means of the terms."""
         total: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
-        torch.compiler.cudagraph_mark_step_begin()
+        if self.config.training.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # imports the compiler: two seconds
         for i, batch in enumerate(batches):
             with gradient_sync(self.wrapped, enabled=i == len(batches) - 1):
                 drawn = self.objective.draw(batch, self.step)

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -32,6 +31,13 @@ def wrap(objective: Objective, config: RunConfig) -> nn.Module:
         return objective
     if training.parallel == "ddp":
         return DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return sharded(objective)
+
+
+def sharded(objective: Objective) -> nn.Module:
+    """Its weights cut over the processes (FSDP2), to be gathered block by block."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # a second to import
+
     for block in transformer_blocks(objective):
         fully_shard(block)
     if isinstance(objective.network, EPG):
@@ -64,13 +70,12 @@ def recompute(block: nn.Module) -> None:
 @contextlib.contextmanager
 def gradient_sync(module: nn.Module, enabled: bool) -> Any:
     """Leaves the exchange of gradients out of every micro-batch but the last."""
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(enabled)
-        yield
-    elif isinstance(module, DistributedDataParallel) and not enabled:
-        with module.no_sync():
+    if isinstance(module, DistributedDataParallel):
+        with contextlib.nullcontext() if enabled else module.no_sync():
             yield
     else:
+        if world_size() > 1:
+            module.set_requires_gradient_sync(enabled)  # type: ignore[operator]  # of FSDPModule
         yield
 
 

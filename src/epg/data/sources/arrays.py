@@ -1,6 +1,5 @@
 """Images as arrays of numbers: .npy, and .npz as ADM, MedMNIST, Keras and `epg sample --npz` write them."""
 
-import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from epg.data.pixels.plain import encoded
 from epg.data.sources.archives import LOCAL, LocalFile
 from epg.data.sources.base import Images, Labelled, Overview, Source, SourceOptions
 from epg.data.sources.labels import LABEL_WORDS, labels_of, rule_of, unlabelled
@@ -86,17 +85,6 @@ class ArraySource(Source):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "array": None}
-
-
-def encoded(pixels: NDArray[np.uint8]) -> bytes:
-    """An image file (PGM, PPM, or PNG with transparency) of pixels (H, W) or (H, W, C)."""
-    height, width = pixels.shape[:2]
-    channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    if channels in (1, 3):
-        return b"P%d\n%d %d\n255\n" % (6 if channels == 3 else 5, width, height) + pixels.tobytes()
-    stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG", compress_level=0)
-    return stream.getvalue()
 
 
 def _channels_first(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from epg.data.sources.arrays import encoded
+from epg.data.pixels.plain import encoded
 from epg.data.sources.base import Images, Labelled, Overview, Source, SourceOptions, checked
 from epg.data.sources.files import read_file
 from epg.data.sources.labels import find_image_column, labels_of, read_labels, rule_of, unlabelled
