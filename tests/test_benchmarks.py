@@ -70,3 +70,13 @@ def test_as_a_command_every_variant_has_its_process(tmp_path: Path) -> None:
 def test_a_wrong_flag_of_the_recipe_is_refused(benchmark: ModuleType) -> None:
     with pytest.raises(UserError, match=r"did you mean --model\.encoder\.width"):
         benchmark.main(["digits", "--model.encoder.witdh", "16"])
+
+
+def test_every_seeded_fault_can_be_made_and_has_its_test() -> None:
+    """That its test finds it takes minutes: `python benchmarks/seeded_faults.py`."""
+    faults = [fault for _, fault in script("seeded_faults").listed()]
+    assert len(faults) >= 70
+    assert [fault for fault in faults if not fault.stands(BENCHMARKS.parent / "src")] == []
+    for fault in faults:
+        file, test = fault.node.split("::")
+        assert f"def {test}(" in (BENCHMARKS.parent / file).read_text(), fault

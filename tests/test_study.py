@@ -22,6 +22,7 @@ from epg.study.command import needed
 from epg.study.plan import Cell, cells_of, read_study
 from epg.study.readability import rank_correlations
 from epg.training.tracking import read_log
+from tests import started
 
 STUDIES = sorted((Path(__file__).parents[1] / "studies").glob("*.yaml"))
 SMALL = {
@@ -57,14 +58,17 @@ def written(folder: Path, **changes: object) -> Path:
     return file
 
 
-def started(file: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "epg.cli", "study", str(file), "--out", str(out), *flags],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+class Running:
+    """`epg study` in a process of its own, and what it says."""
+
+    def __init__(self, file: Path, out: Path) -> None:
+        self.log = out.with_name(f"{out.name}-{time.monotonic_ns()}.log")
+        with self.log.open("w") as stream:
+            words = ("-m", "epg.cli", "study", file, "--out", out)
+            self.program = started.start(*words, stdout=stream, stderr=stream)
+
+    def said(self) -> str:
+        return self.log.read_text()
 
 
 def results(out: Path) -> dict[str, dict]:
@@ -82,12 +86,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A study killed in its third run and continued, and its folder."""
     folder = tmp_path_factory.mktemp("study")
     file, out = written(folder), folder / "out"
-    first = started(file, out)
+    first = Running(file, out)
     deadline = time.monotonic() + 120
     while len(results(out)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    first.kill()
-    first.communicate()
+    first.program.signal(signal.SIGKILL)
+    first.program.wait()
     before = results(out)
     assert 2 <= len(before) < 6
     assert main(["study", str(file), "--out", str(out)]) == 0
@@ -214,13 +218,12 @@ def test_ranks_of_probes_and_distances(tmp_path: Path) -> None:
 
 def test_two_processes_do_each_cell_once(tmp_path: Path) -> None:
     file, out = written(tmp_path), tmp_path / "out"
-    both = [started(file, out), started(file, out)]
-    printed = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], printed
-    began = [line for _, err in printed for line in err.splitlines() if line.startswith("[") and "cells/" in line]
-    assert len(began) == 6, began
-    assert len({line.partition("]")[2] for line in began}) == 6
-    assert all(any(line.startswith("[") for line in err.splitlines()) for _, err in printed), "one did nothing"
+    both = [Running(file, out), Running(file, out)]
+    assert [one.program.wait() for one in both] == [[0], [0]], [one.said() for one in both]
+    began = [[line for line in one.said().splitlines() if line.startswith("[") and "cells/" in line] for one in both]
+    assert all(began), "one did nothing"
+    assert len(began[0] + began[1]) == 6, began
+    assert len({line.partition("]")[2] for line in began[0] + began[1]}) == 6
     assert len(results(out)) == 6
 
 
@@ -230,13 +233,12 @@ def test_a_stop_signal_saves_and_the_same_command_goes_on(tmp_path: Path) -> Non
         written(tmp_path, seeds=[0], settings=steps, arms={"RCM": {"stage": "pretraining"}}, baseline=None),
         tmp_path / "out",
     )
-    process = started(file, out)
+    study = Running(file, out)
     deadline = time.monotonic() + 120
     while not list(out.glob("cells/*/run/checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 75, err
+    study.program.signal(signal.SIGTERM)
+    assert study.program.wait() == [75], study.said()
     assert not list(out.glob("cells/*/claim.json"))
 
 

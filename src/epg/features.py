@@ -1,6 +1,5 @@
 """What a trained encoder makes of images at any noise level: its tokens, of stage 1 or of a generator."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,24 +47,43 @@ class TrainedEncoder:
             )
         if not 0 <= sigma < float("inf"):
             raise UserError(f"sigma {sigma}: a level of noise is 0 or more")
-        t = max(sigma, self.shift * self.noise.sigma_min)
+        t = self.level(sigma)
         parts = []
         for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            parts.append(self._tokens(batch, t, range(first + start, first + start + len(batch)), seed))
+            x = images[start : start + batch_size]
+            if images.dtype == torch.uint8:
+                indices = range(first + start, first + start + len(x))
+                x = self.noisy(x, normal(indices, expected, seed, "features", device=self.device), t)
+            parts.append(self.tokens(x, t).float().cpu())
         return torch.cat(parts)
 
-    def _tokens(self, images: Tensor, t: float, indices: Sequence[int], seed: int) -> Tensor:
-        like = self.network.position_embedding
-        dtype = torch.promote_types(torch.float32, like.dtype)
-        x = images.to(like.device)
-        if images.dtype == torch.uint8:
-            noise = normal(indices, tuple(images.shape[1:]), seed, "features", device=like.device)
-            x = self.normalizer.encode(x, dtype) + t * noise.to(dtype)
-        sigma = torch.full((len(x),), t, dtype=dtype, device=like.device)
-        classes = None if self.condition is None else self.condition.expand(len(x), -1)
+    @property
+    def device(self) -> torch.device:
+        return self.network.position_embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the arithmetic around the network: float32 at least."""
+        return torch.promote_types(torch.float32, self.network.position_embedding.dtype)
+
+    def level(self, sigma: float) -> float:
+        """A shifted level of noise, or the smallest of training."""
+        return max(sigma, self.shift * self.noise.sigma_min)
+
+    def noisy(self, images: Tensor, noise: Tensor, t: float) -> Tensor:
+        """`x + t eps` of uint8 images and noise (N, C, H, W), in network values."""
+        return self.normalizer.encode(images.to(self.device), self.dtype) + t * noise.to(self.device, self.dtype)
+
+    def scaled(self, noisy: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """What the network is given: `c_in(t)` times noisy images (N, C, H, W), and t (N,)."""
+        sigma = torch.full((len(noisy),), t, dtype=self.dtype, device=self.device)
+        x = noisy.to(self.device, self.dtype)
+        return input_scale(sigma, self.noise.sigma_data).view(-1, 1, 1, 1) * x, sigma
+
+    def tokens(self, noisy: Tensor, t: float) -> Tensor:
+        """All tokens (N, T, D) of noisy images, in one pass."""
+        scaled, sigma = self.scaled(noisy, t)
+        classes = None if self.condition is None else self.condition.expand(len(scaled), -1)
         half = self.network.patch_embedding.weight.dtype
-        with torch.autocast(like.device.type, half, enabled=half in (torch.bfloat16, torch.float16)):
-            scaled = input_scale(sigma, self.noise.sigma_data).view(-1, 1, 1, 1) * x.to(dtype)
-            tokens, _ = self.network(scaled, time_condition(sigma), classes)
-        return tokens.float().cpu()
+        with torch.autocast(self.device.type, half, enabled=half in (torch.bfloat16, torch.float16)):
+            return self.network(scaled, time_condition(sigma), classes)[0]

@@ -13,7 +13,7 @@ from epg.analysis.probe import LINEAR, TRANSFERRED, VOTE, linear_probe, probe
 from epg.cli import main
 from epg.data.dataset import open_dataset
 from epg.errors import ArtefactError, UserError
-from epg.evaluation.noisy_features import NoisyEncoder, noise_of, open_encoder
+from epg.evaluation.noisy_features import noise_of, noisy_encoder, open_encoder
 from epg.evaluation.voting import nearest_vote, take
 from epg.objectives.pretraining import Pretraining
 from epg.runs import build_objective, train
@@ -58,7 +58,7 @@ def test_features_are_those_that_stage_1_compares(runs: Path) -> None:
     encoder = open_encoder(runs / "pretraining")
     objective = build_objective(encoder.config)
     assert isinstance(objective, Pretraining)
-    objective.network.encoder.load_state_dict(encoder.encoder.state_dict())
+    objective.network.encoder.load_state_dict(encoder.trained.network.state_dict())
     images = take(open_dataset("digits", image_size=8, channels=1), 5, "x")
     x = objective.normalizer.encode(images.images) + 0.5 * images.noise
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_a_generator_is_probed_as_if_without_a_class(runs: Path) -> None:
     encoder = open_encoder(runs / "diffusion")
     assert encoder.condition is not None
     images = take(open_dataset("digits", image_size=8, channels=1), 5, "x")
-    without = NoisyEncoder(encoder.name, encoder.encoder, encoder.config)
+    without = noisy_encoder(encoder.name, encoder.trained.network, encoder.config)
     a, b = (e.features(images.images, images.noise, 0.5) for e in (encoder, without))
     assert not np.array_equal(a, b)
 
@@ -97,9 +97,11 @@ def test_a_weight_file_of_the_release(file: str, tmp_path: Path) -> None:
     (tmp_path / "released.yaml").write_text(RELEASED)
     encoder = open_encoder(weights, recipe=str(tmp_path / "released.yaml"))
     tensors = load_file(weights)
-    assert torch.equal(encoder.encoder.cls_token, tensors["cls_token"])
+    assert torch.equal(encoder.trained.network.cls_token, tensors["cls_token"])
     assert (encoder.condition is None) == ("rcm" in file)
-    assert torch.equal(encoder.encoder.state_dict()["blocks.2.mlp.fc2.weight"], tensors["blocks.2.mlp.fc2.weight"])
+    assert torch.equal(
+        encoder.trained.network.state_dict()["blocks.2.mlp.fc2.weight"], tensors["blocks.2.mlp.fc2.weight"]
+    )
 
 
 def test_noise_belongs_to_the_image() -> None:

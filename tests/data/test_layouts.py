@@ -365,6 +365,18 @@ def test_arrays_that_cannot_be_images(tmp_path):
     np.savez(tmp_path / "objects.npz", np.array([{}], dtype=object))
     with pytest.raises(DataError, match="objects; pickles, which can run any code"):
         opened(tmp_path / "objects.npz")
+    for name, after in (("claims.npy", ()), ("claims.npz", (bytes(4096),))):  # what follows would be read as images
+        claims = io.BytesIO()
+        head = {"descr": "|u1", "fortran_order": False, "shape": (9, 8, 8, 3)}
+        np.lib.format.write_array_header_1_0(claims, head)
+        content = claims.getvalue() + images.tobytes()
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for number, entry in enumerate((content, *after)):
+                archive.writestr(f"arr_{number}.npy", entry)
+        if not after:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name}.* cannot be read: it is not as long as its header says"):
+            opened(tmp_path / name, labels="none")
     np.savez(tmp_path / "names.npz", pictures=images)
     with pytest.raises(DataError, match=r"holds pictures; none is called .*--data.image-column"):
         opened(tmp_path / "names.npz")

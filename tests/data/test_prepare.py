@@ -4,15 +4,16 @@ import contextlib
 import io
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests import started
 from tests.data.photos import adm_by_hand, encoded, photo, photo_folder, tree
 
 from epg.cli import main
@@ -136,6 +137,14 @@ def command(source, out, *flags, size=32):
     return [sys.executable, "-c", "import sys; from epg.cli import main; sys.exit(main())", *arguments]
 
 
+def begin(source, out, *flags, size=32, first="", said=None):
+    """The same, begun in a process of its own that executes `first` before."""
+    option, code, *arguments = command(source, out, *flags, size=size)[1:]
+    with contextlib.nullcontext(said) if said else Path(os.devnull).open("w") as stream:
+        words = (option, f"import os, resource; {first or 'pass'}; {code}", *arguments)
+        return started.start(*words, stdout=stream, stderr=stream)
+
+
 def test_any_number_of_processes_makes_the_same_bytes_and_a_second_run_does_nothing(tmp_path):
     source = photo_folder(tmp_path / "in", classes=4, each=12)  # three shards
     for workers in (0, 2):
@@ -154,16 +163,15 @@ def test_killed_at_any_time_it_continues_and_ends_with_the_same_bytes(tmp_path):
     out, kills = tmp_path / "out", 0
     rng = np.random.default_rng(0)
     for _ in range(20):
-        process = subprocess.Popen(command(source, out, "--workers", "2", size=64), start_new_session=True)
         parts = len(list(out.glob("parts/*.json")))
-        while process.poll() is None and len(list(out.glob("parts/*.json"))) <= parts:  # until a further shard is done
+        program = begin(source, out, "--workers", "2", size=64, first="os.setsid()")
+        while program.running and len(list(out.glob("parts/*.json"))) <= parts:  # until a further shard is done
             time.sleep(0.005)
         time.sleep(float(rng.uniform(0, 0.05)))
-        if process.poll() is None:
-            kills += 1
+        kills += program.running
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        if process.wait() == 0:
+            os.killpg(program.pids[0], signal.SIGKILL)
+        if program.wait() == [0]:
             break
     else:
         pytest.fail("never finished")
@@ -283,21 +291,15 @@ def test_a_write_that_fails_leaves_a_state_to_continue_from(tmp_path, limit, wor
     run(source, tmp_path / "whole")
     out = tmp_path / "out"
 
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    failed = subprocess.run(
-        command(source, out, "--workers", workers),
-        preexec_fn=small_files,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    assert failed.returncode == OutputError.exit_code, failed.stderr
-    assert str(out) in failed.stderr
-    assert "run the same command again" in failed.stderr
-    assert "Traceback" not in failed.stderr
+    small_files = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"  # CPython ignores SIGXFSZ
+    with (tmp_path / "said").open("w+") as said:  # which is smaller than the limit
+        failed = begin(source, out, "--workers", workers, first=small_files, said=said)
+        assert failed.wait() == [OutputError.exit_code]
+        said.seek(0)
+        told = said.read()
+    assert str(out) in told
+    assert "run the same command again" in told
+    assert "Traceback" not in told
     assert not list(out.rglob("*.tmp")) or workers == "2"  # killed workers cannot clean up; the next run does
     run(source, out)
     assert tree(out) == tree(tmp_path / "whole")

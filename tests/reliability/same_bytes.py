@@ -79,14 +79,8 @@ def surroundings(folder: Path, data: Path, number: int, steps: int, broken: bool
         "TZ": ("UTC", "Asia/Tokyo", "America/Lima", "Europe/Paris")[number % 4],
     }
     arguments = [str(copy), str(place / "run"), str(steps), str(workers), str(int(broken))]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.reliability.same_bytes", *arguments],
-        cwd=place,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "tests.reliability.same_bytes", *arguments]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -288,7 +288,7 @@ def test_bombs(bombs: dict[str, Path], tmp_path: Path) -> None:
             ("finetune", "digits --encoder {path} --training.device cpu --out {out}"),
             ("sample", "{path} --out {out} --device cpu"),
             ("verify", "{path}"),
-            ("inspect", "{path} --image-size 8 --workers 1 --sheet {out}.png"),
+            ("inspect", "{path} --image-size 8 --workers 0 --sheet {out}.png"),
         ]:
             cases.append(case(verb, template, path, tmp_path, tmp_path, len(cases)))
     warm = [cases[0], {**cases[0], "arguments": ["finetune", "digits", "--encoder", "nowhere"]}]

@@ -1,13 +1,10 @@
 """Faults during a run: every process takes the same decision, a hang ends, fp16 scales itself."""
 
 import contextlib
-import fcntl
 import math
 import os
 import select
 import signal
-import sys
-import termios
 import threading
 import time
 from pathlib import Path
@@ -249,22 +246,19 @@ def test_a_terminal_that_goes_away_saves_the_step(tmp_path: Path) -> None:
     """Its own terminal, so the kernel tells it so; what it prints from then on cannot be written."""
     master, slave = os.openpty()
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "epg.cli", "finetune", "digits", "--from-scratch", "--out", str(run)]
-    settings = ["--training.steps", "100000", "--training.batch-size", "16", "--training.log-every", "1"]
-    pid = os.fork()
-    if pid == 0:
-        os.setsid()
-        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
-        for stream in (0, 1, 2):
-            os.dup2(slave, stream)
-        os.execvpe(sys.executable, [*command, *settings], {**os.environ, "OMP_NUM_THREADS": "1"})
-    os.close(slave)
+    command = ["finetune", "digits", "--from-scratch", "--out", run, "--training.steps", "100000"]
+    settings = ["--training.batch-size", "16", "--training.log-every", "1"]
+    code = (
+        "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(1, termios.TIOCSCTTY, 0); os.dup2(1, 0)\n"
+        "from epg.cli import entry; sys.exit(entry())"
+    )
+    with os.fdopen(slave, "w") as terminal:
+        program = started.start("-c", code, *command, *settings, stdout=terminal, stderr=terminal)
     reader = threading.Thread(target=drain, args=(master, run / "log.jsonl"))
     reader.start()
     reader.join()
     os.close(master)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert code == 75
+    assert program.wait() == [75]
     assert checkpoint.find(run).step >= 3
 
 

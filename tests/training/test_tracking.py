@@ -23,6 +23,7 @@ from epg.errors import UserError
 from epg.runs import prepare_run, train
 from epg.training.trackers import require_trackers, tracker_id
 from epg.training.tracking import JSONLTracker, Trackers, open_trackers, read_log
+from tests import started
 from tests.helpers import tiny_config
 
 SOURCE = str(Path(__file__).parents[2] / "src")
@@ -264,15 +265,13 @@ def test_unknown_trackers_are_refused() -> None:
 
 def test_nothing_but_the_chosen_is_imported(tmp_path: Path) -> None:
     """A default run imports neither service, which could otherwise talk to the network on its own."""
-    code = """
-        import sys
-        from pathlib import Path
-        from tests.training.test_tracking import config
-        from epg.runs import train
-        train(config("tensorboard", steps=1), Path(sys.argv[1]))
-        print(sorted({"wandb", "trackio"} & set(sys.modules)))
-    """
-    assert run_python(code, tmp_path).splitlines()[-1] == "[]"
+    started.call(_train_and_look, tmp_path)
+
+
+def _train_and_look(folder: str) -> None:
+    assert not {"wandb", "trackio"} & set(sys.modules)
+    train(config("tensorboard", steps=1), Path(folder))
+    assert not {"wandb", "trackio"} & set(sys.modules)
 
 
 def run_python(code: str, folder: Path, **environment: str) -> str:

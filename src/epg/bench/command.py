@@ -3,6 +3,7 @@
 import itertools
 import json
 import multiprocessing
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -30,8 +31,8 @@ def run_bench(
 
     Raises OutputError where the file cannot be written.
     """
-    if file is not None and file.is_dir():
-        raise OutputError(f"--json {file}: is a folder; name a file")
+    if file is not None:
+        refuse_unwritable(file)
     jobs = [variant for config in configs for variant in variants(config, compiled)]
     with processes():
         if len(jobs) == 1 or world_size() > 1:
@@ -47,6 +48,18 @@ def run_bench(
                 except OSError as error:
                     raise OutputError(f"--json {file}: {cause(error)}") from error
     return results
+
+
+def refuse_unwritable(file: Path) -> None:
+    """Raises OutputError where the figures could not be written, before minutes are spent on them."""
+    if file.is_dir():
+        raise OutputError(f"--json {file}: is a folder; name a file")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=file.name):
+            pass
+    except OSError as error:
+        raise OutputError(f"--json {file}: {cause(error)}") from error
 
 
 def variants(config: RunConfig, compiled: Switch) -> list[RunConfig]:

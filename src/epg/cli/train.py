@@ -65,10 +65,10 @@ class Pretrain(Training):
     """What to train: pretraining, or another encoder that the recipe describes."""
 
     def __call__(self, overrides: list[str]) -> None:
-        from epg.runs import train
-
         refuse_stage(self.stage, self.GENERATOR)
         config = configure(self.recipe, self.stage, overrides)
+        from epg.runs import train  # seconds, after what a wrong flag is told
+
         run = train(config, self.out, resume=self.resume, overrides=self.override)
         print(f"Pre-trained encoder: {run.folder}\nNext: {self.next(run.folder, overrides)}")
 
@@ -105,7 +105,6 @@ class Finetune(Training):
 
     def __call__(self, overrides: list[str]) -> None:
         from epg.python import refuse_beginning
-        from epg.runs import train
         from epg.storage import hub
 
         refuse_stage(self.stage, self.GENERATOR)
@@ -113,6 +112,8 @@ class Finetune(Training):
         config = configure(self.recipe, self.stage, overrides)
         encoder = None if self.encoder is None else hub.local(self.encoder)
         base = None if self.base is None else hub.local(self.base)
+        from epg.runs import train  # seconds, after what a wrong flag is told
+
         run = train(config, self.out, encoder=encoder, base=base, resume=self.resume, overrides=self.override)
         print(f"Generator: {run.folder}\nNext: {written('epg', 'sample', run.folder, '--out', run.folder / 'samples')}")
 

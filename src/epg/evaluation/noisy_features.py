@@ -16,11 +16,11 @@ from epg.checkpoint.official import recognise
 from epg.checkpoint.state_dict import read_state_dict
 from epg.config.settings import RunConfig
 from epg.data.views.normalize import Normalizer
+from epg.features import TrainedEncoder
 from epg.networks.build import build_encoder
 from epg.networks.encoder import CLS, PATCHES, Encoder
-from epg.objectives.base import at_levels, normalizer_for
+from epg.objectives.base import normalizer_for
 from epg.randomness import normal, weights_seed
-from epg.schedule import input_scale, time_condition
 
 Features = NDArray[np.float32]
 Pool = Literal["cls", "patches"]
@@ -29,21 +29,19 @@ BLOCK = 64  # images that the network sees at once, always, so that no setting c
 
 @dataclass(frozen=True)
 class NoisyEncoder:
-    """An encoder together with the scale of images and noise that it was trained with."""
+    """What is asked of a trained encoder here; `level` is always an unshifted one."""
 
     name: str
-    encoder: Encoder
+    trained: TrainedEncoder
     config: RunConfig
-    condition: Tensor | None = None
-    """What a class-conditional generator adds to the CLS token for "no class", (D,)."""
 
     @property
     def normalizer(self) -> Normalizer:
-        return normalizer_for(self.config)
+        return self.trained.normalizer
 
     @torch.no_grad()
     def features(self, images: Tensor, noise: Tensor, level: float, pool: Pool = "cls") -> Features:
-        """Features (N, D) of uint8 images (N, C, H, W) with noise (N, C, H, W) of an unshifted level on them.
+        """Features (N, D) of uint8 images (N, C, H, W) with noise (N, C, H, W) of a level on them.
 
         `pool` is the CLS token or the mean of the patch tokens, after the final norm.
         """
@@ -55,40 +53,42 @@ class NoisyEncoder:
     def patches(self, images: Tensor, noise: Tensor, level: float) -> Features:
         """The patch tokens themselves, after the final norm, (N, S, S, D): S of them along a side of the image."""
         tokens = torch.cat([tokens[:, PATCHES] for tokens in self._blocks(images, noise, level)])
-        side = self.encoder.image_size // self.encoder.patch_size
+        side = self.trained.network.image_size // self.trained.network.patch_size
         return tokens.unflatten(1, (side, side)).float().cpu().numpy()
 
     def _blocks(self, images: Tensor, noise: Tensor, level: float) -> Iterator[Tensor]:
         """All tokens (BLOCK, T, D), some images at a time."""
+        t = self._shifted(level)
         for block, eps in zip(images.split(BLOCK), noise.split(BLOCK), strict=True):
-            x, sigma = self._noisy(block, eps, level)
-            classes = None if self.condition is None else self.condition.expand(len(x), -1)
-            yield self.encoder(x, time_condition(sigma), classes)[0]
+            yield self.trained.tokens(self.trained.noisy(block, eps, t), t)
 
     def seen(self, images: Tensor, noise: Tensor, level: float) -> Tensor:
         """The noisy images as pictures, uint8 (N, C, H, W): what of them lies outside of the pixels' range is cut."""
-        t = self.config.shift * max(level, self.config.noise.sigma_min)
-        return self.normalizer.decode(at_levels(self.normalizer.encode(images), t, noise))
+        return self.normalizer.decode(self.trained.noisy(images, noise, self._shifted(level)))
 
     def pixels(self, images: Tensor, noise: Tensor, level: float) -> Features:
         """What the network is given: the same noisy images, scaled, as plain vectors (N, C H W)."""
-        return self._noisy(images, noise, level)[0].flatten(1).cpu().numpy()
+        t = self._shifted(level)
+        return self.trained.scaled(self.trained.noisy(images, noise, t), t)[0].flatten(1).cpu().numpy()
 
-    def _noisy(self, images: Tensor, noise: Tensor, level: float) -> tuple[Tensor, Tensor]:
-        """`c_in (x + t eps)` and t (N,), shifted."""
-        device = next(self.encoder.parameters()).device
-        t = self.config.shift * max(level, self.config.noise.sigma_min)
-        sigma = torch.full((len(images),), t, device=device)
-        x = at_levels(self.normalizer.encode(images.to(device)), sigma, noise.to(device))
-        return input_scale(sigma, self.config.noise.sigma_data).view(-1, 1, 1, 1) * x, sigma
+    def _shifted(self, level: float) -> float:
+        return self.trained.level(self.config.shift * level)
 
     def untrained(self, seed: int = 0) -> "NoisyEncoder":
         """The same architecture as it starts."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(weights_seed(seed, "untrained encoder"))
             encoder = build_encoder(self.config.model, self.config.data)
-        device = next(self.encoder.parameters()).device
-        return NoisyEncoder("random weights", encoder.eval().to(device), self.config)
+        return noisy_encoder("random weights", encoder.eval().to(self.trained.device), self.config)
+
+
+def noisy_encoder(name: str, network: Encoder, config: RunConfig, condition: Tensor | None = None) -> NoisyEncoder:
+    """An encoder with the scale of images and noise of the configuration that it was trained with.
+
+    `condition` (D,) is what a class-conditional generator adds to the CLS token for "no class".
+    """
+    trained = TrainedEncoder(network, normalizer_for(config), config.noise, config.shift, condition)
+    return NoisyEncoder(name, trained, config)
 
 
 def noise_of(indices: Sequence[int], shape: tuple[int, int, int], purpose: str, seed: int = 0) -> Tensor:
@@ -115,10 +115,9 @@ def open_encoder(
     encoder = build_encoder(config.model, config.data)
     hand_over(encoder, read_encoder(path, config))
     condition = None if classes is None else classes[-1].float().to(device)
-    return NoisyEncoder(str(path), encoder.eval().to(device), config, condition)
+    return noisy_encoder(str(path), encoder.eval().to(device), config, condition)
 
 
 def encoder_of(trained: Trained, device: torch.device | str = "cpu") -> NoisyEncoder:
     """The encoder in the weights of a run of any stage. Raises ArtefactError."""
-    opened = trained.encoder(device)
-    return NoisyEncoder(str(trained.path), opened.network, trained.config, opened.condition)
+    return NoisyEncoder(str(trained.path), trained.encoder(device), trained.config)

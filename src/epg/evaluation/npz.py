@@ -9,7 +9,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -20,18 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from epg.errors import DataError
+from epg.storage.npy import Header, read_header
 from epg.storage.plain_file import open_plain
 
 MAX_SIDE, MAX_IMAGES, MAX_WIDTH = 4096, 10_000_000, 8192
 ARCHIVE_ERRORS = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
-
-
-@dataclass(frozen=True)
-class Header:
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    offset: int
-    """Of the numbers within the archive's entry."""
 
 
 class Npz:
@@ -63,17 +55,10 @@ class Npz:
     def header(self, name: str) -> Header:
         """Shape, type and place of an array, which must be as long as its header says."""
         with self.entry(name) as stream:
-            version = np.lib.format.read_magic(stream)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            if version not in read:
-                raise ValueError(f"npy format {version}")
-            shape, fortran, dtype = read[version](stream)
-            if dtype.hasobject or fortran or dtype.kind not in "biuf":
+            header = read_header(stream, self.sizes[f"{name}.npy"])
+            if header.fortran or header.dtype.kind not in "biuf":
                 raise ValueError("only plain arrays of numbers in C order are read; save them with np.savez")
-            offset = stream.tell()
-        if any(n < 0 for n in shape) or offset + math.prod(shape) * dtype.itemsize != self.sizes[f"{name}.npy"]:
-            raise DataError(f"{self.path}: {name} is not as long as its header says; the file is damaged")
-        return Header(shape, dtype, offset)
+        return header
 
     def small(self, name: str, limit: tuple[int, ...]) -> NDArray[Any]:
         """A whole array with at most `limit` entries per dimension."""

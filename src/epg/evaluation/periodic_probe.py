@@ -7,7 +7,7 @@ from epg.config.settings import RunConfig
 from epg.data.loading.base import ImageDataset
 from epg.distributed import rank, world_size
 from epg.errors import UserError
-from epg.evaluation.noisy_features import NoisyEncoder
+from epg.evaluation.noisy_features import noisy_encoder
 from epg.evaluation.receipt import Number, Receipt
 from epg.evaluation.voting import labelled_splits, nearest_vote, take
 from epg.networks.encoder import Encoder
@@ -27,7 +27,7 @@ class EncoderExamination:
             raise UserError("--evaluation.every: an encoder is evaluated by the labels of its images, which have none")
         if config.training.parallel == "fsdp" and world_size() > 1:
             raise UserError("--evaluation.every: not with --training.parallel fsdp in stage 1; see `epg probe` instead")
-        self.encoder = NoisyEncoder("encoder in training", encoder, config)
+        self.encoder = noisy_encoder("encoder in training", encoder, config)
         train, test = labelled_splits(self.encoder, config.data.source, config.seed)
         count = config.evaluation.count
         self.train = take(train, TRAIN_IMAGES * count, "train", config.seed)

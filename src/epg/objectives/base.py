@@ -68,9 +68,12 @@ class Objective(nn.Module, ABC):
     def draw(self, batch: Batch, step: int) -> Drawn:
         """What a step sees of a batch, on the batch's device: the one place of an objective where numbers are drawn."""
 
-    @abstractmethod
     def terms(self, drawn: Mapping[str, Tensor]) -> Terms:
-        """The loss of every sample, term by term: a pure function, which reads no number on the host."""
+        """The loss of every sample, term by term: a pure function, which reads no number on the host.
+
+        Of an objective whose loss has no such terms, `forward` is its own.
+        """
+        raise NotImplementedError
 
     def forward(self, drawn: Mapping[str, Tensor]) -> Losses:
         """Batch means of the terms, and their sum as the loss; one of them by noise level."""

@@ -20,7 +20,7 @@ from epg.moments import Moments, Sums
 from epg.networks import EPG, Encoder
 from epg.networks.encoder import CLS, PATCHES
 from epg.networks.layers import full_precision
-from epg.objectives.base import Drawn, GeneratorObjective, Losses, Terms, at_levels
+from epg.objectives.base import Drawn, GeneratorObjective, Losses, at_levels
 from epg.randomness import Draws
 
 FIRST_SAMPLES = 10  # images for each feature, of which the first running moments are made
@@ -75,11 +75,8 @@ class OneStep(GeneratorObjective):
         turn = (torch.arange(count, device=device) + first) % levels
         return (turn == torch.arange(levels, device=device)[:, None]).to(self.dtype)
 
-    def terms(self, drawn: Mapping[str, Tensor]) -> Terms:
-        raise NotImplementedError("a distance between distributions has no terms of single samples")
-
     def forward(self, drawn: Mapping[str, Tensor]) -> Losses:
-        """The loss; the sum of the distances, and each of them."""
+        """The loss; the sum of the distances, and each of them: between distributions, not of single samples."""
         images = self.generate(drawn["noise"], drawn.get("labels"))
         seen = self.seen(images, drawn.get("labels"), drawn["look"], drawn["which"])
         found = [space(*view) for space, view in zip(self.spaces, seen, strict=True)]

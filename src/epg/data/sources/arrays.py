@@ -15,6 +15,7 @@ from epg.data.sources.labels import LABEL_WORDS, labels_of, rule_of, unlabelled
 from epg.data.sources.names import Names
 from epg.data.sources.splits import pick_split, refuse_split, split_names
 from epg.errors import DataError
+from epg.storage.npy import Header, read_header
 from epg.storage.plain_file import open_plain
 
 IMAGE_WORDS = ("arr_0", "images", "image", "x", "data", "imgs", "samples")
@@ -34,11 +35,14 @@ class Stored:
         """The array. Raises DataError for pickled objects and damage."""
         try:
             if self.name is None:
-                return np.load(self.path, mmap_mode="r", allow_pickle=False)
+                with open_plain(self.path) as file:
+                    return self._mapped(read_header(file, self.path.stat().st_size), 0)
             with zipfile.ZipFile(self.path) as archive:
                 info = archive.getinfo(f"{self.name}.npy")
+                with archive.open(info) as stream:
+                    header = read_header(stream, info.file_size)
                 if info.compress_type == zipfile.ZIP_STORED:
-                    return self._mapped(archive, info)
+                    return self._mapped(header, self._begins(info))
                 if info.file_size > MAX_PACKED:
                     raise ValueError(f"compressed arrays of more than {MAX_PACKED} bytes: save them with np.savez")
             with np.load(self.path, allow_pickle=False) as arrays:
@@ -48,18 +52,16 @@ class Stored:
             pickled = "; pickles, which can run any code, are never loaded" if "object" in str(error).lower() else ""
             raise DataError(f"{what} cannot be read: {error}{pickled}") from error
 
-    def _mapped(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
-        with archive.open(info) as stream:
-            major, _ = np.lib.format.read_magic(stream)
-            shape, fortran, dtype = getattr(np.lib.format, f"read_array_header_{min(major, 2)}_0")(stream)
-            inside = stream.tell()
-        if dtype.hasobject:
-            raise ValueError("it holds Python objects")
+    def _begins(self, info: zipfile.ZipInfo) -> int:
+        """Where in the archive a stored entry lies."""
         with open_plain(self.path) as file:
             file.seek(info.header_offset)
             _, *lengths = LOCAL.unpack(file.read(LOCAL.size))
-        offset, order = info.header_offset + LOCAL.size + sum(lengths) + inside, "F" if fortran else "C"
-        return np.memmap(self.path, dtype, "r", offset, shape, order)  # type: ignore[call-overload]
+        return info.header_offset + LOCAL.size + sum(lengths)
+
+    def _mapped(self, header: Header, begins: int) -> NDArray[Any]:
+        order = "F" if header.fortran else "C"
+        return np.memmap(self.path, header.dtype, "r", begins + header.offset, header.shape, order)  # type: ignore[call-overload]
 
 
 class ArraySource(Source):
