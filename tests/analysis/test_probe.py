@@ -73,7 +73,7 @@ def test_features_are_those_that_stage_1_compares(runs: Path) -> None:
 
 def test_a_generator_is_probed_as_if_without_a_class(runs: Path) -> None:
     encoder = open_encoder(runs / "diffusion")
-    assert encoder.condition is not None
+    assert encoder.trained.condition is not None
     images = take(open_dataset("digits", image_size=8, channels=1), 5, "x")
     without = noisy_encoder(encoder.name, encoder.trained.network, encoder.config)
     a, b = (e.features(images.images, images.noise, 0.5) for e in (encoder, without))
@@ -98,7 +98,7 @@ def test_a_weight_file_of_the_release(file: str, tmp_path: Path) -> None:
     encoder = open_encoder(weights, recipe=str(tmp_path / "released.yaml"))
     tensors = load_file(weights)
     assert torch.equal(encoder.trained.network.cls_token, tensors["cls_token"])
-    assert (encoder.condition is None) == ("rcm" in file)
+    assert (encoder.trained.condition is None) == ("rcm" in file)
     assert torch.equal(
         encoder.trained.network.state_dict()["blocks.2.mlp.fc2.weight"], tensors["blocks.2.mlp.fc2.weight"]
     )

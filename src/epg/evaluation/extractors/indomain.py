@@ -171,9 +171,9 @@ def encoder(path: Path, *, ema: float | None = None, device: torch.device | str 
     normalizer = opened.normalizer
     return Extractor(
         "encoder",
-        digest_of(opened.encoder.state_dict()),
+        digest_of(opened.trained.network.state_dict()),
         f"(x / 255 - {normalizer.mean}) / (2 * {normalizer.std}); CLS features at sigma_min of a {opened.config.stage} "
-        f"encoder of width {opened.encoder.width}",
+        f"encoder of width {opened.trained.network.width}",
         compute,
         shape=(data.channels, data.image_size, data.image_size),
     )
