@@ -390,3 +390,17 @@ def test_threads_wait_as_the_user_says_or_briefly(
     monkeypatch.setattr(os, "environ", dict(given))
     wait_politely()
     assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_a_name_that_is_not_there_is_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    wrong = tmp_path / "fotos"
+    for command in (
+        ["sample", str(wrong), "--out", str(tmp_path / "out")],
+        ["report", str(wrong / "run")],
+        ["inspect", str(wrong)],
+    ):
+        assert main(command) != 0
+        assert f"Did you mean {tmp_path / 'photos'}?" in capsys.readouterr().err
+    assert main(["pretrain", "smal", "--data.source", str(wrong)]) == 2
+    assert "Did you mean small?" in capsys.readouterr().err

@@ -293,7 +293,7 @@ def test_a_program_that_computes_something_else_is_refused():
         (["{run}", "--out", "{out}", "--ema", "0.7"], 77, "no EMA with decay 0.7"),
         (["{run}", "--out", "{full}"], 74, "holds mine.txt, which is not ours"),
         (["{run}", "--out", "{file}"], 74, "is not a folder"),
-        (["{out}", "--out", "{out}"], 77, "no checkpoint here"),
+        (["{out}", "--out", "{out}"], 77, "does not exist"),
         (["{file}", "--out", "{out}"], 77, "cannot be read as a state dict"),
         (["nobody/nothing", "--out", "{out}"], 77, "nobody/nothing: no such folder here"),
     ],
@@ -320,7 +320,7 @@ def test_converting_again_replaces_and_a_failure_does_not(run, tmp_path, monkeyp
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("epg.publish.convert.write_card", full)
+    monkeypatch.setattr("epg.publish.folders.write_card", full)
     assert main(["convert", str(run), "--out", str(tmp_path / "p"), *options]) == 74
     assert torch.equal(load(tmp_path / "p").sample(labels), second)
 

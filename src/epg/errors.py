@@ -51,10 +51,11 @@ def path_meant(path: str | Path) -> str:
     while not missing.parent.exists():
         missing = missing.parent
     try:
-        beside = [str(missing.parent / name) for name in os.listdir(missing.parent) if not name.startswith(".")]
+        beside = [name for name in os.listdir(missing.parent) if not name.startswith(".")]
     except OSError:
         return ""
-    return meant(str(missing), beside)
+    close = difflib.get_close_matches(missing.name, beside, n=1)
+    return f" Did you mean {missing.parent / close[0]}?" if close else ""
 
 
 class UserError(Exception):

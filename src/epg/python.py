@@ -53,7 +53,6 @@ def train(
     """
     begins = encoder is not None or base is not None or from_scratch
     chosen = known_stage(stage or ("diffusion" if begins else "pretraining"))
-    encoder, base, resume = (None if path is None else Path(path) for path in (encoder, base, resume))
     if KINDS[chosen].samples:
         refuse_beginning(str(recipe), chosen, encoder, base, from_scratch, resume)
     elif begins:
@@ -66,7 +65,7 @@ def train(
         None if out is None else Path(out),
         encoder=None if encoder is None else hub.local(encoder),
         base=None if base is None else hub.local(base),
-        resume=resume,
+        resume=None if resume is None else Path(resume),
         overrides=override,
         dataset=images,
         callbacks=callbacks,
@@ -94,7 +93,12 @@ def configured(recipe: str, stage: Stage, settings: Mapping[str, object]) -> Run
 
 
 def refuse_beginning(
-    recipe: str, stage: Stage, encoder: Path | None, base: Path | None, from_scratch: bool, resume: Path | None
+    recipe: str,
+    stage: Stage,
+    encoder: str | Path | None,
+    base: str | Path | None,
+    from_scratch: bool,
+    resume: str | Path | None,
 ) -> None:
     """Raises UserError where it is not said, or said twice, what a generator begins with."""
     if KINDS[stage].continues and base is None and resume is None:

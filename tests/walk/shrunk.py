@@ -76,6 +76,8 @@ NOT_RUN = [  # page, beginning of the command, why not
     ("training.md", "eval", "changes the shell; tests/test_editor.py does it in one of its own"),
     ("training.md", "epg bench", "seconds a stage; tests/test_bench.py does"),
     ("training.md", "torchrun", SEVERAL),
+    ("zoo.md", "epg sample 'ADDRESS", "a download; tests/test_assets.py does it from a server of its own"),
+    ("zoo.md", "epg demo", "a server that runs until it is stopped; tests/test_demo.py asks it"),
     ("README.md", "epg quickstart --data", "tests/test_quickstart.py does, among the slow tests"),
     ("tutorial.md", "epg quickstart", "tests/test_quickstart.py does"),
 ]

@@ -101,6 +101,11 @@ def training() -> Names:
     return {}
 
 
+def zoo() -> Names:
+    trained("RUN", "diffusion")
+    return {}
+
+
 def released(config: RunConfig) -> None:
     """A file like those of the release, and the recipe that it fits."""
     save_run(Path("tiny"), config)
@@ -123,4 +128,5 @@ WORLDS: dict[str, Callable[[], Names]] = {
     "sampling.md": sampling,
     "training.md": training,
     "tutorial.md": readme,
+    "zoo.md": zoo,
 }

@@ -21,13 +21,14 @@ class Convert:
 
     source: tyro.conf.Positional[Place]
     """Run folder, checkpoint, export or pipeline folder; .pth file of the authors' release; or on the Hub user/repo,
-    user/repo:FILE."""
+    user/repo:FILE; or an asset."""
     out: Path
-    """Folder, or file for release (.pth), program (.pt2) and onnx (.onnx)."""
-    to: Literal["weights", "pipeline", "release", "program", "onnx"] | None = None
+    """Folder, or file for asset (.zip), release (.pth), program (.pt2) and onnx (.onnx)."""
+    to: Literal["weights", "pipeline", "asset", "release", "program", "onnx"] | None = None
     """weights: our format, for `epg sample` and `epg finetune --encoder`; pipeline: a folder for diffusers that needs
-    nothing else; release: the authors' names; program: torch.export of a one-step generator; onnx: the same for ONNX.
-    If not given, weights from the release and for encoders, a pipeline otherwise."""
+    nothing else; asset: weights as one file, to publish anywhere; release: the authors' names; program: torch.export of
+    a one-step generator; onnx: the same for ONNX. If not given, weights from the release and for encoders, a pipeline
+    otherwise."""
     recipe: Place | None = None
     """Recipe (name or .yaml) whose architecture a file of the release must have; recognised if not given."""
     stage: Literal["pretraining", "diffusion", "consistency"] | None = None
@@ -51,7 +52,8 @@ class Convert:
 
     def __call__(self) -> None:
         from epg.distributed import pick_device
-        from epg.publish.convert import Card, convert
+        from epg.publish.convert import convert
+        from epg.publish.folders import Card
 
         convert(
             self.source,

@@ -1,12 +1,12 @@
 """`epg demo`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from epg.cli.numbers import Between, Decay
+from epg.cli.paths import Place
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Demo:
     tells nobody (extra: demo).
     """
 
-    model: tyro.conf.Positional[Path]
-    """Run folder, checkpoint, export, pipeline folder, or user/repo on the Hub."""
+    model: tyro.conf.Positional[Place]
+    """Run folder, checkpoint, export, pipeline folder, user/repo on the Hub, or an asset (docs/zoo.md)."""
     host: str = "127.0.0.1"
     """Whom it listens to: this machine; 0.0.0.0 is the whole network."""
     port: Annotated[int, Between(1, 65535)] = 7860

@@ -8,6 +8,7 @@ import tyro
 
 from epg.cli.drawing import Drawing
 from epg.cli.numbers import Between, Images
+from epg.cli.paths import Place
 from epg.command_line import written
 
 
@@ -22,8 +23,8 @@ class Sample(Drawing):
 
     CONTINUES: ClassVar[bool] = True
 
-    checkpoint: tyro.conf.Positional[Path]
-    """Run folder, checkpoint or export."""
+    checkpoint: tyro.conf.Positional[Place]
+    """Run folder, checkpoint, export, pipeline folder, user/repo on the Hub, or an asset (docs/zoo.md)."""
     out: Path = Path("samples")
     """Folder for the images."""
     count: Images = 64
@@ -50,5 +51,5 @@ class Sample(Drawing):
         names = ("count", "compile", "npz", "animation", "interpolate", "scales")
         own = {name: getattr(self, name) for name in names}
         write_samples(self.checkpoint, self.out, self.request(**own))
-        if rank() == 0 and (self.checkpoint / "config.yaml").is_file():
+        if rank() == 0 and (Path(self.checkpoint) / "config.yaml").is_file():
             print(f"Next: {written('epg', 'report', self.checkpoint)}")

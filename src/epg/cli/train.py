@@ -95,11 +95,12 @@ class Finetune(Training):
 
     stage: str = "diffusion"
     """What to train: diffusion, consistency, or what else the recipe describes."""
-    encoder: Path | None = None
-    """Run folder (or checkpoint, export, released weight file, or user/repo on the Hub) of the pre-trained encoder."""
-    base: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Start from this whole generator (run folder, checkpoint, export, pipeline folder, or user/repo on the Hub), also
-    with other classes, image or patch size; its run says which pre-trained encoder it had, where a loss needs that."""
+    encoder: Place | None = None
+    """The pre-trained encoder: run folder, checkpoint, export, released weight file, user/repo on the Hub, or asset."""
+    base: Annotated[Place | None, tyro.conf.arg(name="from")] = None
+    """Start from this whole generator (run folder, checkpoint, export, pipeline folder, user/repo on the Hub, asset),
+    also with other classes, image or patch size; its run says which pre-trained encoder it had, where a loss needs
+    that."""
     from_scratch: bool = False
     """Start from a random encoder instead."""
 

@@ -13,7 +13,7 @@ from epg.extras import install
 
 
 def serve(
-    model: Path,
+    model: str,
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
@@ -25,7 +25,7 @@ def serve(
     drawer = Drawer(load(model, ema=ema, device=pick_device(device)))
     if importlib.util.find_spec("gradio") is None:
         raise UserError(f"epg demo: the page needs gradio. {install('demo')}.")
-    blocks = page(drawer, f"EPG: {'/'.join(model.resolve().parts[-2:]) if model.exists() else model}")
+    blocks = page(drawer, f"EPG: {called(model)}")
     try:
         _, address, public = launched(blocks, host, port, share)
         also = f", and for everyone who knows it at {public}" if public else ""
@@ -34,3 +34,8 @@ def serve(
             time.sleep(3600)
     finally:
         blocks.close(verbose=False)
+
+
+def called(model: str) -> str:
+    """Of a folder its last two names; an address without its hash."""
+    return "/".join(Path(model).resolve().parts[-2:]) if Path(model).exists() else model.partition("#")[0]

@@ -20,7 +20,6 @@ from epg.evaluation.evaluate import evaluate
 from epg.evaluation.extraction import Collector, extract
 from epg.evaluation.extractors import IN_DOMAIN, Choice, choices, open_extractor
 from epg.evaluation.extractors.extractor import Extractor
-from epg.evaluation.extractors.weights import cache_folder
 from epg.evaluation.independence import notes, refuse_no_judge
 from epg.evaluation.measures import METRICS, choose, held_out_needed
 from epg.evaluation.npz import NpzSource
@@ -31,6 +30,7 @@ from epg.evaluation.sources import DatasetSource
 from epg.evaluation.sources import Progress as Report
 from epg.evaluation.subjects import Subject, some_of
 from epg.storage.artefact import digest_of
+from epg.storage.download import cache_folder
 
 VERSION = "2"  # of what a cached reference says: raise it with every new entry of its manifest
 

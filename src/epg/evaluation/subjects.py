@@ -25,7 +25,7 @@ from epg.pipeline import folder as pipeline
 from epg.pipeline.folder import Saved
 from epg.randomness import permutation
 from epg.sampling import Request, open_request
-from epg.storage import hub
+from epg.storage import assets, hub
 
 DEFAULT_COUNT = 1000  # samples of a generator
 
@@ -101,13 +101,13 @@ def like(dataset: ImageDataset, data: DataConfig, learnt: Sequence[str] = ()) ->
 
 
 def is_generator(path: str) -> bool:
-    """A run folder, checkpoint, export or pipeline folder, or the name of a repository."""
+    """A run folder, checkpoint, export or pipeline folder, the name of a repository, or the address of an asset."""
     place = Path(path).expanduser()
     if place.is_dir():
         is_checkpoint = (place / checkpoint.STATE).is_file() and (place / checkpoint.MANIFEST).is_file()
         trained = (place / "checkpoints").is_dir() or export.is_export(place) or export.is_export(place / export.FOLDER)
         return is_checkpoint or trained or pipeline.is_pipeline(place)
-    return hub.is_repository(path)
+    return assets.is_address(path) or hub.is_repository(path)
 
 
 def is_dataset(path: str) -> bool:

@@ -1,7 +1,6 @@
 """`epg convert`: runs, weights of the authors' release, and pipeline folders into one another, and onto the Hub."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from epg.checkpoint import export
 from epg.checkpoint.loading import Trained, open_weights
 from epg.checkpoint.official import EPG_NAMES, RCM_NAMES, Names, from_release, recognise, to_release
 from epg.checkpoint.state_dict import read_state_dict
@@ -21,39 +19,16 @@ from epg.generator import Generator
 from epg.messages import say
 from epg.pipeline import folder as pipeline
 from epg.publish import programs
-from epg.publish.model_card import Origin, receipts_beside, write_card
-from epg.storage import hub, outputs
+from epg.publish.folders import Card, foreign, write_asset, write_folder
+from epg.storage import assets, hub, outputs
 
 Normalization = Literal["imagenet", "symmetric"]
-Target = Literal["weights", "pipeline", "release", "program", "onnx"]
-FILES = {"release": (".pth", ".safetensors"), "program": (".pt2",), "onnx": (".onnx",)}
+Target = Literal["weights", "pipeline", "asset", "release", "program", "onnx"]
+FILES = {"asset": (assets.SUFFIX,), "release": (".pth", ".safetensors"), "program": (".pt2",), "onnx": (".onnx",)}
+PROGRAMS = ("release", "program", "onnx")  # of a generator, wherever it comes from
+ENCODERS = ("weights", "asset", "release")
 RELEASED = ("nnet_ema.pth", "nnet.pth")  # in a folder of the release: the first is what samples
 RELEASED_EMA = 0.9999
-
-USE = {
-    "pipeline": """
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
-image = pipe({labels}generator=0).images[0]
-""",
-    "weights": """
-import epg
-
-model = epg.load("{name}")
-images = model.sample({sample})  # uint8 (N, C, H, W)
-""",
-}
-
-
-@dataclass(frozen=True)
-class Card:
-    """What the user says of weights that are to be published."""
-
-    license: str | None = None
-    dataset: str | None = None
-    samples: bool = True
-    device: torch.device | str = "cpu"
 
 
 def convert(
@@ -88,13 +63,15 @@ def convert(
     target = to or ("weights" if released or encoder else "pipeline")
     check_target(target, out, found, push)
     if isinstance(found, pipeline.Saved):
-        if target not in FILES:
-            raise UserError(f"{source}: a pipeline folder already; --to takes {', '.join(FILES)}")
+        if target not in PROGRAMS:
+            raise UserError(f"{source}: a pipeline folder already; --to takes {', '.join(PROGRAMS)}")
         write_file(target, out, found.tensors, EPG_NAMES, found.generator)
-    elif target in FILES:
-        write_file(target, out, found.tensors, RCM_NAMES if encoder else EPG_NAMES, found.generator)
-    else:
+    elif target == "asset":
+        write_asset(out, found, card or Card())
+    elif target == "weights" or target == "pipeline":
         write_folder(target, out, found, card or Card(), push)
+    else:
+        write_file(target, out, found.tensors, RCM_NAMES if encoder else EPG_NAMES, found.generator)
     if push is not None:
         say(f"uploaded to {hub.push(out, push, private=private)}")
 
@@ -116,6 +93,8 @@ def read_source(
 
 def release_file(source: str) -> Path | None:
     """The file of the release that is meant, downloaded where it is on the Hub; None for a folder of ours."""
+    if assets.is_asset(source):
+        return None
     if Path(source).is_file():
         return Path(source)
     repository, colon, inside = source.rpartition(":")
@@ -167,8 +146,8 @@ def check_target(target: Target, out: Path, found: Trained | pipeline.Saved, pus
             outputs.refuse_existing(name)
     else:
         outputs.refuse_foreign(outputs.place_of(out), foreign)
-    if isinstance(found, Trained) and not found.config.objective.samples and target not in ("weights", "release"):
-        raise UserError(f"--to {target}: an encoder cannot sample; it can become weights or release")
+    if isinstance(found, Trained) and not found.config.objective.samples and target not in ENCODERS:
+        raise UserError(f"--to {target}: an encoder cannot sample; it can become {' or '.join(ENCODERS)}")
 
 
 def write_file(
@@ -188,50 +167,3 @@ def write_file(
             export_to = programs.export_program if target == "program" else programs.export_onnx
             done = f"differs from PyTorch by at most {export_to(generator(), file):.1g} of 1"
     print(f"{out}: {done}")
-
-
-def write_folder(target: Target, out: Path, found: Trained, card: Card, push: str | None) -> None:
-    """Weights in our format, or a pipeline, with their card. Raises OutputError; a folder that was there stays then."""
-    model = found.generator(card.device) if found.config.objective.samples else None
-    name = push or out.absolute().name
-    with outputs.replacing_folder(out, foreign) as folder:
-        if target == "pipeline":
-            assert model is not None
-            from epg.pipeline import EPGPipeline
-
-            EPGPipeline.from_generator(model, found.trained_in()).save_pretrained(folder)
-        else:
-            write_weights(folder, found)
-        origin = Origin(card.license, card.dataset, receipts_beside(found.path))
-        write_card(folder, found, origin, model if card.samples else None, name, how_to_use(target, found, name))
-        pipeline.reseal(folder) if target == "pipeline" else export.reseal(folder)
-    print(f"{out}: {found.kind} of {found.config.recipe} ({found.config.stage}) as {target}")
-
-
-def foreign(out: Path) -> str:
-    """Why a folder is not, all of it, what an earlier conversion wrote; "" where it is."""
-    return pipeline.foreign(out) if pipeline.is_pipeline(out) else export.foreign(out)
-
-
-def write_weights(folder: Path, found: Trained) -> None:
-    """Our export format, which `epg.load`, `epg sample` and `epg finetune --encoder` take."""
-    tensors = found.tensors()
-    if found.kind == "model":
-        tensors = {f"{export.PREFIX}{name}": tensor for name, tensor in tensors.items()}
-    state = {
-        "class_names": list(found.class_names),
-        "class_counts": list(found.class_counts),
-        "config": found.config.model_dump(mode="json"),
-        "trained_in": found.trained_in(),
-    }
-    export.fill(folder, found.step, {found.kind: tensors}, state)
-
-
-def how_to_use(target: Target, found: Trained, name: str) -> str:
-    """Code for the card."""
-    if not found.config.objective.samples:
-        return f"epg finetune {found.config.recipe} --encoder {name}"
-    conditional = bool(found.config.model.num_classes)
-    if target == "pipeline":
-        return USE["pipeline"].format(name=name, labels="class_labels=[0], " if conditional else "")
-    return USE["weights"].format(name=name, sample="model.make_labels(8, balanced=True)" if conditional else "count=8")

@@ -12,7 +12,7 @@ from epg.sampling.request import Request, open_request
 from epg.signals import name_of
 
 
-def write_samples(checkpoint: Path, out: Path, request: Request) -> None:
+def write_samples(checkpoint: str | Path, out: Path, request: Request) -> None:
     """Draws images into `out`: `000000.png` and so on, `grid.png`, and `samples.npz` or an animation if asked for.
 
     Under torchrun the processes share the work. An interrupted run is continued by the same command; its images are
@@ -32,7 +32,7 @@ def write_samples(checkpoint: Path, out: Path, request: Request) -> None:
         raise InterruptedRunError(text) from None
 
 
-def sample_together(checkpoint: Path, out: Path, request: Request) -> None:
+def sample_together(checkpoint: str | Path, out: Path, request: Request) -> None:
     """`write_samples` as one of the processes that share the work."""
     with failing_together():
         job = Job(open_request(checkpoint, request), out)

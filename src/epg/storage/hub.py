@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from epg.errors import ArtefactError, OutputError
+from epg.storage import assets
 from epg.storage.files import replacing
 
 # user/repo, and optionally @revision
@@ -24,15 +25,18 @@ def is_repository(name: str | Path) -> bool:
 
 
 def local(name: str | Path, files: Sequence[str] = FILES, **options: Any) -> Path:
-    """The folder itself, or a downloaded copy of the repository that it names, `user/repo` or `user/repo@revision`.
+    """The folder itself, or a downloaded copy of what it names: a repository, `user/repo` or `user/repo@revision`; an
+    asset (`epg.storage.assets`).
 
     Args:
         files: patterns of the files that are wanted; code never is.
         options: of `huggingface_hub.snapshot_download`: token, cache_dir, local_files_only, force_download.
 
     Raises:
-        ArtefactError: no such repository, no access, or no network and no earlier download.
+        ArtefactError: no such repository, no access, another file than was meant; no network and no earlier download.
     """
+    if assets.is_asset(name):
+        return assets.local(name)
     if not is_repository(name):
         return Path(name)
     from huggingface_hub import snapshot_download

@@ -20,10 +20,10 @@ from epg.evaluation import FEATURES, LOGITS
 from epg.evaluation.classifier import FEATURES as WIDTH
 from epg.evaluation.classifier import Classifier, TrainedClassifier, train_classifier
 from epg.evaluation.extractors.extractor import Extractor
-from epg.evaluation.extractors.weights import cache_folder
 from epg.evaluation.sources import Progress
 from epg.randomness import permutation
 from epg.storage.artefact import digest_of, match, read_tensors, write_tensors
+from epg.storage.download import cache_folder
 from epg.storage.files import replacing
 
 VERSION = 1  # of architecture and training: raise it when either changes, and cached classifiers are trained anew

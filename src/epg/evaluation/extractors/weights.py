@@ -1,7 +1,6 @@
 """Where the weights of published extractors come from: a path, the cache, or the web; never unchecked."""
 
 import os
-import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,9 @@ from torch import Tensor
 from epg.distributed import failing_together
 from epg.errors import ArtefactError, cause
 from epg.storage.artefact import fingerprint, read_tensors
+from epg.storage.download import UNREACHABLE, OtherFileError, cache_folder, fetch
+
+MOST_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,6 @@ class Published:
     sha256: str
     flag: str
     """Option of the command line that takes a path instead."""
-
-
-def cache_folder() -> Path:
-    """EPG_CACHE, or `epg` in the user's cache folder."""
-    if chosen := os.environ.get("EPG_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "epg"
 
 
 def find_published(published: Published) -> Path:
@@ -58,12 +53,11 @@ def download(published: Published, file: Path) -> None:
         f"and put it at {file}, or pass it as {published.flag} PATH."
     )
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(published.url, str(file), hash_prefix=published.sha256, progress=True)
-    except RuntimeError as error:
+        fetch(published.url, file, published.sha256, MOST_BYTES)
+    except OtherFileError as error:
         told = f"{published.name}: what was downloaded is not the published file ({error})"
         raise ArtefactError(f"{told}. {cure}") from error
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except UNREACHABLE as error:
         reason = getattr(error, "reason", error)
         told = f"{published.name} is not in the cache and cannot be downloaded ({reason})"
         raise ArtefactError(f"{told}. {cure}") from error
