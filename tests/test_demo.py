@@ -1,4 +1,4 @@
-"""`epg demo`: the page's server as a browser meets it. Skipped without gradio (extra `demo`)."""
+"""`epg demo`: the page's server as a browser meets it."""
 
 import http.client
 
@@ -62,8 +62,6 @@ def test_out_of_bounds(values):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory):
-    pytest.importorskip("gradio")
-    pytest.importorskip("gradio_client")
     from epg.demo.page import launched, page
 
     with pytest.MonkeyPatch.context() as patch:
