@@ -75,7 +75,8 @@ def pretraining_results() -> dict[str, Any]:
 
 def onestep_results() -> dict[str, Any]:
     """Moments before the first step, and a step, on this process's share; gradients averaged as DDP does."""
-    config = tiny_config("onestep", objective={"levels": [0.2, 1.0], "pixels": 4}, model={"num_classes": 10})
+    settings = {"levels": [0.2, 1.0], "pixels": 4, "covariance": "class", "recognition_weight": 0.5}
+    config = tiny_config("onestep", objective=settings, model={"num_classes": 10})
     network = tiny_epg(config)
     encoder = build_encoder(config.model, config.data)
     randomize(encoder)

@@ -31,7 +31,7 @@ diffusion:
   optimizer: {lr: 3.0e-3, warmup_steps: 2}
   training: {batch_size: 32, steps: 40, ema: [0.5], preview_every: 0, log_every: 10, trackers: []}
 onestep:
-  objective: {levels: [0.2, 1.0], pixels: 4, decay: 0.9}
+  objective: {levels: [0.2, 1.0], pixels: 4, decay: 0.9, covariance: class, recognition_weight: 0.5}
   optimizer: {lr: 1.0e-3, warmup_steps: 2, schedule: constant}
   training: {batch_size: 30, steps: 12, ema: [0.5], preview_every: 0, log_every: 1, checkpoint_every: 6, trackers: []}
   evaluation: {every: 6, count: 40, features: [random]}
@@ -80,6 +80,7 @@ def test_distances_fall(place: Path) -> None:
     lines = read_log(place / "onestep")
     assert [line["step"] for line in lines] == list(range(1, 13))
     names = ["moments/0.2", "moments/1", "moments/pixels"]
+    assert all(line["recognition"] > 0 for line in lines)
     for line in lines:
         assert line["moments"] == pytest.approx(sum(line[name] for name in names), rel=1e-5)
     assert lines[-1]["moments"] < lines[0]["moments"]
@@ -243,20 +244,35 @@ def test_samples_take_turns_at_the_levels() -> None:
 
 def test_every_image_is_seen_at_its_level_alone() -> None:
     found = objective()
-    images, labels, look = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]), torch.randn(4, 1, 8, 8)
+    images, look = torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8)
     which = found.turns(0, 4, torch.device("cpu"))
-    (features, first), (_, second), (small, everything) = found.seen(images, labels, look, which)
+    (features, first), (_, second), (small, everything) = found.seen(images, look, which)
     assert torch.equal(first, torch.tensor([1.0, 0, 1, 0]))
     assert torch.equal(first + second, everything)
     level = torch.tensor([0.2, 1.0, 0.2, 1.0])
-    assert torch.allclose(features[:, :-3], found.encode(images, level, look))
-    assert torch.equal(features[:, -3:], torch.nn.functional.one_hot(labels, 3).float())
-    assert torch.allclose(small[:, :16].view(4, 4, 4), images.view(4, 4, 2, 4, 2).mean((2, 4)))
+    assert torch.allclose(features, found.encode(images, level, look))
+    assert torch.allclose(small.view(4, 4, 4), images.view(4, 4, 2, 4, 2).mean((2, 4)))
 
 
-def test_labels_are_features_only_where_they_have_a_weight() -> None:
-    found = objective(label_weight=0.0, pixels=0)
-    assert [space.size for space in found.spaces] == [32, 32]
+def test_classes_have_their_own_moments() -> None:
+    assert [space.mean.shape for space in objective(pixels=0).spaces] == [(3, 32), (3, 32)]
+    assert [len(space.second) for space in objective().spaces] == [1, 1, 1]
+    assert [len(space.second) for space in objective(covariance="class").spaces] == [3, 3, 3]
+
+
+def test_recognition_adds_the_surprise_of_the_discriminants() -> None:
+    batch = random_batch(tiny_config("onestep"))
+    losses = []
+    for weight in (0.0, 2.0):
+        found = objective(recognition_weight=weight)
+        for space in found.spaces:
+            torch.manual_seed(1)
+            torch.nn.init.normal_(space.axes)
+        losses.append(found(found.draw(batch, 0)))
+    without, told = ({name: value.detach() for name, value in found.items()} for found in losses)
+    assert "recognition" not in without
+    assert float(told["recognition"]) > 0
+    assert float(told["loss"]) == pytest.approx(float(without["loss"] + 2 * told["recognition"]), rel=1e-5)
 
 
 def test_the_frozen_encoder_gets_no_gradient() -> None:

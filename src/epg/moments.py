@@ -1,88 +1,174 @@
-"""Matching the moments of features: the Frechet distance between a fixed Gaussian and a running one, as a loss.
+"""Matching the moments of features: Frechet distances between fixed Gaussians and running ones, as a loss.
 
-Yang et al., "Representation Frechet Loss for Visual Generation" (arXiv 2604.28190).
+Yang et al., "Representation Frechet Loss for Visual Generation" (arXiv 2604.28190); classes and their discriminant are
+ours.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from epg.distributed import all_reduce_sum
 
 SUPPORT = 1e-8  # eigenvalues below this part of the largest are those of directions in which nothing varies
+RIDGE = 0.03  # of the mean variance, added to every variance of the discriminant: it divides by them
+SMALLEST = 1e-12  # variance
 
 
 class Moments(nn.Module):
-    """Mean and second moment of D features of generated images, kept while training, and those of real images.
+    """A Gaussian of D features for each of C classes: of real images, and running ones of generated images.
 
-    Features are measured from the mean of the real ones, in units of `scale`, so that nothing is lost to cancellation.
-    All numbers are buffers: they are part of a checkpoint.
+    Features are measured from the mean of the real ones of their class, in units of `scale`, so that nothing is lost to
+    cancellation. All numbers are buffers: they are part of a checkpoint.
 
     Args:
         size: the number of features, D.
-        decay: b of `m <- b m + (1 - b) mean(phi)`.
+        decay: b, by which everything that was seen counts less with every step.
+        classes: C; 1 where images have no labels, and all are of class 0.
+        shared: whether the classes have one covariance (G = 1, that of images around the mean of their class), or each
+            has its own (G = C).
     """
 
+    share: Tensor
     centre: Tensor
     scale: Tensor
     root: Tensor
+    axes: Tensor
+    offset: Tensor
+    count: Tensor
     mean: Tensor
     second: Tensor
 
-    def __init__(self, size: int, decay: float) -> None:
+    def __init__(self, size: int, decay: float, classes: int = 1, shared: bool = True) -> None:
         super().__init__()
-        self.size, self.decay = size, decay
-        self.register_buffer("centre", torch.zeros(size))
-        self.register_buffer("scale", torch.ones(size))
-        self.register_buffer("root", torch.eye(size))  # R, the symmetric root of the covariance of the real images
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("second", torch.eye(size))
+        self.size, self.decay, self.classes = size, decay, classes
+        self.groups = 1 if shared else classes
+        self.register_buffer("share", torch.full((classes,), 1 / classes))  # of the classes among the real images
+        self.register_buffer("centre", torch.zeros(classes, size))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("root", torch.eye(size).repeat(self.groups, 1, 1))  # R, R R = the real covariance
+        self.register_buffer("axes", torch.zeros(classes, size))  # of the discriminant, with its offset
+        self.register_buffer("offset", torch.zeros(classes))
+        self.register_buffer("count", torch.zeros(classes))
+        self.register_buffer("mean", torch.zeros(classes, size))
+        self.register_buffer("second", torch.eye(size).repeat(self.groups, 1, 1))
 
-    def set_reference(self, mean: Tensor, covariance: Tensor, scale: Tensor) -> None:
-        """The moments of real images, (D,) and (D, D), and the unit of every feature (D,); float64."""
+    # Before the first step ------------------------------------------------------------------------------------------
+
+    def sums(self, device: torch.device) -> "Sums":
+        """What moments are made of, empty, with as many groups as these have."""
+        return Sums(self.size, self.classes, self.groups, device)
+
+    def set_reference(self, real: "Sums") -> None:
+        """The Gaussians of real images; all processes call it together. Their unit makes the mean variance 1."""
+        counts, mean, second = real.moments()
+        share = counts / counts.sum()
+        covariance = self.around(mean, second, share)
+        shares = self.of_groups(share)[:, None, None]
+        within = (shares * covariance).sum(0)
+        between = share @ (mean - share @ mean).square()
+        scale = (within.diagonal() + between).mean().clamp(min=SMALLEST).sqrt()
+        self.share.copy_(share)
         self.centre.copy_(mean)
         self.scale.copy_(scale)
-        self.root.copy_(symmetric_root(covariance / (scale[:, None] * scale)))
+        self.root.copy_(symmetric_root(covariance / scale**2))
+        self._discriminate((mean - share @ mean) / scale, within / scale**2)
 
-    def in_units(self, features: Tensor) -> Tensor:
-        """Features (N, D) as they are compared."""
-        return (features - self.centre) / self.scale
+    def _discriminate(self, mean: Tensor, within: Tensor) -> None:
+        """Fisher's discriminant: `log p(c | x) = w_c x + b_c + ...` for Gaussians with one covariance."""
+        ridge = RIDGE * within.diagonal().mean().clamp(min=SMALLEST)
+        axes = torch.linalg.solve(within + ridge * torch.eye(self.size).to(within), mean.T).T
+        self.axes.copy_(axes)
+        self.offset.copy_(self.share.double().clamp(min=SMALLEST).log() - (axes * mean).sum(1) / 2)
 
-    def start(self, mean: Tensor, second: Tensor) -> None:
-        """The first running moments, from those of plain features, (D,) and (D, D); float64."""
+    def start(self, generated: "Sums") -> None:
+        """The first running moments; all processes call it together."""
+        counts, mean, second = generated.moments()
         centre, scale = self.centre.double(), self.scale.double()
-        moved = mean - centre
-        crossed = torch.outer(mean, centre)
+        moved = torch.where(counts[:, None] > 0, mean - centre, 0)
+        # sum (x - a)(x - a)^T = sum x x^T - sum x a^T - sum a x^T + sum a a^T, with a the centre of the class of x
+        weights = counts if self.groups > 1 else counts / counts.sum()
+        crossed = self.by_group(weights, mean, centre)
+        squares = self.by_group(weights, centre, centre)
+        moved_second = (second - crossed - crossed.mT + squares) / scale**2
+        known = self.of_groups(counts)[:, None, None] > 0  # a class of which nothing was drawn is as it should be
+        root = self.root.double()
+        self.count.copy_(counts)
         self.mean.copy_(moved / scale)
-        self.second.copy_((second - crossed - crossed.T + torch.outer(centre, centre)) / torch.outer(scale, scale))
+        self.second.copy_(torch.where(known, moved_second, root @ root))
 
-    def forward(self, features: Tensor, which: Tensor) -> Tensor:
+    def by_group(self, weights: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Products of vectors of classes, (C, D) each, as (G, D, D): of every class, or their weighted sum."""
+        if self.groups > 1:
+            return left[:, :, None] * right[:, None, :]
+        return torch.einsum("c,cd,ce->de", weights, left, right)[None]
+
+    def of_groups(self, share: Tensor) -> Tensor:
+        """Shares or counts of classes (C,), as those of groups (G,)."""
+        return share if self.groups > 1 else share.sum()[None]
+
+    # A step ---------------------------------------------------------------------------------------------------------
+
+    def in_units(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Features (N, D) as they are compared."""
+        return (features - self.centre[labels]) / self.scale
+
+    def forward(self, features: Tensor, labels: Tensor, which: Tensor) -> Tensor:
         """The distance of the running moments, after they took in features (N, D) of this and all other processes.
 
         Its value is that of the running moments; its gradient is that of the distance by the moments of this batch
         alone, as if they were all: so it does not shrink with 1 - b.
 
         Args:
+            labels: (N,) int64.
             which: 1 for every sample that counts, else 0, (N,). Where there is none nothing changes.
         """
         with torch.autocast(features.device.type, enabled=False):  # moments are sums of many numbers
-            x = self.in_units(features.to(self.mean))
-            chosen = which[:, None] * x
-            found = all_reduce_sum(which.sum())
-            count, rate = found.clamp(min=1), (1 - self.decay) * (found > 0)
-            mean, second = all_reduce_sum(chosen.sum(0)) / count, all_reduce_sum(chosen.T @ x) / count
+            x = self.in_units(features.to(self.mean), labels)
+            chosen = F.one_hot(labels, self.classes).to(x) * which[:, None].to(x)
+            counts = all_reduce_sum(chosen.sum(0))
+            parts = chosen if self.groups > 1 else chosen.sum(1, keepdim=True)
+            mean = all_reduce_sum(chosen.T @ x) / counts.clamp(min=1)[:, None]
+            products = all_reduce_sum((parts.T[:, None] * x.T) @ x)
+            second = products / self.of_groups(counts).clamp(min=1)[:, None, None]
         with torch.no_grad():
-            self.mean.lerp_(mean, rate)
-            self.second.lerp_(second, rate)
+            count = torch.where(counts.sum() > 0, self.decay * self.count + counts, self.count)
+            tiny = torch.finfo(count.dtype).tiny
+            rate, rates = (part / whole.clamp(min=tiny) for part, whole in self._both(counts, count))
+            self.count.copy_(count)
+            self.mean.lerp_(mean, rate[:, None])
+            self.second.lerp_(second, rates[:, None, None])
         return self.distance(through(self.mean, mean), through(self.second, second))
 
+    def _both(self, part: Tensor, whole: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """By class, and by group."""
+        return (part, whole), (self.of_groups(part), self.of_groups(whole))
+
     def distance(self, mean: Tensor, second: Tensor) -> Tensor:
-        """`|m|^2 + tr S + tr S_r - 2 tr (R S R)^(1/2)` with `S = M - m m^T`, in float64."""
-        mean, second, root = mean.double(), second.double(), self.root.double()
-        covariance = second - torch.outer(mean, mean)
+        """`sum_c p_c (|m_c|^2 + tr S_c + tr S_rc - 2 tr (R_c S_c R_c)^(1/2))`, p the share of a class among the real
+        images, in float64."""
+        mean, second, root, share = mean.double(), second.double(), self.root.double(), self.share.double()
+        running = self.count.double()
+        covariance = self.around(mean, second, running / running.sum())
         between = _TraceOfRoot.apply(covariance, root)
-        return mean.square().sum() + covariance.trace() + root.square().sum() - 2 * between
+        spread = covariance.diagonal(dim1=1, dim2=2).sum(1) + root.square().sum((1, 2)) - 2 * between
+        return share @ mean.square().sum(1) + self.of_groups(share) @ spread
+
+    def around(self, mean: Tensor, second: Tensor, share: Tensor) -> Tensor:
+        """Covariances (G, D, D) around the classes' means."""
+        return second - self.by_group(share, mean, mean)
+
+    def surprise(self, features: Tensor, labels: Tensor, which: Tensor) -> Tensor:
+        """`-log p(y | features)` by the discriminant of the real images, averaged over the samples that count.
+
+        Arguments as `forward`'s.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            x = (features.to(self.mean) - self.share @ self.centre) / self.scale
+            found = F.cross_entropy(x @ self.axes.T + self.offset, labels, reduction="none") * which
+            return all_reduce_sum(found.sum()) / all_reduce_sum(which.sum()).clamp(min=1)
 
 
 def through(value: Tensor, gradient: Tensor) -> Tensor:
@@ -91,13 +177,13 @@ def through(value: Tensor, gradient: Tensor) -> Tensor:
 
 
 def symmetric_root(covariance: Tensor) -> Tensor:
-    """R with R R = S for a symmetric S (D, D); directions that are negative by rounding count as 0."""
+    """R with R R = S for symmetric S (..., D, D); directions that are negative by rounding count as 0."""
     values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT
 
 
 class _TraceOfRoot(torch.autograd.Function):
-    """`tr (R S R)^(1/2)`; its gradient by S is `R (R S R)^(-1/2) R / 2` where anything varies, and 0 elsewhere.
+    """`tr (R S R)^(1/2)`, (G,); its gradient by S is `R (R S R)^(-1/2) R / 2` where anything varies, and 0 elsewhere.
 
     Written out, as that of `eigh` divides by the differences of eigenvalues.
     """
@@ -105,36 +191,40 @@ class _TraceOfRoot(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, covariance: Tensor, root: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(root @ covariance @ root)
-        inverse = torch.where(
-            values > SUPPORT * values[-1], values.clamp(min=torch.finfo(values.dtype).tiny).rsqrt(), 0
-        )
+        tiny = torch.finfo(values.dtype).tiny
+        inverse = torch.where(values > SUPPORT * values[..., -1:], values.clamp(min=tiny).rsqrt(), 0)
         across = root @ vectors
-        ctx.save_for_backward((across * inverse) @ across.T / 2)
-        return values.clamp(min=0).sqrt().sum()
+        ctx.save_for_backward((across * inverse[..., None, :]) @ across.mT / 2)
+        return values.clamp(min=0).sqrt().sum(-1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        return grads[0] * gradient, None
+        return grads[0][:, None, None] * gradient, None
 
 
 class Sums:
-    """Count, sum and products of features (N, D) of many batches, in float64, over all processes in the end."""
+    """Counts (C,) and sums (C, D) of features by class, and their products by group (G, D, D), of many batches; in
+    float64, over all processes in the end."""
 
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
-        self.total = torch.zeros(size, dtype=torch.float64, device=device)
-        self.products = torch.zeros(size, size, dtype=torch.float64, device=device)
+    def __init__(self, size: int, classes: int, groups: int, device: torch.device) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
 
-    def add(self, features: Tensor, weights: Tensor) -> None:
-        """Features (N, D), each as often as its weight (N,) says."""
+        self.counts, self.totals, self.products = zeros(classes), zeros(classes, size), zeros(groups, size, size)
+
+    def add(self, features: Tensor, labels: Tensor, weights: Tensor) -> None:
+        """Features (N, D) with labels (N,), each as often as its weight (N,) says."""
         x = features.double()
-        weighted = weights.double()[:, None] * x
-        self.count += weights.double().sum()
-        self.total += weighted.sum(0)
-        self.products += weighted.T @ x
+        chosen = F.one_hot(labels, len(self.counts)).double() * weights.double()[:, None]
+        parts = chosen if len(self.products) > 1 else chosen.sum(1, keepdim=True)
+        self.counts += chosen.sum(0)
+        self.totals += chosen.T @ x
+        self.products += (parts.T[:, None] * x.T) @ x
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean (D,) and second moment (D, D); all processes call it together."""
-        count, total, products = (all_reduce_sum(x) for x in (self.count, self.total, self.products))
-        return total / count, products / count
+    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Counts, means (C, D) and second moments (G, D, D); all processes call it together."""
+        counts, totals, products = (all_reduce_sum(x) for x in (self.counts, self.totals, self.products))
+        whole = counts if len(products) > 1 else counts.sum()[None]
+        one = torch.finfo(counts.dtype).tiny
+        return counts, totals / counts.clamp(min=one)[:, None], products / whole.clamp(min=one)[:, None, None]

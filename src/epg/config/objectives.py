@@ -164,8 +164,12 @@ class OneStepConfig(ObjectiveConfig):
     """Unshifted noise levels at which the encoder of stage 1 looks at images, each at one of them."""
     pixels: CountOrNone = 8
     """Images shrunk to this side are compared too; 0 leaves them out."""
-    label_weight: Annotated[Number, Field(ge=0, le=1e3)] = 1.0
-    """Of the labels among the features, so that every class has the features of its own images; 0 leaves them out."""
+    covariance: Literal["shared", "class"] = "shared"
+    """Every class has its own mean features; all share a covariance, or each has its own (`class`: for few classes, of
+    which a batch holds many images)."""
+    recognition_weight: Annotated[Number, Field(ge=0, le=1e3)] = 0.0
+    """Of -log p(label | features), by the linear discriminant of the real images' features: images are to be told as
+    their class."""
     decay: Decay = 0.99
     """Of the running moments of generated images."""
     c: Annotated[Number, Field(ge=0, le=1e6)] = 0.01

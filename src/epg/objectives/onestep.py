@@ -1,5 +1,5 @@
-"""One step from any generator: the moments of its images follow those of real ones, in the features of the encoder of
-stage 1 and in pixels (`epg.moments`)."""
+"""One step from any generator: the moments of its images follow those of real ones, class by class, in the features of
+the encoder of stage 1 and in pixels (`epg.moments`)."""
 
 from collections.abc import Iterator, Mapping
 from typing import cast
@@ -25,15 +25,14 @@ from epg.randomness import Draws
 
 FIRST_SAMPLES = 10  # images for each feature, of which the first running moments are made
 BLOCK = 256
-SMALLEST = 1e-12  # variance
 
 
 class OneStep(GeneratorObjective):
     """`sum_i L_i / (stopgrad(L_i) + c)` of Frechet distances L_i between images `D(t_max eps, t_max)` and real ones.
 
     One distance for every noise level at which the frozen encoder looks at images (each image at one of them), of its
-    CLS and mean patch token, and one of shrunken images; labels are features too, so that the images of every class
-    are compared with its own.
+    CLS and mean patch token, and one of shrunken images; the images of a class are compared with its own. With
+    `recognition_weight`, images are to be told as their class too, by the linear discriminant of the real features.
     """
 
     frozen_encoder: Encoder
@@ -43,11 +42,11 @@ class OneStep(GeneratorObjective):
         assert isinstance(config.objective, OneStepConfig)
         self.config = config.objective
         self.max_damaged = config.data.max_damaged
-        classes = network.num_classes if self.config.label_weight else 0
-        sizes = [2 * encoder.width + classes] * len(self.config.levels)
+        sizes = [2 * encoder.width] * len(self.config.levels)
         if self.config.pixels:
-            sizes.append(config.data.channels * min(self.config.pixels, config.data.image_size) ** 2 + classes)
-        self.moments = nn.ModuleList(Moments(size, self.config.decay) for size in sizes)
+            sizes.append(config.data.channels * min(self.config.pixels, config.data.image_size) ** 2)
+        classes, shared = max(1, network.num_classes), self.config.covariance == "shared"
+        self.moments = nn.ModuleList(Moments(size, self.config.decay, classes, shared) for size in sizes)
 
     @property
     def spaces(self) -> list[Moments]:
@@ -59,8 +58,7 @@ class OneStep(GeneratorObjective):
     def draw(self, batch: Batch, step: int) -> Drawn:
         drawn = self.drawn(self.draws(batch, step))
         drawn["which"] = self.turns(batch.first + step, len(batch), batch.images.device)
-        if self.network.num_classes:
-            drawn["labels"] = batch.labels
+        drawn["labels"] = batch.labels if self.network.num_classes else torch.zeros_like(batch.labels)
         return drawn
 
     def drawn(self, draws: Draws) -> Drawn:
@@ -76,14 +74,26 @@ class OneStep(GeneratorObjective):
         return (turn == torch.arange(levels, device=device)[:, None]).to(self.dtype)
 
     def forward(self, drawn: Mapping[str, Tensor]) -> Losses:
+<<<<<<< HEAD
         """The loss; the sum of the distances, and each of them: between distributions, not of single samples."""
         images = self.generate(drawn["noise"], drawn.get("labels"))
         seen = self.seen(images, drawn.get("labels"), drawn["look"], drawn["which"])
         found = [space(*view) for space, view in zip(self.spaces, seen, strict=True)]
         distances = torch.stack(found)
+=======
+        """The loss; the sum of the distances, and each of them; how surprising the labels are, where that counts."""
+        labels = drawn["labels"]
+        images = self.generate(drawn["noise"], labels)
+        views = list(zip(self.spaces, self.seen(images, drawn["look"], drawn["which"]), strict=True))
+        distances = torch.stack([space(features, labels, part) for space, (features, part) in views])
+>>>>>>> 1cad632 (One step by moments: classes have their own mean and covariance, a discriminant of the real features; digits' recipe)
         loss = (distances / (distances.detach() + self.config.c)).sum()
-        named = zip(self.names(), distances.detach().unbind(), strict=True)
-        return {"loss": loss, "moments": distances.detach().sum(), **dict(named)}
+        losses = {"loss": loss, "moments": distances.detach().sum()}
+        if self.config.recognition_weight:
+            surprise = torch.stack([space.surprise(features, labels, part) for space, (features, part) in views]).mean()
+            losses["loss"] = loss + self.config.recognition_weight * surprise
+            losses["recognition"] = surprise.detach()
+        return losses | dict(zip(self.names(), distances.detach().unbind(), strict=True))
 
     def names(self) -> Iterator[str]:
         """Of the distances, in the log."""
@@ -91,35 +101,26 @@ class OneStep(GeneratorObjective):
         if self.config.pixels:
             yield "moments/pixels"
 
-    def generate(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+    def generate(self, noise: Tensor, labels: Tensor) -> Tensor:
         """Images (N, C, H, W) in network range of unit noise, in one evaluation at the highest level; not clamped."""
         sigma = self.shift * self.noise.sigma_max
-        return self.denoiser(sigma * noise, sigma, labels)
+        return self.denoiser(sigma * noise, sigma, labels if self.network.num_classes else None)
 
-    def seen(
-        self, images: Tensor, labels: Tensor | None, look: Tensor, which: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def seen(self, images: Tensor, look: Tensor, which: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Features (N, D) in every space, and which samples (N,) count there."""
         levels = self.shift * which.new_tensor(self.config.levels)
         sigma = (levels[:, None] * which).sum(0)
-        features = self.labelled(self.encode(images, sigma, look), labels)
+        features = self.encode(images, sigma, look)
         yield from ((features, part) for part in which.unbind())
         if self.config.pixels:
             small = F.adaptive_avg_pool2d(images, min(self.config.pixels, images.shape[-1])).flatten(1)
-            yield self.labelled(small, labels), torch.ones_like(which[0])
+            yield small, torch.ones_like(which[0])
 
     def encode(self, images: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         """CLS and mean patch token of the frozen encoder, (N, 2 D), of images with noise at shifted levels (N,)."""
         scale = schedule.input_scale(sigma, self.noise.sigma_data).view(-1, 1, 1, 1)
         tokens = self.frozen_encoder(scale * at_levels(images, sigma, noise), schedule.time_condition(sigma))[0]
         return full_precision(torch.cat([tokens[:, CLS], tokens[:, PATCHES].mean(1)], dim=1))
-
-    def labelled(self, features: Tensor, labels: Tensor | None) -> Tensor:
-        """Features with those of the labels appended: k onehot(y)."""
-        if labels is None or not self.config.label_weight:
-            return features
-        onehot = F.one_hot(labels, self.network.num_classes).to(features)
-        return torch.cat([features, self.config.label_weight * onehot], dim=1)
 
     # Before the first step ------------------------------------------------------------------------------------------
 
@@ -138,24 +139,23 @@ class OneStep(GeneratorObjective):
                 weights = self.weights(dataset, labels)
                 self.add(sums, random_flip(images, flips) if self.config.flip else images, labels, weights, first)
         for space, found in zip(self.spaces, sums, strict=True):
-            mean, second = found.moments()
-            space.set_reference(mean, second - torch.outer(mean, mean), self.units(mean, second))
+            space.set_reference(found)
         sums = self.sums()
         count = FIRST_SAMPLES * max(space.size for space in self.spaces)
         for first in range(rank() * BLOCK, count, world_size() * BLOCK):
             numbers = self.numbers(first, BLOCK)
             labels = self.labels_like(dataset, numbers)
-            images = self.generate(self.drawn(numbers)["noise"], labels if self.network.num_classes else None)
+            images = self.generate(self.drawn(numbers)["noise"], labels)
             self.add(sums, images, labels, torch.ones_like(labels, dtype=self.dtype), first)
         for space, found in zip(self.spaces, sums, strict=True):
-            space.start(*found.moments())
+            space.start(found)
 
     @property
     def device(self) -> torch.device:
         return self.spaces[0].mean.device
 
     def sums(self) -> list[Sums]:
-        return [Sums(space.size, self.device) for space in self.spaces]
+        return [space.sums(self.device) for space in self.spaces]
 
     def numbers(self, first: int, count: int, level: int = 0) -> Draws:
         """The random numbers of what comes before the first step."""
@@ -177,20 +177,11 @@ class OneStep(GeneratorObjective):
 
     def add(self, sums: list[Sums], images: Tensor, labels: Tensor, weights: Tensor, first: int) -> None:
         """Adds images in network range, seen at every level, to the sums of every space."""
-        known = labels if self.network.num_classes else None
+        labels = labels if self.network.num_classes else torch.zeros_like(labels)
         for level in range(len(self.config.levels)):
             look = self.drawn(self.numbers(first, len(images), level))["look"]
             which = torch.zeros(len(self.config.levels), len(images), dtype=self.dtype, device=self.device)
             which[level] = 1
-            for found, (features, part) in zip(sums, self.seen(images, known, look, which), strict=True):
+            for found, (features, part) in zip(sums, self.seen(images, look, which), strict=True):
                 if bool(part.any()):
-                    found.add(features, part * weights)
-
-    def units(self, mean: Tensor, second: Tensor) -> Tensor:
-        """The unit of every feature (D,): one for all that is seen, whose mean variance is then 1."""
-        variance = second.diagonal() - mean.square()
-        classes = self.network.num_classes if self.config.label_weight else 0
-        units = torch.ones_like(mean)
-        seen = len(mean) - classes
-        units[:seen] = variance[:seen].mean().clamp(min=SMALLEST).sqrt()
-        return units
+                    found.add(features, labels, part * weights)
