@@ -136,6 +136,14 @@ def test_arms_that_share_a_run_sample_as_each_says(tmp_path: Path) -> None:
     assert sorted(receipt.samples["sampling"]["grid"] for receipt in receipts) == ["karras", "uniform_t"]
 
 
+def test_one_step_models_are_judged_in_one_step(tmp_path: Path) -> None:
+    arms = {"RCM": {"stage": "pretraining"}, "one step": {"stage": "consistency", "encoder": "RCM"}}
+    file = written(tmp_path, arms=arms, seeds=[3], baseline=None)
+    assert main(["study", str(file), "--out", str(tmp_path / "out")]) == 0
+    (receipt,) = (tmp_path / "out").glob("cells/*/receipt-*.json")
+    assert read(receipt).samples["nfe"] == 1
+
+
 def test_differences_are_of_pairs(study: tuple[Path, Path]) -> None:
     arms = json.loads((study[1] / "tiny.json").read_text())["arms"]
     epg, scratch = (arms[arm]["fd_classifier"]["values"] for arm in ("EPG", "scratch"))

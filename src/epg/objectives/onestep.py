@@ -74,19 +74,12 @@ class OneStep(GeneratorObjective):
         return (turn == torch.arange(levels, device=device)[:, None]).to(self.dtype)
 
     def forward(self, drawn: Mapping[str, Tensor]) -> Losses:
-<<<<<<< HEAD
-        """The loss; the sum of the distances, and each of them: between distributions, not of single samples."""
-        images = self.generate(drawn["noise"], drawn.get("labels"))
-        seen = self.seen(images, drawn.get("labels"), drawn["look"], drawn["which"])
-        found = [space(*view) for space, view in zip(self.spaces, seen, strict=True)]
-        distances = torch.stack(found)
-=======
-        """The loss; the sum of the distances, and each of them; how surprising the labels are, where that counts."""
+        """The loss; the sum of the distances, which are between distributions, and each of them; how surprising the
+        labels are, where that counts."""
         labels = drawn["labels"]
         images = self.generate(drawn["noise"], labels)
         views = list(zip(self.spaces, self.seen(images, drawn["look"], drawn["which"]), strict=True))
         distances = torch.stack([space(features, labels, part) for space, (features, part) in views])
->>>>>>> 1cad632 (One step by moments: classes have their own mean and covariance, a discriminant of the real features; digits' recipe)
         loss = (distances / (distances.detach() + self.config.c)).sum()
         losses = {"loss": loss, "moments": distances.detach().sum()}
         if self.config.recognition_weight:

@@ -10,6 +10,7 @@ from typing import Any
 
 from epg import signals
 from epg.distributed import from_first, processes, rank, several
+from epg.drawing import jumping, settled
 from epg.errors import InterruptedRunError, RunLockedError
 from epg.evaluation.command import run_evaluate
 from epg.evaluation.jury import Options
@@ -166,7 +167,8 @@ class Worker:
 def judge(cell: Cell, place: Place) -> dict[str, Any]:
     """The metrics of a trained generator, as its receipt has them; empty on other processes than the first."""
     config, evaluation = cell.config, cell.config.evaluation
-    changes = dict(config.sampling)  # all of them: the run may be that of an arm that samples in another way
+    jumps = jumping(config.objective.sampler)  # all settings: the run may be that of an arm that samples in another way
+    changes = settled(config.sampling.model_dump(), {}, jumps)
     request = Request(
         count=evaluation.count,
         labels=cell.labels,
