@@ -118,6 +118,8 @@ def test_a_run_goes_on_with_a_copy_of_its_set_elsewhere(tmp_path, stage):
     def train(out, data, *more):
         flags = {"data.image-size": 32, "data.channels": 3, "training.batch-size": 8, "training.steps": 4}
         flags |= {"out": tmp_path / out, "data.source": data, "training.checkpoint-every": 2}
+        flags |= {"model.encoder.width": 16, "model.encoder.heads": 2, "model.decoder.width": 16}
+        flags |= {"model.decoder.heads": 2, "model.projector-hidden": 16}
         start = ["--from-scratch"] if stage == "finetune" else []
         main([stage, "digits", *(word for name in flags for word in (f"--{name}", str(flags[name]))), *start, *more])
         return tmp_path / out / "checkpoints"
