@@ -162,11 +162,11 @@ def test_info_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         (["pretrain", "nothing"], 2, ["recipe 'nothing'", "digits"]),
         (["finetune", "digits"], 2, ["--encoder", "runs/digits/pretraining", "--from-scratch"]),
         (["finetune", "digits", "--from-scratch", "--encoder", "x"], 2, ["choose one"]),
-        (["finetune", "digits", "--encoder", "nowhere"], 77, ["nowhere", "no checkpoint"]),
+        (["finetune", "digits", "--encoder", "nowhere"], 77, ["nowhere: does not exist"]),
         (["pretrain", "digits", "--data.source", "nowhere"], 65, ["--data.source nowhere", "does not exist"]),
         (["pretrain", "digits", "--data.image-size", "9"], 2, ["--data.image-size 9", "--model.patch-size 4"]),
         (["pretrain", "digits", "--training.steps", "0", "--training.batch-size", "0"], 2, ["steps 0", "batch-size 0"]),
-        (["sample", "nowhere"], 77, ["nowhere", "no checkpoint"]),
+        (["sample", "nowhere"], 77, ["nowhere: does not exist"]),
     ],
 )
 def test_mistakes_get_one_clear_message(

@@ -87,7 +87,7 @@ def test_an_encoder_of_another_architecture_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_encoder_is_no_training_from_scratch(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="no checkpoint"):
+    with pytest.raises(ArtefactError, match="does not exist"):
         prepare_run(tiny("diffusion"), tmp_path / "run", encoder=tmp_path / "nothing")
 
 
