@@ -159,9 +159,9 @@ def test_generators_begin_with_the_shared_encoder_of_their_seed(study: tuple[Pat
     for cell in cells_of(read_study(file), file):
         record = out / "cells" / cell.identity / "run" / "handover.json"
         assert record.exists() == (cell.arm == "EPG")
-        if isinstance(cell.encoder, Cell):
-            assert cell.encoder.identity in json.loads(record.read_text())["source"]
-            assert cell.encoder.seed == cell.seed
+        if isinstance(cell.begins, Cell):
+            assert cell.begins.identity in json.loads(record.read_text())["source"]
+            assert cell.begins.seed == cell.seed
 
 
 def test_the_table_and_a_second_call_that_does_nothing(
@@ -219,6 +219,29 @@ def test_ranks_of_probes_and_distances(tmp_path: Path) -> None:
     del found["B", 2], found["on A", 0]
     both, _ = rank_correlations(cells, found)
     assert "4 points: too few to rank" in both.text()
+
+
+def test_arms_may_go_on_with_a_generator(tmp_path: Path) -> None:
+    """Each after the arm that it begins with, through as many as there are; the time is that of all."""
+    arms = {
+        "in one step": {"stage": "onestep", "generator": "EPG", "settings": {"evaluation": {"every": 0}}},
+        "RCM": {"stage": "pretraining"},
+        "EPG": {"encoder": "RCM"},
+        "scratch": {},
+    }
+    file, out = written(tmp_path, arms=arms, seeds=[3]), tmp_path / "out"
+    cells = {cell.arm: cell for cell in cells_of(read_study(file), file)}
+    assert list(cells) == ["RCM", "EPG", "scratch", "in one step"]
+    assert [c.arm for c in needed(list(cells.values()), ["in one step"])] == ["RCM", "EPG", "in one step"]
+    assert main(["study", str(file), "--out", str(out), "--only", "in one step"]) == 0
+    runs = {arm: out / "cells" / cell.identity / "run" for arm, cell in cells.items()}
+    began = json.loads((runs["in one step"] / "handover.json").read_text())
+    assert cells["EPG"].identity in began["generator"]["source"]
+    assert cells["RCM"].identity in began["source"], "whose features are compared"
+    found = json.loads((out / "tiny.json").read_text())
+    times = [sum(line["cpu_seconds"] for line in read_log(runs[arm])) for arm in ("RCM", "EPG", "in one step")]
+    assert found["arms"]["in one step"]["training_cpu_seconds"]["mean"] == pytest.approx(sum(times))
+    assert [group["arms"] for group in found["rank_correlations"]] == [["EPG"]]
 
 
 # Several processes ----------------------------------------------------------------------------------------------------
@@ -332,6 +355,11 @@ def test_everything_wrong_in_a_file_is_listed(tmp_path: Path) -> None:
         "d": {},
         "e": {"stage": "pretraining", "encoder": "f"},
         "f": {"stage": "pretraining"},
+        "h": {"stage": "onestep"},
+        "i": {"stage": "onestep", "generator": "f"},
+        "j": {"generator": "k"},
+        "k": {"generator": "j"},
+        "l": {"generator": "d", "encoder": "f"},
     }
     with pytest.raises(UserError) as error:
         read_study(written(tmp_path, arms=arms, baseline="g", stages={"pretrain": {}}))
@@ -340,6 +368,10 @@ def test_everything_wrong_in_a_file_is_listed(tmp_path: Path) -> None:
         "arms.b.stage painting: choose one of pretraining, diffusion, consistency, onestep",
         "arms.c.encoder d: is a generator",
         "arms.e.encoder: pretraining begins without one",
+        "arms.h.stage onestep: goes on from a generator; name its arm as `generator`",
+        "arms.i.generator f: no arm of this study that trains a generator",
+        "arms.j.generator k: leads back to j",
+        "arms.l.generator: not with encoder",
         "baseline g: no arm of that name",
         "stages.pretrain: no such stage",
     ):

@@ -23,7 +23,7 @@ class Study:
     out: Path | None = None
     """Its folder; runs/studies/NAME if not given. Studies that share one share the runs that they have in common."""
     only: tuple[str, ...] = ()
-    """Arms to execute, with the encoders that they begin with; all if not given."""
+    """Arms to execute, with those that they begin with; all if not given."""
     dry_run: bool = False
     """Print the cells and what they cost."""
 

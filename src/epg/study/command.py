@@ -28,7 +28,7 @@ def run_study(file: Path, out: Path | None = None, *, only: Sequence[str] = (), 
 
     Args:
         out: its folder, which other processes and studies may share; runs/studies/NAME if not given.
-        only: arms to execute, with the encoders that they need.
+        only: arms to execute, with those that they begin with.
 
     Raises FailedCellsError naming the cells that failed, once everything else is done.
     """
@@ -50,10 +50,12 @@ def run_study(file: Path, out: Path | None = None, *, only: Sequence[str] = (), 
 
 
 def needed(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
-    """The cells of some arms (all where none are named), and the encoders they begin with."""
+    """The cells of some arms (all where none are named), and those that they begin with."""
     chosen = [cell for cell in cells if not only or cell.arm in only]
-    begins = [cell.encoder for cell in chosen if isinstance(cell.encoder, Cell)]
-    return [cell for cell in cells if cell in chosen or cell in begins]
+    for cell in chosen:  # which grows meanwhile
+        if isinstance(cell.begins, Cell) and cell.begins not in chosen:
+            chosen.append(cell.begins)
+    return [cell for cell in cells if cell in chosen]
 
 
 def plan_of(file: Path, only: Sequence[str]) -> tuple[list[Cell], bool]:
@@ -76,7 +78,7 @@ def show(plan: tuple[list[Cell], bool], out: Path) -> None:
         flops = training_flops(counted(config)) * training.batch_size * training.steps / 1e15
         fresh = {cell.identity: flops for cell in own if cell.identity not in runs}
         runs |= fresh
-        begins = own[0].encoder.arm if isinstance(own[0].encoder, Cell) else str(own[0].encoder or "")
+        begins = own[0].begins.arm if isinstance(own[0].begins, Cell) else str(own[0].begins or "")
         done = str(sum(Place.of(cell, out).result.exists() for cell in own)) if known else "?"
         cost = f"{sum(fresh.values()):.3g}" if fresh else "as above"
         row = (f"{training.steps:,}", str(training.batch_size), cost, str(len(own)), done)

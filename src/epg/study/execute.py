@@ -115,8 +115,8 @@ class Worker:
         return True
 
     def _free(self, cell: Cell, place: Place) -> bool:
-        encoder = cell.encoder
-        return not self._over(cell, place) and not (isinstance(encoder, Cell) and self._numbers(encoder) is None)
+        before = cell.begins
+        return not self._over(cell, place) and not (isinstance(before, Cell) and self._numbers(before) is None)
 
     def _over(self, cell: Cell, place: Place) -> bool:
         if self._numbers(cell) is not None:
@@ -124,8 +124,9 @@ class Worker:
         if place.failure not in self.retried and (failure := place.content(place.failure)):
             self._lose(cell, str(failure.get("error")))
             return True
-        if isinstance(cell.encoder, Cell) and cell.encoder.identity in self.lost:
-            self.failed[cell.name] = f"its encoder ({cell.encoder.name}) failed"
+        if isinstance(cell.begins, Cell) and cell.begins.identity in self.lost:
+            kind = "generator" if cell.begins.config.objective.samples else "encoder"
+            self._lose(cell, f"its {kind} ({cell.begins.name}) failed")
             return True
         return False
 
@@ -138,8 +139,10 @@ class Worker:
         if rank() == 0:
             say(f"\n[{done + 1}/{len(self.cells)}] {cell.name}: {cell.config.stage}, {place.run}")
         begin = time.monotonic()
-        encoder = Place.of(cell.encoder, self.out).run if isinstance(cell.encoder, Cell) else cell.encoder
-        train(cell.config, place.run, encoder=encoder)
+        before = cell.begins
+        source = Place.of(before, self.out).run if isinstance(before, Cell) else before
+        goes_on = isinstance(before, Cell) and before.config.objective.samples
+        train(cell.config, place.run, encoder=None if goes_on else source, base=source if goes_on else None)
         numbers = judge(cell, place) if cell.config.objective.samples else judge_encoder(cell, place)
         if rank() == 0:
             content = {"arm": cell.arm, "seed": cell.seed, "numbers": numbers, "seconds": time.monotonic() - begin}

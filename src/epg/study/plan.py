@@ -39,6 +39,8 @@ class Arm(Section):
     """The study's if not given."""
     encoder: str | None = None
     """The arm that trains it, with the same seed; or a weight file. None: from scratch."""
+    generator: str | None = None
+    """The arm whose generator is gone on with, with the same seed, as `epg finetune --from` does."""
     settings: Settings = Field({})
 
 
@@ -69,9 +71,10 @@ class Cell:
     seed: int
     config: RunConfig
     labels: Literal["balanced", "random"]
-    encoder: "Cell | Path | None"
+    begins: "Cell | Path | None"
+    """With this encoder, or this generator; None is from scratch."""
     identity: str
-    """Of settings, images and encoder, which is the name of the run's folder: the same run is trained once."""
+    """Of settings, images and what it begins with; the name of the run's folder: the same run is trained once."""
     judged: str
     """Of how its samples are made and judged, or of an encoder's probe."""
     probe: tuple[float, ...] = ()
@@ -98,19 +101,35 @@ def read_study(path: Path) -> Study:
     for name, arm in study.arms.items():
         if arm.stage not in KINDS:
             wrong.append(f"  arms.{name}.stage {arm.stage}: choose one of {', '.join(KINDS)}")
-        elif KINDS[arm.stage].continues:
-            wrong.append(f"  arms.{name}.stage {arm.stage}: starts from a generator, which arms of studies do not")
+        elif KINDS[arm.stage].continues and arm.generator is None:
+            wrong.append(f"  arms.{name}.stage {arm.stage}: goes on from a generator; name its arm as `generator`")
         elif (trained := study.arms.get(arm.encoder or "")) and trained.stage in KINDS and KINDS[trained.stage].samples:
             wrong.append(f"  arms.{name}.encoder {arm.encoder}: is a generator; name an arm that trains an encoder")
         elif arm.encoder is not None and trained is None and not Path(arm.encoder).is_file():
             wrong.append(f"  arms.{name}.encoder {arm.encoder}: neither an arm of this study nor a weight file")
         elif arm.encoder is not None and not KINDS[arm.stage].samples:
             wrong.append(f"  arms.{name}.encoder: {arm.stage} begins without one")
+        if arm.generator is not None:
+            wrong += _wrong_generator(study, name, arm, arm.generator)
     if study.baseline is not None and study.baseline not in study.arms:
         wrong.append(f"  baseline {study.baseline}: no arm of that name; there are {', '.join(study.arms)}")
     if wrong:
         raise UserError(f"{path}: not a study:\n" + "\n".join(wrong))
     return study
+
+
+def _wrong_generator(study: Study, name: str, arm: Arm, generator: str) -> Iterator[str]:
+    chain, other = [name], generator
+    while other in study.arms and other not in chain:
+        chain, other = [*chain, other], study.arms[other].generator or ""
+    if arm.encoder is not None:
+        yield f"  arms.{name}.generator: not with encoder; the generator brings its own"
+    elif generator not in study.arms or not getattr(KINDS.get(study.arms[generator].stage), "samples", True):
+        yield f"  arms.{name}.generator {generator}: no arm of this study that trains a generator"
+    elif arm.stage in KINDS and not KINDS[arm.stage].samples:
+        yield f"  arms.{name}.generator: {arm.stage} begins without one"
+    elif other in chain:
+        yield f"  arms.{name}.generator {generator}: leads back to {other}"
 
 
 def _lines(error: ValidationError, path: Path) -> Iterator[str]:
@@ -125,7 +144,7 @@ def _lines(error: ValidationError, path: Path) -> Iterator[str]:
 
 
 def cells_of(study: Study, path: Path, *, images: bool = True) -> list[Cell]:
-    """Every cell, encoders before the generators that need them; cells that are the same are one object.
+    """Every cell, each after the one it begins with; cells that are the same are one object.
 
     Args:
         images: False where none need be there: identities are then those of no data, and hold for a look only.
@@ -145,20 +164,24 @@ def cells_of(study: Study, path: Path, *, images: bool = True) -> list[Cell]:
         raise UserError("\n".join(wrong))
     prints: dict[str, str] = {}
     made: dict[tuple[str, int], Cell] = {}
-    order = sorted(study.arms.items(), key=lambda item: KINDS[item[1].stage].samples)
-    for name, arm in order:
+    for name, arm in sorted(study.arms.items(), key=lambda item: _depth(study, item[1])):
         for seed in study.seeds:
             config = configs[name, seed]
-            encoder: Cell | Path | None = made.get((arm.encoder or "", seed))
-            if encoder is None and arm.encoder is not None:
-                encoder = Path(arm.encoder)
+            begins: Cell | Path | None = made.get((arm.encoder or arm.generator or "", seed))
+            if begins is None and arm.encoder is not None:
+                begins = Path(arm.encoder)
             data = config.data.model_dump_json()
             if images and data not in prints:
                 prints[data] = open_training_data(config.data).fingerprint()
-            identity = identity_of(config, prints.get(data, ""), encoder)
+            identity = identity_of(config, prints.get(data, ""), begins)
             how = judged(config, study.labels, study.probe)
-            made[name, seed] = Cell(name, seed, config, study.labels, encoder, identity, how, study.probe)
+            made[name, seed] = Cell(name, seed, config, study.labels, begins, identity, how, study.probe)
     return list(made.values())
+
+
+def _depth(study: Study, arm: Arm) -> int:
+    """How many generators, itself included, an arm goes through; 0 of an encoder."""
+    return KINDS[arm.stage].samples + (_depth(study, study.arms[arm.generator]) if arm.generator else 0)
 
 
 def _config(study: Study, arm: Arm, seed: int, where: str) -> RunConfig:
@@ -166,17 +189,16 @@ def _config(study: Study, arm: Arm, seed: int, where: str) -> RunConfig:
     for over in (study.settings, study.stages.get(arm.stage, {}), arm.settings, {"seed": seed}):
         content = merge(content, over)
     config = checked(content, where)
-    return without_encoder(config, None) if arm.encoder is None else config
+    return without_encoder(config, None) if arm.encoder is None and arm.generator is None else config
 
 
-def identity_of(config: RunConfig, data: str, encoder: Cell | Path | None) -> str:
+def identity_of(config: RunConfig, data: str, begins: Cell | Path | None) -> str:
     """What makes a run this one: whatever resuming would refuse to see changed (images by content, epg by its major
-    version; not device, loader or log) except the recipe's name, and the encoder it begins with. A setting that a later
+    version; not device, loader or log) except the recipe's name, and what it begins with. A setting that a later
     version added counts where it is used, so that an update finds what was trained before."""
     found = settings(config, data, importlib.metadata.version("epg"), 1)
     own = {k: v for k, v in _used(found).items() if not belongs(k, harmless(config)) and k != "recipe"}
-    begins = encoder.identity if isinstance(encoder, Cell) else encoder and fingerprint(encoder)["sha256"]
-    return _hash([own, begins])
+    return _hash([own, begins.identity if isinstance(begins, Cell) else begins and fingerprint(begins)["sha256"]])
 
 
 def judged(config: RunConfig, labels: str, probe: Sequence[float] = ()) -> str:

@@ -80,7 +80,8 @@ def rank_correlations(cells: Sequence[Cell], numbers: Mapping[tuple[str, int], M
     """
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
-        if isinstance(cell.encoder, Cell) and cell.probe and cell.config.objective.begins != "momentum":
+        encoder = isinstance(cell.begins, Cell) and not cell.begins.config.objective.samples
+        if encoder and cell.probe and cell.config.objective.begins != "momentum":
             alike = cell.config.model_copy(update={"seed": 0}).model_dump_json()
             groups.setdefault(alike, []).append(cell)
     return [_ranks(group, numbers) for group in groups.values()]
@@ -91,9 +92,9 @@ def _ranks(group: Sequence[Cell], numbers: Mapping[tuple[str, int], Mapping[str,
     keys = dict.fromkeys(key for cell in done for key in numbers[cell.arm, cell.seed])
     metric = next((key for key in keys if key.startswith(DISTANCES)), "")
     pairs = [
-        (numbers[cell.encoder.arm, cell.encoder.seed], numbers[cell.arm, cell.seed][metric]["value"])
+        (numbers[cell.begins.arm, cell.begins.seed], numbers[cell.arm, cell.seed][metric]["value"])
         for cell in done
-        if isinstance(cell.encoder, Cell) and (cell.encoder.arm, cell.encoder.seed) in numbers
+        if isinstance(cell.begins, Cell) and (cell.begins.arm, cell.begins.seed) in numbers
     ]
     spearman = {
         key: _spearman([probes[key]["value"] for probes, _ in pairs], [distance for _, distance in pairs])

@@ -126,7 +126,7 @@ def report(study: Study, cells: Sequence[Cell], out: Path, name: str, failed: Ma
         Console().print(shown)
     lines = [
         f"mean ± standard deviation over seeds (difference from {baseline_of(study)} ± its standard error over pairs); "
-        "training: with that of the encoder",
+        "training: with that of what it begins with",
         *(f"rank correlation of linear probe and {names.get(r.metric, 'distance')}, {r.text()}" for r in ranks),
     ]
     publish(out, name, content, figure(groups[1] or groups[0]), tables[-1], *lines)

@@ -12,19 +12,24 @@ TIMES = {"training_cpu_seconds": "training, CPU s", "training_seconds": "trainin
 
 
 def training_times(cell: Cell, out: Path) -> dict[str, Any]:
-    """Of a cell's steps and those of the encoder that it begins with (a weight file's are unknown, and left out):
-    numbers as in receipts, by the keys of TIMES.
+    """Of a cell's steps and those of what it begins with (a weight file's are unknown, and left out): numbers as in
+    receipts, by the keys of TIMES.
 
     From the log's lines, so that neither starting, previews nor evaluations count, nor steps that a crash undid. There
     is no CPU time of runs on other devices, or of before it was logged.
     """
-    found = _of_run(cell, out)
-    if isinstance(cell.encoder, Cell):
-        before = _of_run(cell.encoder, out)
-        found = {key: seconds + before[key] for key, seconds in found.items() if key in before}
     return {
-        key: {"name": TIMES[key], "value": seconds, "error": None, "better": "lower"} for key, seconds in found.items()
+        key: {"name": TIMES[key], "value": seconds, "error": None, "better": "lower"}
+        for key, seconds in _seconds(cell, out).items()
     }
+
+
+def _seconds(cell: Cell, out: Path) -> dict[str, float]:
+    found = _of_run(cell, out)
+    if not isinstance(cell.begins, Cell):
+        return found
+    before = _seconds(cell.begins, out)
+    return {key: seconds + before[key] for key, seconds in found.items() if key in before}
 
 
 def _of_run(cell: Cell, out: Path) -> dict[str, float]:
