@@ -56,6 +56,7 @@ NOT_RUN = [  # page, beginning of the command, why not
     ("launch.md", "accelerate launch", SEVERAL),
     ("launch.md", "sbatch", MACHINES),
     ("launch.md", "EPG_COMMAND=finetune sbatch", MACHINES),
+    ("launch.md", "EPG_COMMAND=evaluate sbatch", MACHINES),
     ("launch.md", "kubectl", MACHINES),
     ("pipeline.md", "epg convert jiachenlei/EPG", HUB),
     ("pipeline.md", "hf auth login", HUB),
