@@ -41,13 +41,13 @@ def page(drawer: Drawer, title: str) -> Any:
 def launched(blocks: Any, host: str, port: int, share: bool) -> Any:
     """Serves the page in the background; returns (app, local address, public address). Raises UserError."""
     gr = quiet()
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none is fetched
     try:
         return blocks.launch(
             server_name=host,
             server_port=port,
             share=share,
-            theme=theme,
+            theme=theme(gr),
+            css=".dark { --color-accent: var(--primary-400); }",
             prevent_thread_lock=True,
             quiet=True,
             ssr_mode=False,
@@ -60,6 +60,15 @@ def launched(blocks: Any, host: str, port: int, share: bool) -> Any:
         )
     except OSError as error:
         raise UserError(f"--port {port}: cannot be opened on {host} ({error}). Choose another one.") from error
+
+
+def theme(gr: Any) -> Any:
+    """Fonts of the reader's system, none is fetched; and colours that can be read: gradio's own are paler than WCAG AA
+    asks for on buttons, the chosen tab and the ends of sliders."""
+    blue = gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    button = {f"button_primary_background_fill{ground}": "*primary_700" for ground in ("", "_dark")}
+    pressed = {f"button_primary_background_fill_hover{ground}": "*primary_800" for ground in ("", "_dark")}
+    return blue.set(color_accent="*primary_700", body_text_color_subdued="*neutral_600", **button, **pressed)
 
 
 def facts(drawer: Drawer) -> str:

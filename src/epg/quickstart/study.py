@@ -208,6 +208,6 @@ def advice(steps: int, recipe: int, minutes: float) -> str:
         return ""
     share = f"{steps / recipe:.0%}" if steps >= recipe / 100 else "less than 1 %"
     return (
-        f"{steps:,} steps of diffusion are {share} of the recipe's {recipe:,}; samples will look unfinished. All of "
-        f"them take about --minutes {5 * math.ceil(minutes / 5)} on this machine."
+        f"{steps:,} steps of diffusion are {share} of the recipe's {recipe:,}; samples will look unfinished. On this "
+        f"machine all of them need about --minutes {5 * math.ceil(minutes / 5)}."
     )
