@@ -163,7 +163,7 @@ SEEN = [
 
 def test_mypy_sees_no_any(tmp_path):
     (tmp_path / "user.py").write_text(USER)
-    command = [sys.executable, "-m", "mypy", "--no-error-summary", str(tmp_path / "user.py")]
+    command = [sys.executable, "-m", "mypy", "--no-error-summary", "--disallow-any-expr", str(tmp_path / "user.py")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # with the project's cache, and strict
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.findall(r'Revealed type is "([^"]+)"', result.stdout) == SEEN

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 
 import pytest
 
@@ -52,3 +53,20 @@ def test_pages_link_to_files_that_exist() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http") and target not in MADE:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_lock_is_of_these_requirements_and_of_the_public_index() -> None:
+    """`uv lock` makes it; it must name no mirror, and a hash for every file."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    packages = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    own = next(package for package in packages if package["name"] == "epg")
+    extras = project["optional-dependencies"].values()
+    asked = [text for group in (project["dependencies"], *extras) for text in group if not text.startswith("epg[")]
+    locked = {f"{one['name']}{one.get('specifier', '')}" for one in own["metadata"]["requires-dist"]}
+    assert {re.sub(r"\[.*?\]", "", text).replace("_", "-").lower() for text in asked} <= locked
+    for package in packages:
+        if package is not own:
+            assert package["source"] == {"registry": "https://pypi.org/simple"}
+            for file in [*package.get("wheels", []), *([package["sdist"]] if "sdist" in package else [])]:
+                assert file["url"].startswith("https://files.pythonhosted.org/")
+                assert re.fullmatch(r"sha256:[0-9a-f]{64}", file["hash"])
