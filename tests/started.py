@@ -149,7 +149,7 @@ def server() -> socket.socket:
 
 
 IMPORTED = [  # what programs import, and what torch and others import where they are first used
-    *("pytest", "sklearn.datasets", "torch._dynamo", "torch._inductor.compile_fx", "torch.distributed.fsdp"),
+    *("pytest", "torch._dynamo", "torch._inductor.compile_fx", "torch.distributed.fsdp"),
     *("torch.utils.tensorboard", "epg.cli.verbs", "epg.runs"),
 ]
 
