@@ -80,6 +80,14 @@ def test_activations_are_what_autograd_keeps(stage: str, precision: str) -> None
     assert kept_bytes(objective, config) == pytest.approx(estimate, rel=0.15)
 
 
+def test_a_stem_keeps_what_is_of_every_pixel() -> None:
+    changes = {"data": {"image_size": 16, "channels": 3}, "training": {"batch_size": 8}}
+    plain, stem = (tiny_config("diffusion", **changes, model={"patch_size": 4, "stem": n}) for n in (0, 8))
+    kept = kept_bytes(build_objective(stem), stem) - kept_bytes(build_objective(plain), plain)
+    found = [memory(config, 8, checkpointing=False).activations for config in (plain, stem)]
+    assert kept == pytest.approx(found[1] - found[0], rel=0.15)
+
+
 def test_parts_of_memory() -> None:
     config = run_config("imagenet256-xl", "diffusion")
     own = memory(config, 128, checkpointing=False)

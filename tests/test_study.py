@@ -214,7 +214,14 @@ def test_ranks_of_probes_and_distances(tmp_path: Path) -> None:
     both, longer = rank_correlations(cells, found)
     assert (both.arms, both.points, both.metric) == (("on A", "on B"), 6, "fd_classifier")
     assert both.spearman == {"probe/0.25": None, "probe/0.5": pytest.approx(-1)}
-    assert both.text().endswith("6 points: undefined at 25%, -1.00 at 50%")
+    assert both.text().endswith("undefined at 25%, -1.00 at 50%; within seeds undefined at 25%, -1.00 at 50%")
+    shifted = {(arm, seed): dict(values) for (arm, seed), values in found.items()}
+    for cell in generators:
+        shifted[cell.arm, cell.seed]["fd_classifier"] = {"value": found[cell.arm, cell.seed]["fd_classifier"]["value"]}
+        shifted[cell.arm, cell.seed]["fd_classifier"]["value"] += 100 * cell.seed
+    moved, _ = rank_correlations(cells, shifted)
+    assert moved.within_seeds["probe/0.5"] == pytest.approx(-1)
+    assert moved.spearman["probe/0.5"] > 0
     assert (longer.arms, longer.points, longer.spearman["probe/0.5"]) == (("longer",), 3, None)
     del found["B", 2], found["on A", 0]
     both, _ = rank_correlations(cells, found)

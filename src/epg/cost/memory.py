@@ -62,15 +62,19 @@ def memory(config: RunConfig, images: int, *, checkpointing: bool, devices: int 
 def encoder_bytes(shape: NetworkShape, number: int, checkpointing: bool, frozen: bool = False) -> float:
     """Kept of one image in the encoder: of each token in each block the residual stream before both norms, in float32,
     and what the linear layers, the attention (with its logarithms of sums) and GELU take, in the precision of
-    products (`number` bytes); what a linear layer takes is not kept where its weights are `frozen`."""
+    products (`number` bytes); what a linear layer takes is not kept where its weights are `frozen`. Of each pixel the
+    three steps of a stem."""
     block = (8.25 + (8 if frozen else 14) * number) * shape.encoder_width
-    return shape.tokens * (_blocks(shape, block, FULL * shape.encoder_width, checkpointing) + 5.5 * shape.encoder_width)
+    tokens = _blocks(shape, block, FULL * shape.encoder_width, checkpointing) + 5.5 * shape.encoder_width
+    return shape.tokens * tokens + 3 * number * shape.stem * shape.sample_size**2
 
 
 def decoder_bytes(shape: NetworkShape, number: int, checkpointing: bool) -> float:
-    """The same of the decoder, whose blocks also keep the fused skip, its norm, and both sides of each modulation."""
+    """The same of the decoder, whose blocks also keep the fused skip, its norm, and both sides of each modulation; of
+    each pixel the head's input, with the stem's output, and its two steps."""
     block = (20.25 + 17 * number) * shape.decoder_width + number * shape.encoder_width
-    return shape.tokens * (_blocks(shape, block, FULL * shape.decoder_width, checkpointing) + 8 * shape.decoder_width)
+    tokens = _blocks(shape, block, FULL * shape.decoder_width, checkpointing) + 8 * shape.decoder_width
+    return shape.tokens * tokens + 4 * number * shape.stem * shape.sample_size**2
 
 
 def _blocks(shape: NetworkShape, block: float, entry: float, checkpointing: bool) -> float:

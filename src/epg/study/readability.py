@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from epg.analysis.probe import TESTED_ON, TRAINED_ON, linear_accuracies
@@ -60,14 +61,21 @@ class Ranks:
     spearman: dict[str, float | None]
     """Rank correlation by the probe's key; -1: the better an encoder is read, the lower the distance. None where there
     are fewer points than FEWEST, or all have one rank."""
+    within_seeds: dict[str, float | None]
+    """The same of probes and distances less their means over the encoders of a seed: a seed moves all of its arms."""
 
     def text(self) -> str:
         """A line."""
         of = f"{self.stage} ({', '.join(self.arms)}), {self.points} points"
         if self.points < FEWEST:
             return f"{of}: too few to rank, {FEWEST} are needed"
-        told = {key: "undefined" if rho is None else f"{rho:+.2f}" for key, rho in self.spearman.items()}
-        return f"{of}: " + ", ".join(f"{rho} at {float(key.partition('/')[2]):.0%}" for key, rho in told.items())
+        return f"{of}: {said(self.spearman)}; within seeds {said(self.within_seeds)}"
+
+
+def said(found: Mapping[str, float | None]) -> str:
+    """Correlations with their shares of noise."""
+    told = {float(key.partition("/")[2]): "undefined" if rho is None else f"{rho:+.2f}" for key, rho in found.items()}
+    return ", ".join(f"{rho} at {share:.0%}" for share, rho in told.items())
 
 
 def rank_correlations(cells: Sequence[Cell], numbers: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[Ranks]:
@@ -91,16 +99,24 @@ def _ranks(group: Sequence[Cell], numbers: Mapping[tuple[str, int], Mapping[str,
     done = [cell for cell in group if (cell.arm, cell.seed) in numbers]
     keys = dict.fromkeys(key for cell in done for key in numbers[cell.arm, cell.seed])
     metric = next((key for key in keys if key.startswith(DISTANCES)), "")
-    pairs = [
-        (numbers[cell.begins.arm, cell.begins.seed], numbers[cell.arm, cell.seed][metric]["value"])
+    read = [
+        (cell, numbers[cell.begins.arm, cell.seed])
         for cell in done
-        if isinstance(cell.begins, Cell) and (cell.begins.arm, cell.begins.seed) in numbers
+        if isinstance(cell.begins, Cell) and (cell.begins.arm, cell.seed) in numbers
     ]
-    spearman = {
-        key: _spearman([probes[key]["value"] for probes, _ in pairs], [distance for _, distance in pairs])
-        for key in map(key_of, group[0].probe)
-    }
-    return Ranks(group[0].config.stage, tuple(dict.fromkeys(c.arm for c in group)), metric, len(pairs), spearman)
+    seeds = [cell.seed for cell, _ in read]
+    distances = [numbers[cell.arm, cell.seed][metric]["value"] for cell, _ in read]
+    probes = {key: [probe[key]["value"] for _, probe in read] for key in map(key_of, group[0].probe)}
+    spearman = {key: _spearman(values, distances) for key, values in probes.items()}
+    apart = _less_means(distances, seeds)
+    within = {key: _spearman(_less_means(values, seeds), apart) for key, values in probes.items()}
+    arms = tuple(dict.fromkeys(cell.arm for cell in group))
+    return Ranks(group[0].config.stage, arms, metric, len(read), spearman, within)
+
+
+def _less_means(values: Sequence[float], seeds: Sequence[int]) -> list[float]:
+    means = {s: fmean(v for v, seed in zip(values, seeds, strict=True) if seed == s) for s in set(seeds)}
+    return [value - means[seed] for value, seed in zip(values, seeds, strict=True)]
 
 
 def _spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
