@@ -55,6 +55,23 @@ def test_pages_link_to_files_that_exist() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_links_to_a_heading_find_it() -> None:
+    """As the site and code hosts call headings: in small letters, a hyphen for a blank, without punctuation."""
+    headings = {
+        page.name: {
+            re.sub(r"[^\w\- ]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()).replace(" ", "-")
+            for heading in re.findall(r"^#+ (.*?)$", page.read_text(), re.M)
+        }
+        for page in PAGES
+    }
+    for page in PAGES:
+        for target, heading in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text()):
+            name = target.rpartition("/")[2] or page.name
+            assert "://" in target or name not in headings or heading in headings[name], (
+                f"{page.name}: {name}#{heading}"
+            )
+
+
 def test_the_lock_is_of_these_requirements_and_of_the_public_index() -> None:
     """`uv lock` makes it; it must name no mirror, and a hash for every file."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
