@@ -81,6 +81,7 @@ NOT_RUN = [  # page, beginning of the command, why not
     ("zoo.md", "epg sample 'ADDRESS", "a download; tests/test_assets.py does it from a server of its own"),
     ("zoo.md", "epg demo", "a server that runs until it is stopped; tests/test_demo.py asks it"),
     ("README.md", "epg quickstart", "tests/test_quickstart.py does, of images among the slow tests"),
+    ("tutorial.md", "pip install", INSTALLS),
     ("tutorial.md", "epg quickstart", "tests/test_quickstart.py does"),
 ]
 
