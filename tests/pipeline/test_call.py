@@ -7,6 +7,7 @@ from PIL import Image
 
 from epg.cli import main
 from epg.config.sections import SamplingConfig
+from epg.pipeline.arguments import requested_generator
 from tests.generators import SAMPLERS, levels_apart, save_run, tiny_generator
 from tests.helpers import tiny_config
 from tests.pipeline.common import LABELS, pixels, tiny_pipeline
@@ -229,3 +230,11 @@ def test_progress_bar(capsys):
     pipe.set_progress_bar_config(desc="drawing")
     pipe(LABELS, generator=1)
     assert "drawing: 100%" in capsys.readouterr().err
+
+
+def test_the_smallest_level_is_shifted_too():
+    """Where a consistency model is the identity, as it was in training; pictures would hardly show another one."""
+    pipe = tiny_pipeline("consistency", noise={"shift": 0.25})
+    drawn = requested_generator(pipe.transformer, pipe.config, {}, [(0, range(1))], None, torch.device("cpu"))
+    x = torch.rand(1, 1, 8, 8)
+    assert torch.equal(drawn.denoiser(x, 0.25 * 0.002, torch.tensor([0])), x)
