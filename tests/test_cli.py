@@ -392,7 +392,9 @@ def test_threads_wait_as_the_user_says_or_briefly(
     assert os.environ.get("GOMP_SPINCOUNT") == expected
 
 
-def test_a_name_that_is_not_there_is_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_is_not_there_is_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "photos").mkdir()
     wrong = tmp_path / "fotos"
     for command in (
@@ -402,5 +404,10 @@ def test_a_name_that_is_not_there_is_asked_about(tmp_path: Path, capsys: pytest.
     ):
         assert main(command) != 0
         assert f"Did you mean {tmp_path / 'photos'}?" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "elsewhere"]) == 77
+    assert f"elsewhere: does not exist. It was looked for in {tmp_path}/." in capsys.readouterr().err
+    assert main(["quickstart", "photos", "--minutes", "2"]) == 2
+    assert "Perhaps epg quickstart --data photos --minutes 2" in capsys.readouterr().err
     assert main(["pretrain", "smal", "--data.source", str(wrong)]) == 2
     assert "Did you mean small?" in capsys.readouterr().err

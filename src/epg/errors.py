@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from epg.command_line import without_home_in
+
 CURES = {
     errno.ENOSPC: "make room, or choose another place",
     errno.EDQUOT: "make room, or choose another place",
@@ -46,7 +48,8 @@ def meant(name: str, known: Iterable[str]) -> str:
 
 
 def path_meant(path: str | Path) -> str:
-    """The same for a path that is not there, of what lies beside its first part that is missing."""
+    """The same for a path that is not there, of what lies beside its first part that is missing; or where it was looked
+    for, as that folder may be the wrong one."""
     missing = Path(path).expanduser()
     while not missing.parent.exists():
         missing = missing.parent
@@ -55,7 +58,9 @@ def path_meant(path: str | Path) -> str:
     except OSError:
         return ""
     close = difflib.get_close_matches(missing.name, beside, n=1)
-    return f" Did you mean {missing.parent / close[0]}?" if close else ""
+    if close:
+        return f" Did you mean {missing.parent / close[0]}?"
+    return "" if missing.is_absolute() else f" It was looked for in {without_home_in(os.path.join(os.getcwd(), ''))}."
 
 
 class UserError(Exception):

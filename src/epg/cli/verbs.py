@@ -1,17 +1,19 @@
 """The verbs, and from a command line to one of them. Heavy modules are imported by the verb that needs them."""
 
+import dataclasses
 import difflib
 import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 from epg import signals
 from epg.cli.help import described
 from epg.cli.numbers import in_range
 from epg.cli.paths import usable
+from epg.command_line import written
 from epg.errors import InterruptedRunError, UserError, shortened
 
 __all__ = ["VERBS", "parse", "run"]
@@ -98,6 +100,7 @@ def parse(arguments: list[str]) -> tuple[Any, list[str] | None]:
         hint = f"; did you mean {close[0]}?" if close else "."
         raise UserError(f"{name!r} is no command{hint} Commands: {', '.join(VERBS)}")
     verb = VERBS[name]
+    refuse_nameless(name, verb, rest)
     if {"-h", "--help", "--help-all"} & {*rest}:
         verb = described(verb, everything="--help-all" in rest)
         rest = ["--help" if argument == "--help-all" else argument for argument in rest]
@@ -109,6 +112,17 @@ def parse(arguments: list[str]) -> tuple[Any, list[str] | None]:
 
         options, overrides = tyro.cli(verb, args=rest, prog=f"epg {name}"), None
     return in_range(usable(options)), overrides
+
+
+def refuse_nameless(name: str, verb: type, rest: list[str]) -> None:
+    """Raises UserError for a value in front of all options, of a verb that takes none there."""
+    if rest and not rest[0].startswith("-") and not any("Positional" in str(kind) for kind in types_of(verb)):
+        option = f"--{dataclasses.fields(verb)[0].name}"
+        raise UserError(f"{rest[0]}: of which option? Perhaps {written('epg', name, option, *rest)}")
+
+
+def types_of(verb: type) -> Iterable[object]:
+    return get_type_hints(verb, include_extras=True).values()
 
 
 def refuse_oblong(arguments: list[str]) -> None:
