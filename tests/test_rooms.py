@@ -7,8 +7,8 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src/epg"
 ROOMS = [
-    ("cell",),
-    ("errors", "extras", "command_line", "memory", "messages", "progress", "signals"),  # no science
+    ("cell", "command_line"),
+    ("errors", "extras", "memory", "messages", "progress", "signals"),  # no science
     ("randomness", "distributed"),
     ("sharding", "circumstances"),
     ("storage",),
