@@ -78,7 +78,8 @@ def test_two_steps_of_every_stage(recipe: str, photographs: Path, tmp_path: Path
     for stage in stages_of(recipe):
         verb = ["pretrain", recipe] if stage == "pretraining" else ["finetune", recipe, "--encoder", str(encoder)]
         if KINDS[stage].continues:
-            verb += ["--from", str(tmp_path / "diffusion")]
+            verb += ["--from", str(tmp_path / "diffusion"), "--evaluation.count", "20"]
+            verb += ["--objective.pixels", "4"]  # ten first images for each
         assert main([*verb, "--stage", stage, "--out", str(tmp_path / stage), *small]) == 0, stage
         assert (tmp_path / stage / "checkpoints" / "step-00000002" / "manifest.json").is_file()
 
