@@ -236,6 +236,7 @@ def test_every_next_line_can_be_copied(photographs: Path, capsys: pytest.Capture
         assert "--optimizer.lr" not in command  # of the other stage
     assert main([*command, "--count", "4", "--steps", "2"]) == 0
     assert (photographs.parent / "diffusion" / "samples" / "grid.png").is_file()
+    assert "Next: epg report diffusion" in capsys.readouterr().out
     assert main(["prepare", "my set", "a prepared set", "--image-size", "8", "--workers", "0"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: ")]
     assert main(shlex.split(line)[2:]) == 0

@@ -43,7 +43,7 @@ def test_results_are_complete(study: Path) -> None:
 
 def test_a_short_training_says_what_a_whole_one_takes(study: Path) -> None:
     told = json.loads((study / "results.json").read_text())["advice"]
-    assert re.search(r"\d+ steps of diffusion are \d% of the recipe's 1,200; .* --minutes \d+ ", told)
+    assert re.search(r"\d+ steps of diffusion are \d+% of the recipe's 1,200; .* --minutes \d+\.", told)
     assert told in html.unescape((study / "index.html").read_text())
     assert advice(1500, 3000, 9.0) == ""
     assert "less than 1 % of the recipe's 20,000" in advice(20, 20_000, 9.0)

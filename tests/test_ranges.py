@@ -155,6 +155,7 @@ CHECKED_WITH_THE_MODEL = {
     "steps",
     "levels",
     "guidance",
+    "scales",
     "interval",
     "interval_low",
     "interval_high",

@@ -72,6 +72,32 @@ def test_one_line_whatever_a_verb_is_about(
     assert not [line for line in said if "Traceback" in line or "Exception" in line], said
 
 
+def test_training_that_was_stopped_as_a_whole_goes_on(tmp_path: Path) -> None:
+    """Ctrl-Z, and `fg` after longer than the timeout of a hang."""
+    words = "finetune digits --from-scratch --training.steps 900000 --training.device cpu --training.timeout 3"
+
+    def work() -> None:
+        os._exit(main([*words.split(), "--training.log-every", "1", "--out", str(tmp_path / "run")]))
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    assert process.pid is not None
+    log = tmp_path / "run" / "log.jsonl"
+    while not (log.exists() and log.read_text().count("\n") > 2):
+        assert process.exitcode is None
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(4.5)
+    seen = log.read_text().count("\n")
+    os.kill(process.pid, signal.SIGCONT)
+    while log.read_text().count("\n") <= seen + 5:
+        assert process.exitcode is None, process.exitcode
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 75
+
+
 def caught(pid: int) -> bool:
     """Whether a process has taken over SIGTERM, which Python leaves alone: from then on it is ours."""
     try:

@@ -49,7 +49,6 @@ MACHINES = "several machines or a cluster; tests/test_launch.py runs the scripts
 BENCHMARK = "a large network; tests/test_benchmarks.py and test_sampling_benchmark.py run it small"
 NOT_RUN = [  # page, beginning of the command, why not
     ("README.md", "python3 -m venv .venv", INSTALLS),
-    ("README.md", "pip install", INSTALLS),
     ("README.md", "epg demo", "a server that runs until it is stopped; tests/test_demo.py asks it"),
     ("evaluation.md", "epg evaluate runs/imagenet256", "50,000 samples, and files that are downloads"),
     ("launch.md", "torchrun --standalone", SEVERAL),

@@ -27,6 +27,8 @@ class EncoderExamination:
             raise UserError("--evaluation.every: an encoder is evaluated by the labels of its images, which have none")
         if config.training.parallel == "fsdp" and world_size() > 1:
             raise UserError("--evaluation.every: not with --training.parallel fsdp in stage 1; see `epg probe` instead")
+        import sklearn.neighbors  # noqa: F401  # slow, and between two steps a watchdog looks at the clock
+
         self.encoder = noisy_encoder("encoder in training", encoder, config)
         train, test = labelled_splits(self.encoder, config.data.source, config.seed)
         count = config.evaluation.count

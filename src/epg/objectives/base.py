@@ -153,8 +153,9 @@ class GeneratorObjective(Objective):
     @classmethod
     def build(cls, config: RunConfig) -> Self:
         network = build_epg(config.model, config.data, config.gaussians, config.internal)
-        frozen = build_encoder(config.model, config.data) if config.objective.frozen_encoder else None
-        return cls(network, config, frozen)
+        if not config.objective.frozen_encoder:
+            return cls(network, config)
+        return cls(network, config, build_encoder(config.model, config.data))
 
     @property
     def encoders(self) -> list[Encoder]:

@@ -42,7 +42,13 @@ class Watchdog:
             self._done.set()
 
     def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self.timeout / 4)):
+        pause = min(1.0, self.timeout / 4)
+        looked = time.monotonic()
+        while not self._done.wait(pause):
+            asleep = time.monotonic() - looked - pause
+            looked += pause + asleep
+            if asleep > pause:  # the process was stopped as a whole (Ctrl-Z), which is no hang
+                self._beat += asleep
             silent = time.monotonic() - self._beat
             if silent > self.timeout:
                 say(
