@@ -159,7 +159,9 @@ class Crew:
     def _start(self, number: int) -> _Member:
         self._progress(number)[1] = NONE
         ours, theirs = self.context.Pipe()
-        args = (self.work, theirs, self.memory, number)
+        # Told, as the parent may be gone before the worker looks; of a fork server only the worker itself knows.
+        parent = None if self.context.get_start_method() == "forkserver" else os.getpid()
+        args = (self.work, theirs, self.memory, number, parent)
         process = self.context.Process(target=_serve, args=args, daemon=True)
         process.start()
         theirs.close()
@@ -191,11 +193,11 @@ def _kill(members: list[_Member]) -> None:
     members.clear()
 
 
-def _serve(work: Work, pipe: Connection, memory: SharedMemory, number: int) -> None:
+def _serve(work: Work, pipe: Connection, memory: SharedMemory, number: int, started_by: int | None) -> None:
     """The life of a worker: tasks in, results or errors out. Ends with its parent."""
     for kind in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(kind, signal.SIG_IGN)
-    parent = os.getppid()
+    parent = started_by or os.getppid()
     progress = memory.bytes[16 * number : 16 * number + 16].view(np.int64)
 
     def begin(image: int) -> None:
