@@ -89,9 +89,8 @@ class Moments(nn.Module):
         centre, scale = self.centre.double(), self.scale.double()
         moved = torch.where(counts[:, None] > 0, mean - centre, 0)
         # sum (x - a)(x - a)^T = sum x x^T - sum x a^T - sum a x^T + sum a a^T, with a the centre of the class of x
-        weights = counts if self.groups > 1 else counts / counts.sum()
-        crossed = self.by_group(weights, mean, centre)
-        squares = self.by_group(weights, centre, centre)
+        weights = counts / counts.sum()
+        crossed, squares = self.by_group(weights, mean, centre), self.by_group(weights, centre, centre)
         moved_second = (second - crossed - crossed.mT + squares) / scale**2
         known = self.of_groups(counts)[:, None, None] > 0  # a class of which nothing was drawn is as it should be
         root = self.root.double()
@@ -100,7 +99,8 @@ class Moments(nn.Module):
         self.second.copy_(torch.where(known, moved_second, root @ root))
 
     def by_group(self, weights: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Products of vectors of classes, (C, D) each, as (G, D, D): of every class, or their weighted sum."""
+        """Products of vectors of classes, (C, D) each, as (G, D, D): of every class (whatever the weights), or their
+        weighted sum."""
         if self.groups > 1:
             return left[:, :, None] * right[:, None, :]
         return torch.einsum("c,cd,ce->de", weights, left, right)[None]
@@ -136,15 +136,11 @@ class Moments(nn.Module):
         with torch.no_grad():
             count = torch.where(counts.sum() > 0, self.decay * self.count + counts, self.count)
             tiny = torch.finfo(count.dtype).tiny
-            rate, rates = (part / whole.clamp(min=tiny) for part, whole in self._both(counts, count))
-            self.count.copy_(count)
-            self.mean.lerp_(mean, rate[:, None])
+            rates = self.of_groups(counts) / self.of_groups(count).clamp(min=tiny)
+            self.mean.lerp_(mean, (counts / count.clamp(min=tiny))[:, None])
             self.second.lerp_(second, rates[:, None, None])
+            self.count.copy_(count)
         return self.distance(through(self.mean, mean), through(self.second, second))
-
-    def _both(self, part: Tensor, whole: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """By class, and by group."""
-        return (part, whole), (self.of_groups(part), self.of_groups(whole))
 
     def distance(self, mean: Tensor, second: Tensor) -> Tensor:
         """`sum_c p_c (|m_c|^2 + tr S_c + tr S_rc - 2 tr (R_c S_c R_c)^(1/2))`, p the share of a class among the real

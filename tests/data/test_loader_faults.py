@@ -24,6 +24,7 @@ from epg.data.order import EpochOrder
 from epg.data.prepared.encode import PixelOptions
 from epg.data.prepared.prepare import prepare
 from epg.data.prepared.store import Store
+from epg.data.workers.crew import SharedMemory, _serve
 from epg.errors import DataError, UserError
 
 
@@ -192,6 +193,18 @@ def test_workers_end_with_their_parent():
     while any(os.path.exists(f"/proc/{pid}") for pid in pids):
         assert time.monotonic() < deadline, "an orphan"
         time.sleep(0.05)
+
+
+def test_a_worker_that_starts_after_its_parent_was_killed_ends():
+    gone = multiprocessing.Process(target=os.getpid)
+    gone.start()
+    gone.join()
+    pipe, end = multiprocessing.Pipe()  # held open, as by a process that was forked meanwhile
+    worker = multiprocessing.Process(target=_serve, args=(None, end, SharedMemory(16), 0, gone.pid))
+    worker.start()
+    worker.join(20)
+    assert worker.exitcode == 1
+    pipe.close()
 
 
 SMALL_SHM = """
