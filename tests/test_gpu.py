@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from epg.checkpoint import checkpoint
 from epg.distributed import all_gather, all_reduce_sum
 from epg.networks.layers import transformer_blocks
 from epg.runs import prepare_run, train
+from epg.training.parallel import SYNC
 from tests import started
 from tests.generators import tiny_generator
 from tests.helpers import random_batch, relative
@@ -65,7 +67,8 @@ def test_ddp_over_nccl_with_one_process() -> None:
         assert torch.equal(all_gather(x), x)
         assert torch.equal(all_reduce_sum(x), x)
         objective = objective_of("diffusion").to("cuda")
-        wrapped = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+        options: dict[str, Any] = {SYNC: False, "gradient_as_bucket_view": True}
+        wrapped = DistributedDataParallel(objective, **options)
         wrapped(objective.draw(random_batch(wide("diffusion")).to("cuda"), 3))["loss"].backward()
         gradient = torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None]).cpu()
     finally:

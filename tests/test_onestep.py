@@ -96,6 +96,16 @@ def test_resumed_is_uninterrupted(place: Path) -> None:
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_several_processes_says_what_came_of_it(
+    place: Path, rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also when they have parted: each knows its number from the launcher."""
+    monkeypatch.setenv("RANK", str(rank))
+    assert finetune(place, "onestep", "--from", str(place / "diffusion")) == 0
+    assert capsys.readouterr().out.count("Next: epg sample") == (rank == 0)
+
+
 def test_another_number_of_passes_is_refused_by_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Moments are taken of a pass."""
     assert finetune(place, "onestep", "--training.micro-batch", "15", "--from", str(place / "diffusion")) == 2
@@ -200,7 +210,8 @@ def test_the_encoder_is_found_along_a_chain_of_generators(place: Path) -> None:
     [
         ([], "--from: --stage onestep goes on from a trained generator"),
         (["--from", "{place}/diffusion", "--from-scratch"], "--from and --from-scratch: choose one"),
-        (["--from", "{place}/nowhere"], "nowhere"),
+        (["--from", "{place}/nowhere"], "--from {place}/nowhere: does not exist"),
+        (["--from", "{place}/diffusion", "--encoder", "{place}/nowhere"], "--encoder {place}/nowhere: does not exist"),
         (["--from", "{place}/encoder"], "a pre-trained encoder cannot sample"),
         (
             ["--from", "{place}/diffusion", "--objective.parameterization", "edm"],
@@ -212,7 +223,7 @@ def test_the_encoder_is_found_along_a_chain_of_generators(place: Path) -> None:
 )
 def test_mistakes(place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     assert finetune(place, "mistake", *(argument.format(place=place) for argument in arguments)) != 0
-    assert message in capsys.readouterr().err
+    assert message.format(place=place) in capsys.readouterr().err
     assert not (place / "mistake" / "checkpoints").exists()
 
 
@@ -223,6 +234,39 @@ def test_a_generator_without_an_encoder_needs_one(place: Path, capsys: pytest.Ca
     assert finetune(place, "needy", "--from", alone) == 2
     assert "--encoder: --stage onestep compares images in the features" in capsys.readouterr().err
     assert finetune(place, "given", "--from", alone, "--encoder", str(place / "encoder"), "--training.steps", "1") == 0
+
+
+def test_an_encoder_that_has_moved_is_asked_for(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = place / "elsewhere"
+    (place / "encoder").rename(moved)
+    try:
+        assert finetune(place, "lost", "--from", str(place / "diffusion")) == 77
+        told = capsys.readouterr().err
+        assert f"--encoder: the generator in {place}/diffusion began with the encoder in {place}/encoder/chec" in told
+    finally:
+        moved.rename(place / "encoder")
+
+
+def test_classes_without_images_are_told_not_learnt_and_not_judged(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve classes, and images of ten: everything is as with ten, and the others are drawn where they are named."""
+    begun = ["--from", str(place / "diffusion"), "--training.steps", "6"]
+    assert finetune(place, "twelve", *begun, "--model.num-classes", "12") == 0
+    assert "--model.num-classes 12: 2 of them have no images here" in capsys.readouterr().err
+    wide, plain = read_log(place / "twelve"), read_log(place / "onestep")
+    for name in ("loss", "recognition"):
+        assert [line[name] for line in wide][:6] == pytest.approx([line[name] for line in plain][:6], rel=1e-3)
+    receipts = [receipt.read(place / run / "evaluations" / "step-00000006.json") for run in ("twelve", "onestep")]
+    assert {found.samples["labels"] for found in receipts} == {"all 10 classes in turn"}
+    run = str(place / "twelve")
+    judged = ["evaluate", run, "--count", "20", "--metrics", "fd", "--features", "random"]
+    assert main([*judged, "--out", str(tmp_path / "receipt.json")]) == 0
+    named = ["--classes", "11", "--count", "2", "--out", str(tmp_path / "samples")]
+    assert main(["sample", run, *named]) == 0
+    assert json.loads((tmp_path / "samples" / "samples.json").read_text())["class_names"] == ["unnamed 11"]
+    assert main([*judged, "--classes", "11", "--metrics", "accuracy", "--features", "classifier"]) == 65
+    assert "has no class unnamed 11" in capsys.readouterr().err
 
 
 # The objective by itself ----------------------------------------------------------------------------------------------

@@ -488,7 +488,7 @@ def test_a_gallery_shows_the_same_noise_at_every_scale(tmp_path, capsys):
     assert (pixels[:16, left:] < 128).any(), "scales are written above"
     assert (pixels[16:, :left] < 128).any(), "and classes beside"
     assert main([*flags[:-1], str(tmp_path / "none"), "--scales", "-1"]) == 2
-    assert "--guidance -1" in capsys.readouterr().err
+    assert "--scales -1" in capsys.readouterr().err
 
 
 def test_interpolate_on_the_command_line(tmp_path, capsys):

@@ -45,6 +45,11 @@ def several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def tells() -> bool:
+    """Whether this process is the first, before they are joined and after too: the one that says what came of it."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def processes(timeout: float = 600.0, told: Callable[[], object] = lambda: False) -> Iterator[None]:
     """Joins the other processes when started by torchrun (or anything that sets its variables).

@@ -242,7 +242,7 @@ class Generator:
         return (plain, guided) if guide is not None else (plain + guided, 0)
 
     def make_labels(self, count: int, *, classes: Labels = (), balanced: bool, seed: int = 0) -> Tensor | None:
-        """Labels (count,) of `classes` (or of all): in turn when balanced, else drawn at random.
+        """Labels (count,) of `classes`, or of all that training had images of: in turn when balanced, else at random.
 
         Random ones follow `class_counts` where they are known and are uniform otherwise. Label i does not depend on
         `count`. None for an unconditional model. Raises UserError for a class that the model does not have.

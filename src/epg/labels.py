@@ -30,6 +30,12 @@ class Classes:
     names: Sequence[str] = ()
     images: Sequence[int] = ()
 
+    @property
+    def usual(self) -> Sequence[int]:
+        """Those that are drawn unless others are asked for: that training had images of, or all, where that is not
+        known."""
+        return [number for number, images in enumerate(self.images[: self.count]) if images] or range(self.count)
+
     def numbers(self, classes: Labels, where: str = "--classes") -> list[int]:
         """Numbers of classes by number or name. Raises UserError for what the model does not have."""
         if self.count == 0 and not (isinstance(classes, Sequence) and len(classes) == 0):
@@ -88,11 +94,11 @@ class Classes:
         return labels.to(device, torch.int64, non_blocking=True)
 
     def chosen(self, count: int, classes: Labels, balanced: bool, seed: int) -> Tensor | None:
-        """Labels (count,) of `classes`, or of all: see `Generator.make_labels`."""
+        """Labels (count,) of `classes`, or of the `usual` ones: see `Generator.make_labels`."""
         numbers = self.numbers(classes)
         if self.count == 0:
             return None
-        choices = torch.tensor(numbers or range(self.count))
+        choices = torch.tensor(numbers or self.usual)
         if balanced:
             return choices[torch.arange(count) % len(choices)]
         weights = torch.tensor(self.images, dtype=torch.float64)[choices] if self.images else None

@@ -65,6 +65,7 @@ class Moments(nn.Module):
         """The Gaussians of real images; all processes call it together. Their unit makes the mean variance 1."""
         counts, mean, second = real.moments()
         share = counts / counts.sum()
+        mean = torch.where(counts[:, None] > 0, mean, share @ mean)  # a class without images is in the middle
         covariance = self.around(mean, second, share)
         shares = self.of_groups(share)[:, None, None]
         within = (shares * covariance).sum(0)

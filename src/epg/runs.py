@@ -23,7 +23,7 @@ from epg.data.configured import open_training_data
 from epg.data.loading.base import ImageDataset
 from epg.distributed import failing_together, processes, rank, world_size
 from epg.drawing import jumping
-from epg.errors import UserError
+from epg.errors import ArtefactError, UserError
 from epg.networks import Spectrum
 from epg.objectives import OBJECTIVES
 from epg.objectives.base import GeneratorObjective, Objective
@@ -136,7 +136,13 @@ def begin_with_base(
     """
     begun = begin_with(read_base(base), config, dataset.class_names)
     if config.objective.frozen_encoder:
-        return begun, encoder or begun.base.encoder
+        once = begun.base.encoder
+        if encoder is None and once is not None and not once.exists():
+            raise ArtefactError(
+                f"--encoder: the generator in {base} began with the encoder in {once}, which is not there any more. "
+                "Pass the run folder of `epg pretrain` where it is now."
+            )
+        return begun, encoder or once
     if encoder is not None:
         raise UserError(
             f"--encoder: --stage {config.stage} goes on with the encoder that is in the generator given to --from, and "
@@ -170,8 +176,9 @@ def preview_for(config: RunConfig, objective: Objective, dataset: ImageDataset) 
 
     def draw(file: Path) -> None:
         if isinstance(objective, GeneratorObjective):
-            model = generator_of(config, objective.network, dataset.class_names)
-            count = min(64, max(16, 4 * model.num_classes))
+            counts = dataset.class_counts(config.model.num_classes or 0)
+            model = generator_of(config, objective.network, dataset.class_names, counts)
+            count = min(64, max(16, 4 * len(model.classes.usual)))
             images = model.sample(model.make_labels(count, balanced=True, seed=config.seed), count, seed=config.seed)
             if rank() == 0:
                 save_grid(images, file)

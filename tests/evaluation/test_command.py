@@ -11,7 +11,7 @@ from epg.checkpoint import export
 from epg.cli import main
 from epg.data.dataset import open_dataset
 from epg.data.pixels.rules import RULES
-from epg.evaluation import real, receipt
+from epg.evaluation import jury, real, receipt
 from epg.evaluation.extractors import indomain
 from epg.evaluation.extractors.indomain import images_and_labels
 from epg.evaluation.subjects import open_subject
@@ -164,6 +164,10 @@ def test_a_fifth_is_set_aside_only_for_features_of_the_data(home: Path, held_out
     judged = evaluate(held_out_digits, "--reference", home / "flat", out=home / "f.json")
     assert judged.reference["count"] == 160
     assert judged.reference["source"]["split"] == "four fifths of train"
+    run = home / "of-flat"
+    flags = ["--from-scratch", "--training.steps", "1", "--training.preview-every", "0", "--training.trackers"]
+    assert main(["finetune", "digits", "--data.source", str(home / "flat"), "--out", str(run), *flags]) == 0
+    assert evaluate(run, "--features", "random", "--count", "20", out=home / "g.json").warnings[0] == jury.SEEN
     subject = open_subject(str(held_out_digits), None, Request(), image_size=None, split="test")
     flat = real.open_real(str(home / "flat"), subject, None, RULES)
     assert real.with_fifth(flat, ["inception"]) is flat

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from epg.checkpoint.checkpoint import refuse_missing
 from epg.checkpoint.handover import handed_over
 from epg.checkpoint.loading import open_weights
 from epg.checkpoint.refit import SPECTRUM, Refit, refit
@@ -60,6 +61,7 @@ class Beginning:
 
 def read_base(path: Path) -> Base:
     """The generator of a run, checkpoint, export, pipeline folder or repository of the Hub. Raises ArtefactError."""
+    refuse_missing(path, "--from ")
     if path.is_file():
         raise ArtefactError(
             f"--from {path}: a file; if it is of the authors' release, take it over once: epg convert {path} --out "

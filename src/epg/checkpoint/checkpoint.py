@@ -156,6 +156,12 @@ def offer(path: Path) -> str:
     return f" There are {', '.join(names)}." if runs else ""
 
 
+def refuse_missing(path: Path, flag: str = "") -> None:
+    """Raises ArtefactError, which begins with `flag`, where there is nothing."""
+    if not path.exists():
+        raise ArtefactError(f"{flag}{path}: does not exist.{path_meant(path)}")
+
+
 def find(path: str | Path) -> Checkpoint:
     """The checkpoint that a user means: a checkpoint directory, or a run folder (its newest one)."""
     path = Path(path)
@@ -163,8 +169,7 @@ def find(path: str | Path) -> Checkpoint:
         return read(path)
     found = newest(path / "checkpoints") if (path / "checkpoints").is_dir() else None
     if found is None:
-        if not path.exists():
-            raise ArtefactError(f"{path}: does not exist.{path_meant(path)}")
+        refuse_missing(path)
         strangers.refuse_folder(path)
         raise ArtefactError(
             f"{path}: no checkpoint here. Pass a run folder or a folder checkpoints/step-... in one."

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from epg.checkpoint import export, strangers, vit
-from epg.checkpoint.checkpoint import find
+from epg.checkpoint.checkpoint import find, refuse_missing
 from epg.checkpoint.official import RCM_NAMES, rename
 from epg.checkpoint.state_dict import read_state_dict
 from epg.config.settings import RunConfig, parse
@@ -93,6 +93,7 @@ def read_encoder(path: Path, config: RunConfig) -> EncoderWeights:
 
     Raises ArtefactError where there is none, or where the run had another architecture or image normalisation.
     """
+    refuse_missing(path, "--encoder ")
     averaged = config.objective.begins == "momentum"
     if averaged and (path.is_file() or export.is_export(path)):
         raise ArtefactError(f"--encoder {path}: holds no momentum encoder; pass the run folder of `epg pretrain`")

@@ -27,7 +27,11 @@ from epg.storage.artefact import digest_of, match
 def generator_of(
     config: RunConfig, network: EPG, class_names: Sequence[str] = (), class_counts: Sequence[int] = ()
 ) -> Generator:
-    """A generator around a network that was trained with this configuration."""
+    """A generator around a network that was trained with this configuration.
+
+    Classes beyond those of the images (`model.num_classes`) have names too, so that names and numbers go together.
+    """
+    beyond = range(len(class_names), config.model.num_classes or 0) if class_names else ()
     return Generator(
         denoiser_of(network, config),
         normalizer_for(config),
@@ -35,7 +39,7 @@ def generator_of(
         config.shift,
         config.data.image_size,
         config.sampling,
-        tuple(class_names),
+        (*class_names, *(f"unnamed {number}" for number in beyond)),
         tuple(class_counts),
     )
 

@@ -45,11 +45,11 @@ class Sample(Drawing):
     each scale (gallery-1-2.png)."""
 
     def __call__(self) -> None:
-        from epg.distributed import rank
+        from epg.distributed import tells
         from epg.sampling import write_samples
 
         names = ("count", "compile", "npz", "animation", "interpolate", "scales")
         own = {name: getattr(self, name) for name in names}
         write_samples(self.checkpoint, self.out, self.request(**own))
-        if rank() == 0 and (Path(self.checkpoint) / "config.yaml").is_file():
+        if tells() and (Path(self.checkpoint) / "config.yaml").is_file():
             print(f"Next: {written('epg', 'report', self.checkpoint)}")

@@ -67,10 +67,12 @@ class Pretrain(Training):
     def __call__(self, overrides: list[str]) -> None:
         refuse_stage(self.stage, self.GENERATOR)
         config = configure(self.recipe, self.stage, overrides)
+        from epg.distributed import tells
         from epg.runs import train  # seconds, after what a wrong flag is told
 
         run = train(config, self.out, resume=self.resume, overrides=self.override)
-        print(f"Pre-trained encoder: {run.folder}\nNext: {self.next(run.folder, overrides)}")
+        if tells():
+            print(f"Pre-trained encoder: {run.folder}\nNext: {self.next(run.folder, overrides)}")
 
     def next(self, folder: Path, overrides: list[str]) -> str:
         """The command that fine-tunes this encoder, with the settings in which the run differs from its recipe."""
@@ -113,10 +115,13 @@ class Finetune(Training):
         config = configure(self.recipe, self.stage, overrides)
         encoder = None if self.encoder is None else hub.local(self.encoder)
         base = None if self.base is None else hub.local(self.base)
+        from epg.distributed import tells
         from epg.runs import train  # seconds, after what a wrong flag is told
 
         run = train(config, self.out, encoder=encoder, base=base, resume=self.resume, overrides=self.override)
-        print(f"Generator: {run.folder}\nNext: {written('epg', 'sample', run.folder, '--out', run.folder / 'samples')}")
+        if tells():
+            next_one = written("epg", "sample", run.folder, "--out", run.folder / "samples")
+            print(f"Generator: {run.folder}\nNext: {next_one}")
 
 
 def refuse_stage(stage: "Stage", generator: bool) -> None:

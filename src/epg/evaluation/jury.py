@@ -32,6 +32,7 @@ from epg.evaluation.subjects import Subject, some_of
 from epg.storage.artefact import digest_of
 from epg.storage.download import cache_folder
 
+SEEN = "the held-out images are a fifth of those that the run was trained on; with a test split they would be new to it"
 VERSION = "2"  # of what a cached reference says: raise it with every new entry of its manifest
 
 
@@ -122,8 +123,10 @@ class Jury:
     def doubts(self, subject: Subject) -> list[str]:
         """What the receipt should say about samples, features and reference together."""
         told = notes(subject.trained_in, self.extractors)
-        if self.real is None or self.real.train.fingerprint() == subject.trained_on:
+        if self.real is None:
             return told
+        if self.real.whole.fingerprint() == subject.trained_on:
+            return told + ([] if self.real.part_of is None else [SEEN])
         told += [] if subject.trained_on is None else ["the run was trained on other images than this reference"]
         return told + [f"reference: {line}" for line in self.real.train.treatment("--")]
 

@@ -31,6 +31,7 @@ from epg.generator import Generator
 from epg.messages import say
 from epg.networks import EPG, RCM
 from epg.objectives.base import Objective
+from epg.sampling.request import label_kind
 
 FOLDER = "evaluations"
 BLOCK = 32  # images sampled together, whatever the number of processes
@@ -147,11 +148,10 @@ def better(mark: Best, held: Best | None) -> bool:
 class GeneratorExamination:
     """Metrics of `epg evaluate` on samples of a network in training."""
 
-    def __init__(
-        self, config: RunConfig, network: EPG, class_names: Sequence[str], jury: Jury, subject: Subject
-    ) -> None:
+    def __init__(self, config: RunConfig, network: EPG, dataset: ImageDataset, jury: Jury, subject: Subject) -> None:
         self.config, self.jury, self.subject = config, jury, subject
-        self.model = generator_of(config, network, class_names)
+        counts = dataset.class_counts(config.model.num_classes or 0)
+        self.model = generator_of(config, network, dataset.class_names, counts)
 
     def __call__(self, step: int, between: Between) -> Receipt | None:
         evaluation, jury = self.config.evaluation, self.jury
@@ -176,7 +176,7 @@ class GeneratorExamination:
             "stage": self.config.stage,
             "step": step,
             "ema": self.config.weights,
-            "labels": None if labels is None else f"all {self.model.num_classes} classes in turn",
+            "labels": None if labels is None else label_kind(self.model, "balanced", ()),
             "seed": self.config.seed,
             "sampling": self.config.sampling.model_dump(mode="json"),
             **({"trained_in": list(self.subject.trained_in)} if self.subject.trained_in else {}),
@@ -244,5 +244,5 @@ def open_evaluation(
         subject = like(dataset, config.data, trained_in)
         options = Options(features, seed=config.seed, device=config.training.device)
         jury = open_jury(subject, str(run), wanted.reference, list(wanted.metrics) or None, None, options)
-        examination = GeneratorExamination(config, network, dataset.class_names, jury, subject)
+        examination = GeneratorExamination(config, network, dataset, jury, subject)
     return PeriodicEvaluation(run, config.evaluated_every, config.training.steps, start, examination, wanted.best)

@@ -27,6 +27,13 @@ class Real:
     train: ImageDataset
     held_out: ImageDataset | None
     """None where the set has no such split and no features need one."""
+    part_of: ImageDataset | None = None
+    """The whole set, where `train` is four fifths of it and `held_out` the last."""
+
+    @property
+    def whole(self) -> ImageDataset:
+        """The images that the set, or its split, holds."""
+        return self.part_of or self.train
 
     @property
     def labelled(self) -> tuple[ImageDataset, ImageDataset] | None:
@@ -66,7 +73,7 @@ def with_fifth(real: Real | None, features: Sequence[str], held_out: bool = Fals
     if real is None or real.held_out is not None or not (held_out or {*features} & {*IN_DOMAIN}):
         return real
     if len(real.train) >= FEWEST_TO_SPLIT:
-        return Real(real.name, f"four fifths of {real.split}", *with_held_out(real.train))
+        return Real(real.name, f"four fifths of {real.split}", *with_held_out(real.train), part_of=real.train)
     if "classifier" in features:
         raise UserError(
             f"--features classifier: {real.name} has {len(real.train)} images, too few to train on and to test; at "

@@ -142,7 +142,7 @@ class Job:
         """The grid, and what else was asked for, from the image files; what is there already stays."""
         request, path = self.request, self.folder.path
         files = [self.folder.image(i) for i in range(request.count)]
-        columns = columns_for(self.classes or range(self.model.num_classes), request)
+        columns = columns_for(self.classes or self.model.classes.usual, request)
         if not newer(path / "grid.png", path / RECORD):
             shown = np.stack(list(read_pngs(files[:LARGEST_GRID], self.shape)))
             with writing(path / "grid.png") as temporary:
@@ -164,7 +164,7 @@ class Job:
 
     def interpolate(self, file: Path, between: int) -> None:
         """Rows that lead from one of the first images to the next."""
-        row, rows = rows_of(self.request.count, len(self.classes) or self.model.num_classes)
+        row, rows = rows_of(self.request.count, len(self.classes or self.model.classes.usual))
         labels = None if self.labels is None else self.labels[: row * rows]
         size = {"row": row, "rows": rows, "seed": self.request.seed, "batch_size": self.request.batch_size}
         pictures = interpolated(self.model, labels, between, **size, sampling=self.sampling, guide=self.guide)

@@ -89,10 +89,11 @@ def fitted(model: Generator, request: Request, guide: Generator | None = None) -
         check_guide(model, guide)
     scaled = [sampling.model_copy(update={"guidance": scale}) for scale in request.scales]
     for scale in request.scales:
-        changed(model, {**request.changes, "guidance": scale}, guided=guide is not None and scale != 1)
+        asked = {**request.changes, "guidance": scale}
+        changed(model, asked, guided=guide is not None and scale != 1, names=FLAGS | {"guidance": "--scales"})
     classes = model.classes.numbers(request.classes)
     if request.interpolate is not None:
-        rows_of(request.count, len(classes) or model.num_classes)
+        rows_of(request.count, len(classes or model.classes.usual))
     labels = model.make_labels(request.count, classes=classes, balanced=request.labels == "balanced", seed=request.seed)
     hashes = {
         name: None if part is None else digest_of(part.denoiser.state_dict())
@@ -101,10 +102,14 @@ def fitted(model: Generator, request: Request, guide: Generator | None = None) -
     return Opened(request, model, guide, sampling, classes, labels, hashes, scaled=scaled)
 
 
-def changed(model: Generator, changes: Mapping[str, Any], guided: bool = False) -> SamplingConfig:
+def changed(
+    model: Generator, changes: Mapping[str, Any], guided: bool = False, names: Mapping[str, str] = FLAGS
+) -> SamplingConfig:
     """The model's sampling settings with the given fields replaced, checked. Raises UserError.
 
-    `guided`: a weaker model guides (autoguidance), which acts at every level unless an interval is given.
+    Args:
+        guided: a weaker model guides (autoguidance), which acts at every level unless an interval is given.
+        names: what errors call the settings.
     """
     jumps = jumping(model.sampling.sampler)
     saved = {name: getattr(model.sampling, name) for name in SETTINGS}
@@ -113,7 +118,7 @@ def changed(model: Generator, changes: Mapping[str, Any], guided: bool = False) 
     settings = settled(saved, changes, jumps)
     found = problems(
         settings,
-        FLAGS,
+        names,
         jumps=jumps,
         conditional=model.num_classes > 0,
         noise=(model.noise.sigma_min, model.noise.sigma_max),
@@ -144,7 +149,7 @@ def label_kind(model: Generator, labels: str, classes: Sequence[int]) -> str:
     """How labels are chosen, for the user to read."""
     if model.num_classes == 0:
         return "none"
-    of = f"{len(classes)} classes" if classes else f"all {model.num_classes} classes"
+    of = f"{len(classes)} classes" if classes else f"all {len(model.classes.usual)} classes"
     if labels == "balanced":
         return f"{of} in turn"
     return f"{of} at random, " + ("as often as in training" if model.class_counts else "all equally likely")

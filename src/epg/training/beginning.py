@@ -39,6 +39,12 @@ def announce(config: RunConfig, dataset: ImageDataset, start: Start | None = Non
         say(f"batch {batch} = {processes} processes x {passes} passes x {batch // processes // passes} images")
     for line in dataset.report():
         say(line)
+    classes, known = config.model.num_classes or 0, dataset.num_classes
+    if classes > known:
+        say(
+            f"--model.num-classes {classes}: {classes - known} of them have no images here and are not learnt; pass "
+            f"--model.num-classes {known} to leave them out"
+        )
     if start is not None:
         say(describe(start, config, len(dataset)))
 

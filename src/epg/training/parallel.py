@@ -1,6 +1,7 @@
 """One process or many: how the objective is wrapped, compiled and recomputed."""
 
 import contextlib
+import inspect
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from epg.errors import UserError
 from epg.networks import EPG, Encoder
 from epg.networks.layers import transformer_blocks
 from epg.objectives.base import Objective
+
+SYNC = "forward_sync_buffers"  # of buffers, before every pass; newer versions of torch warn of the older name
+SYNC = SYNC if SYNC in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers"
 
 
 def wrap(objective: Objective, config: RunConfig) -> nn.Module:
@@ -30,7 +34,8 @@ def wrap(objective: Objective, config: RunConfig) -> nn.Module:
     if world_size() == 1:
         return objective
     if training.parallel == "ddp":
-        return DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+        options: dict[str, Any] = {SYNC: False, "gradient_as_bucket_view": True}
+        return DistributedDataParallel(objective, **options)
     return sharded(objective)
 
 
