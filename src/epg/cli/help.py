@@ -5,9 +5,10 @@ short help leaves them out.
 """
 
 import sys
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import fields
 from typing import Annotated, Any, get_type_hints
 
+from epg.cli.options import varied
 from epg.messages import folded, width_of
 
 __all__ = ["described"]
@@ -22,13 +23,12 @@ def described(verb: type, *, everything: bool) -> type:
     types, texts = get_type_hints(verb, include_extras=True), texts_of(verb)
     if not everything:
         texts |= {name: lines[0] for name, kind in types.items() if len(lines := list_of(kind)) > 1}
-    namespace: dict[str, Any] = {"__annotations__": {}, "__doc__": described_at_all(verb, len(rare))}
+    kinds = {}
     for one in fields(verb):
         if one.name in rare or one.name in texts:
             note = tyro.conf.Suppress if one.name in rare else tyro.conf.arg(help=texts[one.name])
-            namespace["__annotations__"][one.name] = Annotated[types[one.name], note]
-            namespace[one.name] = kept(one)
-    return dataclass(frozen=True)(type(verb.__name__, (verb,), namespace))
+            kinds[one.name] = Annotated[types[one.name], note]
+    return varied(verb, kinds, described_at_all(verb, len(rare)))
 
 
 def texts_of(verb: type) -> dict[str, str]:
@@ -50,12 +50,3 @@ def described_at_all(verb: type, rare: int) -> str:
     paragraphs = [" ".join(text.split()) for text in (verb.__doc__ or "").split("\n\n")]
     paragraphs += [f"The other {rare} options: --help-all"] if rare else []
     return "\n\n".join(folded(text, width_of(sys.stdout)) for text in paragraphs)
-
-
-def kept(one: "Field[Any]") -> Any:
-    """A field with the default that it has."""
-    if one.default is not MISSING:
-        return field(default=one.default, kw_only=one.kw_only)
-    if one.default_factory is not MISSING:
-        return field(default_factory=one.default_factory, kw_only=one.kw_only)
-    return field(kw_only=one.kw_only)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, get_type_hints
 from epg import signals
 from epg.cli.help import described
 from epg.cli.numbers import in_range
+from epg.cli.options import light
 from epg.cli.paths import usable
 from epg.command_line import written
 from epg.errors import InterruptedRunError, UserError, shortened
@@ -101,17 +102,18 @@ def parse(arguments: list[str]) -> tuple[Any, list[str] | None]:
         raise UserError(f"{name!r} is no command{hint} Commands: {', '.join(VERBS)}")
     verb = VERBS[name]
     refuse_nameless(name, verb, rest)
+    shown = verb
     if {"-h", "--help", "--help-all"} & {*rest}:
-        verb = described(verb, everything="--help-all" in rest)
+        shown = described(verb, everything="--help-all" in rest)
         rest = ["--help" if argument == "--help-all" else argument for argument in rest]
     options: Any
     if getattr(verb, "TAKES_OVERRIDES", False):
-        options, overrides = parse_with_overrides(name, verb, rest)
+        options, overrides = parse_with_overrides(name, light(shown), rest)
     else:
         import tyro
 
-        options, overrides = tyro.cli(verb, args=rest, prog=f"epg {name}"), None
-    return in_range(usable(options)), overrides
+        options, overrides = tyro.cli(light(shown), args=rest, prog=f"epg {name}"), None
+    return in_range(usable(verb(**vars(options)))), overrides
 
 
 def refuse_nameless(name: str, verb: type, rest: list[str]) -> None:

@@ -1,0 +1,42 @@
+"""The options of a verb, as tyro reads them without a type checker.
+
+Tyro compares the default of every option with its type. Where that is more than a class (`tuple[int, ...]`, `Path |
+None`) it imports typeguard, and with it asyncio and unittest: as much again as all else that the help of a verb takes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+__all__ = ["light", "varied"]
+
+
+def light(verb: type) -> type:
+    """The verb with options whose types are classes, and beside them how tyro reads the words of what they are."""
+    from tyro.conf import UseAppendAction
+    from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo
+
+    kinds = {}
+    for name, kind in get_type_hints(verb, include_extras=True).items():
+        bare, *notes = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+        if get_origin(bare) in (tuple, Union, UnionType):
+            how = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, set()))
+            kinds[name] = Annotated[tuple if UseAppendAction in notes else object, how, *notes]
+    return varied(verb, kinds)
+
+
+def varied(verb: type, kinds: Mapping[str, Any], text: str | None = None) -> type:
+    """The verb with other types of some of its options, and another text of what it does; defaults stay."""
+    namespace: dict[str, Any] = {"__annotations__": dict(kinds), "__doc__": verb.__doc__ if text is None else text}
+    namespace |= {one.name: kept(one) for one in fields(verb) if one.name in kinds}
+    return dataclass(frozen=True)(type(verb.__name__, (verb,), namespace))
+
+
+def kept(one: "Field[Any]") -> Any:
+    """A field with the default that it has."""
+    if one.default is not MISSING:
+        return field(default=one.default, kw_only=one.kw_only)
+    if one.default_factory is not MISSING:
+        return field(default_factory=one.default_factory, kw_only=one.kw_only)
+    return field(kw_only=one.kw_only)
