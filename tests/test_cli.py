@@ -388,6 +388,17 @@ def test_what_a_recipe_costs_is_arithmetic(arguments: tuple[str, ...]) -> None:
     assert not {"torch", "numpy", "matplotlib", "datasets"} & modules_after("info", *arguments)
 
 
+def test_sets_are_prepared_and_inspected_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for i in range(3):
+        Image.effect_noise((8, 8), 90).save(tmp_path / "set" / f"{i}.png")
+    prepared = ("prepare", str(tmp_path / "set"), str(tmp_path / "out"), "--image-size", "8", "--workers", "0")
+    inspected = ("inspect", str(tmp_path / "out"), "--sheet", str(tmp_path / "sheet.png"))
+    for command in (prepared, inspected):
+        assert not {"torch", "sklearn", "matplotlib", "datasets"} & modules_after(*command)
+    assert (tmp_path / "sheet.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],

@@ -10,7 +10,8 @@ from epg.config.recipe import locator, merge, run_config
 from epg.config.settings import RunConfig
 from epg.config.validation import checked
 from epg.data.configured import training_data_in_memory
-from epg.data.sources.memory import IN_MEMORY, Items
+from epg.data.sources.base import IN_MEMORY
+from epg.data.sources.memory import Items
 from epg.errors import UserError
 from epg.storage import hub
 from epg.training.callbacks import Callback

@@ -4,8 +4,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 DISTANCE = 3  # bits of 64; with four bands of 16 bits, images this close agree in at least one band
 BANDS = 4
@@ -32,6 +30,9 @@ def similar_groups(looks: NDArray[np.uint64]) -> Groups:
         for bucket in _groups((values >> np.uint64(16 * band)) & np.uint64(0xFFFF)):
             if len(bucket) <= MAX_BUCKET:
                 pairs.append(np.stack([bucket, bucket[_linked(values[bucket])]], axis=1))
+    from scipy.sparse import coo_array  # as slow to import as all else that reads images
+    from scipy.sparse.csgraph import connected_components
+
     ends = np.concatenate(pairs).T
     graph = coo_array((np.ones(ends.shape[1]), tuple(ends)), shape=(len(values), len(values)))
     _, component = connected_components(graph, directed=False)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from epg.data.sources.names import Names
 from epg.errors import DataError
 
+IN_MEMORY = "(in memory)"
+"""What a configuration records as the source of images that a program had in memory, see `epg.data.sources.memory`."""
 MAX_FILE_BYTES = 2**27  # one encoded image; whatever holds more is no photograph
 # A data set of at most so much is hashed completely when it is opened, of a larger one runs of neighbours.
 WHOLE_BYTES, WHOLE_IMAGES = 2**30, 250_000

@@ -18,8 +18,6 @@ from epg.data.sources.labels import find_image_column, labels_of, read_labels, r
 from epg.data.sources.names import Names
 from epg.errors import DataError
 
-IN_MEMORY = "(in memory)"
-"""What a configuration records as the source of such images."""
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
 READ_TWICE = 8  # items, to see whether they are the same each time
 

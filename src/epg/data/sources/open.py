@@ -5,11 +5,10 @@ from pathlib import Path
 
 from epg.data.sources.archives import ARCHIVE_SUFFIXES, open_archive
 from epg.data.sources.arrays import open_arrays
-from epg.data.sources.base import Source, SourceOptions
+from epg.data.sources.base import IN_MEMORY, Source, SourceOptions
 from epg.data.sources.digits import open_digits
 from epg.data.sources.files import open_folder
 from epg.data.sources.kinds import cure_of, is_text
-from epg.data.sources.memory import IN_MEMORY
 from epg.data.sources.remote import open_hub, open_remote
 from epg.data.sources.shards import open_shards
 from epg.data.sources.table_files import open_tables
