@@ -167,6 +167,7 @@ def test_info_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         (["pretrain", "digits", "--data.image-size", "9"], 2, ["--data.image-size 9", "--model.patch-size 4"]),
         (["pretrain", "digits", "--training.steps", "0", "--training.batch-size", "0"], 2, ["steps 0", "batch-size 0"]),
         (["sample", "nowhere"], 77, ["nowhere: does not exist"]),
+        (["prepare", "digits", "--out", "set"], 2, ["--out: is told by its place", "epg prepare SOURCE OUT"]),
     ],
 )
 def test_mistakes_get_one_clear_message(

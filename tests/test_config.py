@@ -343,6 +343,11 @@ def test_several_problems_in_one_message():
         ("pretraining", {"training": {"batch_size": 1}}, "--training.batch-size 1: must be at least 2"),
         ("diffusion", {"model": {"num_classes": 0}, "sampling": {"guidance": 2.0}}, "--sampling.guidance"),
         ("diffusion", {"model": {"num_classes": -1}}, "--model.num-classes -1"),
+        (
+            "onestep",
+            {"objective": {"covariance": "class"}, "model": {"num_classes": 10**6}},
+            "covariance class: those of 1000000 classes",
+        ),
         ("diffusion", {"data": {"channels": 2}}, "data.channels: Input should be 1 or 3"),
         ("diffusion", {"data": {"max_damaged": -1}}, "--data.max-damaged -1"),
         ("diffusion", {"data": {"timeout": 0.0}}, "--data.timeout 0.0: must be at least 0.01"),

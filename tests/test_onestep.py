@@ -218,6 +218,10 @@ def test_the_encoder_is_found_along_a_chain_of_generators(place: Path) -> None:
             "objective.parameterization: x in the generator, edm here",
         ),
         (["--from", "{place}/diffusion", "--model.decoder.width", "32"], "model.decoder.width: 24 in the"),
+        (
+            ["--from", "{place}/diffusion", "--data.per-class", "1"],
+            "every class has a single image; pass 0 to do without",
+        ),
         (["--from", "{place}/diffusion", "--training.parallel", "fsdp"], "--stage onestep measures moments with whole"),
     ],
 )

@@ -102,6 +102,7 @@ def parse(arguments: list[str]) -> tuple[Any, list[str] | None]:
         raise UserError(f"{name!r} is no command{hint} Commands: {', '.join(VERBS)}")
     verb = VERBS[name]
     refuse_nameless(name, verb, rest)
+    refuse_named(name, verb, rest)
     shown = verb
     if {"-h", "--help", "--help-all"} & {*rest}:
         shown = described(verb, everything="--help-all" in rest)
@@ -121,6 +122,16 @@ def refuse_nameless(name: str, verb: type, rest: list[str]) -> None:
     if rest and not rest[0].startswith("-") and not any("Positional" in str(kind) for kind in types_of(verb)):
         option = f"--{dataclasses.fields(verb)[0].name}"
         raise UserError(f"{rest[0]}: of which option? Perhaps {written('epg', name, option, *rest)}")
+
+
+def refuse_named(name: str, verb: type, rest: list[str]) -> None:
+    """Raises UserError for an option that is none: what is told by its place alone."""
+    hints = get_type_hints(verb, include_extras=True)
+    places = [field for field, kind in hints.items() if "Positional" in str(kind)]
+    for field in places:
+        if f"--{field}" in [word.partition("=")[0] for word in rest]:
+            words = " ".join(place.upper() for place in places)
+            raise UserError(f"--{field}: is told by its place, without a flag: epg {name} {words} ...")
 
 
 def types_of(verb: type) -> Iterable[object]:

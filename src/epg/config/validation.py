@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from epg.config.complaints import Locate, inside_of, nowhere, plain
 from epg.config.diffusion import DiffusionConfig
+from epg.config.objectives import OneStepConfig
 from epg.config.settings import RunConfig, complaints_of
 from epg.drawing import jumping, settled
 from epg.drawing import problems as sampling_problems
@@ -18,6 +19,7 @@ from epg.errors import UserError
 # Beyond these a number is a slip of the finger, and building the network would fill any memory.
 MOST_TOKENS = 2**16
 LARGEST_SPECTRUM = 2**26  # numbers: 1000 classes of 64 pixels fit, with 256 pixels they do not
+LARGEST_MOMENTS = 2**30  # numbers: 75 classes of width 768 at three levels fit
 LONGEST_TEXT = 4096  # characters
 FLAG = re.compile(r"--([a-z0-9.-]+)")
 NAME = re.compile(r"\w[\w.+-]{0,99}")
@@ -118,6 +120,8 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield f"--optimizer.lr-steps: the steps {', '.join(map(str, steps))} must rise"
     if isinstance(config.objective, DiffusionConfig) and config.objective.aligned:
         yield from alignment_problems(config.objective, config)
+    if isinstance(config.objective, OneStepConfig):
+        yield from moments_problems(config.objective, config)
     yield from size_problems(config)
     yield from config.objective.problems()
     if config.objective.samples:
@@ -138,6 +142,17 @@ def alignment_problems(objective: DiffusionConfig, config: RunConfig) -> Iterato
         yield (
             f"--objective.alignment-weight {objective.alignment_weight:g}: draws the encoder, which does not move with "
             "--optimizer.frozen-encoder; leave out one of them"
+        )
+
+
+def moments_problems(objective: OneStepConfig, config: RunConfig) -> Iterator[str]:
+    """Covariances of more classes than any memory holds."""
+    classes, features = config.model.num_classes or 0, 2 * config.model.encoder.width
+    numbers = 2 * classes * len(objective.levels) * features**2
+    if objective.covariance == "class" and numbers > LARGEST_MOMENTS:
+        yield (
+            f"--objective.covariance class: those of {classes} classes, {features}x{features} at each of "
+            f"{len(objective.levels)} levels, take {4 * numbers / 2**30:,.0f} GiB; choose shared"
         )
 
 

@@ -16,6 +16,7 @@ from epg.data.loading.loader import Batch
 from epg.data.loading.passes import blocks
 from epg.data.views.augment import random_flip
 from epg.distributed import failing_together, rank, world_size
+from epg.errors import UserError
 from epg.moments import Moments, Sums
 from epg.networks import EPG, Encoder
 from epg.networks.encoder import CLS, PATCHES
@@ -121,8 +122,15 @@ class OneStep(GeneratorObjective):
     def begin(self, dataset: ImageDataset) -> None:
         """Measures the moments of the real images, and the first ones of generated images, on all processes together.
 
-        Raises DataError for a damaged image, unless `data.max_damaged` allows some: those are left out.
+        Raises DataError for a damaged image, unless `data.max_damaged` allows some: those are left out; UserError where
+        classes are to be told apart, and each has one image.
         """
+        weight = self.config.recognition_weight
+        if weight and self.network.num_classes > 1 and len(set(dataset.labels.tolist())) == len(dataset):
+            raise UserError(
+                f"--objective.recognition-weight {weight:g}: tells classes apart by how far the images of one differ, "
+                "and every class has a single image; pass 0 to do without"
+            )
         sums = self.sums()
         part = (rank(), world_size())
         with failing_together():
