@@ -108,7 +108,9 @@ def test_resumed_in_two_processes_and_exported(encoder: Path, tmp_path: Path) ->
     assert read_trained(tmp_path / "one").generator().sample([0], seed=1).shape == (1, 1, 8, 8)
 
 
-def test_a_generator_from_scratch_may_be_drawn_to_an_encoder(encoder: Path, tmp_path: Path) -> None:
+def test_a_generator_from_scratch_may_be_drawn_to_an_encoder(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     random = tiny("diffusion", objective={**ALIGNED["objective"], "initial": "random"})
     found = prepare_run(random, tmp_path / "run", encoder=encoder).trainer.objective
     scratch = build_objective(tiny("diffusion", model={"num_classes": 10})).state_dict()
@@ -116,6 +118,8 @@ def test_a_generator_from_scratch_may_be_drawn_to_an_encoder(encoder: Path, tmp_
     state = found.state_dict()
     assert all(torch.equal(state[f"network.encoder.{name}"], scratch[f"network.encoder.{name}"]) for name in own)
     assert all(torch.equal(state[f"frozen_encoder.{name}"], value) for name, value in own.items())
+    numbers = sum(parameter.numel() for parameter in found.network.parameters())
+    assert f"Starting at random: {numbers:,} numbers of the generator, which begins" in capsys.readouterr().err
 
 
 def test_costs() -> None:

@@ -90,12 +90,28 @@ def test_made_by_one_command_and_used_by_its_address(made: Path, shelf: Shelf, t
     assert epg.load(tmp_path / "pipeline").class_names == ("cat", "dog", "goldfish")
 
 
-def test_what_was_damaged_in_the_cache_is_refused(shelf: Shelf) -> None:
+@pytest.mark.parametrize("harm", [lambda file: file.write_bytes(file.read_bytes()[:-4] + b"\0\1\0\1"), Path.unlink])
+def test_what_was_damaged_in_the_cache_is_fetched_anew(
+    harm: Callable[[Path], object], made: Path, shelf: Shelf, capsys
+) -> None:
     address = shelf.address("tiny.zip")
     file = assets.local(address) / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-4] + b"\0\1\0\1")
-    with pytest.raises(ArtefactError, match=r"model\.safetensors"):
+    whole = file.read_bytes()
+    harm(file)
+    assert epg.load(address).num_classes == 3
+    assert file.read_bytes() == whole
+    assert shelf.asked == ["tiny.zip"] * 2
+    assert "damaged since it was fetched; it is fetched anew" in capsys.readouterr().err
+    harm(file)
+    epg.load(made)  # the file itself
+    assert file.read_bytes() == whole
+    assert len(shelf.asked) == 2
+    assert [entry.name for entry in file.parents[1].iterdir() if entry.name.startswith(".")] == []
+    harm(file)
+    shelf.files.clear()  # what is there stays until there is better
+    with pytest.raises(ArtefactError, match="Not Found"):
         epg.load(address)
+    assert (file.parent / "config.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -153,4 +169,5 @@ def test_hostile_archives(write: Callable[[Path], None], told: str, shelf: Shelf
         with pytest.raises(ArtefactError, match=told):
             epg.load(place)
     written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert written <= {"bad.zip", "config.json", "model.safetensors"}
+    entries = hashlib.sha256(shelf.files["bad.zip"]).hexdigest() + ".json"
+    assert written <= {"bad.zip", "config.json", "model.safetensors", entries}

@@ -186,7 +186,8 @@ def test_the_card_of_unlicensed_weights_says_so(run, tmp_path):
 
 def test_the_code_of_a_card_runs(run, tmp_path, monkeypatch):
     epg("convert", run, "--out", tmp_path / "w", "--to", "weights", "--no-samples", "--device", "cpu")
-    _, text = card(tmp_path / "w")
+    header, text = card(tmp_path / "w")
+    assert header["library_name"] == "epg"
     code = text.split("```python\n")[1].split("```")[0]
     assert "epg.load" in code
     monkeypatch.chdir(tmp_path)

@@ -151,13 +151,13 @@ def hand_over(encoder: nn.Module, weights: EncoderWeights) -> None:
     encoder.load_state_dict(weights.tensors)
 
 
-def report(weights: EncoderWeights, decoder_parameters: int) -> str:
-    """What was handed over, for the user to read."""
+def report(weights: EncoderWeights, at_random: int, part: str = "decoder") -> str:
+    """What was handed over, for the user to read; how many numbers of which part of the network begin at random."""
     groups = sorted({name.split(".")[0] for name in weights.left_out})
     size = sum(t.numel() for t in weights.tensors.values())
     return (
         f"encoder from {weights.source}: {len(weights.tensors)} tensors ({size:,} numbers) loaded, 0 missing, "
         f"0 unexpected; left behind: {len(weights.left_out)} of {', '.join(groups) or 'nothing'}. "
         f"{weights.notes}"
-        f"Starting at random: {decoder_parameters:,} numbers of the decoder."
+        f"Starting at random: {at_random:,} numbers of the {part}."
     )

@@ -41,11 +41,17 @@ def unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def read_pth(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file of `torch.save`, mapped into memory. Raises ArtefactError."""
-    check_archive(path)
+def read_pth(path: Path, old: bool = False) -> dict[str, Tensor]:
+    """The state dict in a file of `torch.save`, mapped into memory. Raises ArtefactError.
+
+    Args:
+        old: whether it may be of torch before 1.6, no archive: that is read whole, and says less of what it holds.
+    """
+    archive = not old or zipfile.is_zipfile(path)
+    if archive:
+        check_archive(path)
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except Exception as error:  # of a dozen kinds; their texts advise to trust the file
         raise ArtefactError(
             f"{path}: cannot be read as a state dict of tensors: damaged, or it holds other objects. Nothing in it was "

@@ -180,7 +180,7 @@ class GeneratorSource:
             "seed": request.seed,
             "sampling": opened.sampling.model_dump(mode="json"),
             "autoguidance": opened.guide is not None,
-            "nfe": opened.model.count_evaluations(opened.sampling),
+            "nfe": opened.model.count_evaluations(opened.sampling, opened.guide),
         }
 
 

@@ -72,7 +72,8 @@ def fill_folder(target: Kind, folder: Path, found: Trained, card: Card, name: st
         EPGPipeline.from_generator(model, found.trained_in()).save_pretrained(folder)
     else:
         write_weights(folder, found)
-    origin = Origin(card.license, card.dataset, receipts_beside(found.path))
+    opened_by: Literal["epg", "diffusers"] = "diffusers" if target == "pipeline" else "epg"
+    origin = Origin(card.license, card.dataset, receipts_beside(found.path), opened_by)
     write_card(folder, found, origin, model if card.samples else None, name, how_to_use(target, found, name))
     pipeline.reseal(folder) if target == "pipeline" else export.reseal(folder)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -30,6 +30,8 @@ class Origin:
     """Name of the training data on the Hub, if they are there."""
     receipts: Mapping[str, Mapping[str, Any]]
     """Measured numbers by the name of the file they come from."""
+    library: Literal["epg", "diffusers"] = "epg"
+    """What opens the folder."""
 
 
 def receipts_beside(path: Path) -> dict[str, dict[str, Any]]:
@@ -76,7 +78,7 @@ def header(name: str, config: RunConfig, origin: Origin) -> str:
     encoder = not config.objective.samples
     fields: dict[str, Any] = {"license": origin.license} if origin.license else {}
     fields |= {
-        "library_name": "epg" if encoder else "diffusers",
+        "library_name": origin.library,
         "pipeline_tag": "image-feature-extraction" if encoder else "unconditional-image-generation",
         "tags": ["epg", "pixel-space", config.stage, f"arxiv:{PAPER}"],
     }

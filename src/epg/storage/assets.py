@@ -7,6 +7,7 @@ taken, by name and one by one; they lie there as they are, so it cannot grow whe
 """
 
 import hashlib
+import json
 import re
 import shutil
 import zipfile
@@ -16,9 +17,11 @@ from io import BufferedReader
 from pathlib import Path
 
 from epg.errors import ArtefactError, cause
+from epg.messages import say
 from epg.storage import files
 from epg.storage.download import UNREACHABLE, OtherFileError, cache_folder, fetch
-from epg.storage.plain_file import open_plain
+from epg.storage.plain_file import open_plain, read_plain
+from epg.storage.seal import entry_of
 
 ADDRESS = re.compile(r"(?P<scheme>https?):/{1,2}(?P<place>[^#\s]+)(#(?P<note>.*))?")
 HASH = re.compile(r"sha256=([0-9a-f]{64})", re.IGNORECASE)
@@ -45,8 +48,10 @@ def local(name: str | Path) -> Path:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         return unpacked(Path(name), sha256)
     address, sha256 = meant(str(name))
-    if (folder := folder_of(sha256)).is_dir():
+    if intact(folder := folder_of(sha256)):
         return folder
+    if folder.is_dir():
+        say(f"{folder}: damaged since it was fetched; it is fetched anew")
     file = folder.with_name(f"{sha256}{SUFFIX}")
     try:
         fetch(address, file, sha256, MOST_BYTES)
@@ -84,13 +89,27 @@ def folder_of(sha256: str) -> Path:
     return cache_folder() / "assets" / sha256
 
 
+def entries_of(folder: Path) -> Path:
+    """Where it is written what an unpacked asset holds."""
+    return folder.with_name(f"{folder.name}.json")
+
+
+def intact(folder: Path) -> bool:
+    """Whether an unpacked asset is there as it was unpacked, to the last byte."""
+    try:
+        entries = json.loads(read_plain(entries_of(folder)))
+        return folder.is_dir() and all(entry_of(folder / name) == entry for name, entry in entries.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def unpacked(file: Path, sha256: str) -> Path:
     """The files of an archive that a folder of weights may have, in the cache. Raises ArtefactError, OSError."""
     folder = folder_of(sha256)
-    if folder.is_dir():
+    if intact(folder):
         return folder
     files.make_folder(folder.parent)
-    temporary = files.hidden(folder, "tmp")
+    temporary, old = files.hidden(folder, "tmp"), files.hidden(folder, "old")
     try:
         with opened(file) as stream, zipfile.ZipFile(stream) as archive:
             for member in members(archive, file):
@@ -98,7 +117,12 @@ def unpacked(file: Path, sha256: str) -> Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, target.open("wb") as out:
                     shutil.copyfileobj(source, out, 2**20)
+        inside = sorted(path for path in temporary.rglob("*") if path.is_file())
+        entries = {path.relative_to(temporary).as_posix(): entry_of(path) for path in inside}
+        files.replace_text(entries_of(folder), json.dumps(entries))
         try:
+            if folder.is_dir():  # damaged
+                files.rename(folder, old)
             files.rename(temporary, folder)
         except OSError:
             if not folder.is_dir():  # of another process, which was faster
@@ -107,6 +131,7 @@ def unpacked(file: Path, sha256: str) -> Path:
         raise ArtefactError(f"{file.name}: a damaged zip archive, or none ({error})") from None
     finally:
         files.remove(temporary)
+        files.remove(old)
     return folder
 
 

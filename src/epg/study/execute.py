@@ -138,14 +138,13 @@ class Worker:
         done = sum(self._numbers(other) is not None for other in self.cells)
         if rank() == 0:
             say(f"\n[{done + 1}/{len(self.cells)}] {cell.name}: {cell.config.stage}, {place.run}")
-        begin = time.monotonic()
         before = cell.begins
         source = Place.of(before, self.out).run if isinstance(before, Cell) else before
         goes_on = isinstance(before, Cell) and before.config.objective.samples
         train(cell.config, place.run, encoder=None if goes_on else source, base=source if goes_on else None)
         numbers = judge(cell, place) if cell.config.objective.samples else judge_encoder(cell, place)
         if rank() == 0:
-            content = {"arm": cell.arm, "seed": cell.seed, "numbers": numbers, "seconds": time.monotonic() - begin}
+            content = {"arm": cell.arm, "seed": cell.seed, "numbers": numbers}
             replace_text(place.result, json.dumps(content, indent=1) + "\n")
             place.failure.unlink(missing_ok=True)
 

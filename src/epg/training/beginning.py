@@ -76,8 +76,10 @@ def record(
         if weights is not None:
             say(f"images are compared in the features of the encoder from {weights.source}")
     elif weights is not None:
-        decoder = sum(p.numel() for n, p in objective.network.named_parameters() if not n.startswith("encoder."))
-        say(report(weights, decoder))
+        taken = any(encoder is part for encoder in objective.encoders for part in objective.network.children())
+        parameters = objective.network.named_parameters()
+        rest = sum(p.numel() for name, p in parameters if not (taken and name.startswith("encoder.")))
+        say(report(weights, rest, "decoder" if taken else "generator, which begins without it"))
 
 
 def starts_of(folder: Path) -> list[dict[str, Any]]:

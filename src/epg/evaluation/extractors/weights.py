@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from epg.checkpoint.state_dict import read_pth
 from epg.distributed import failing_together
 from epg.errors import ArtefactError, cause
+from epg.messages import say
 from epg.storage.artefact import fingerprint, read_tensors
 from epg.storage.download import UNREACHABLE, OtherFileError, cache_folder, fetch
 
@@ -26,24 +27,25 @@ class Published:
     flag: str
     """Option of the command line that takes a path instead."""
 
+    def is_in(self, file: Path) -> bool:
+        """Whether this is the file, to the last byte. Raises OSError."""
+        return file.is_file() and fingerprint(file)["sha256"] == self.sha256
+
 
 def find_published(published: Published) -> Path:
-    """The published file in our cache or torch-fidelity's, downloaded if it is in neither; all processes must call it.
+    """The published file in our cache or torch-fidelity's, downloaded if it is in neither, or damaged in both; all
+    processes must call it.
 
-    Raises ArtefactError where it cannot be downloaded, or is not the published one.
+    Raises ArtefactError where it cannot be downloaded, or what was downloaded is not the published one.
     """
     file = cache_folder() / published.name
-    fidelitys = Path(torch.hub.get_dir()) / "checkpoints" / published.name
-    if not file.is_file() and fidelitys.is_file():
-        file = fidelitys
+    places = (file, Path(torch.hub.get_dir()) / "checkpoints" / published.name)
     with failing_together():  # where the others wait for the first process of their machine
-        if not file.is_file() and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0 and not any(map(published.is_in, places)):
+            for damaged in filter(Path.is_file, places):
+                say(f"{damaged}: damaged: its sha256 is not {published.sha256}; it is not used")
             download(published, file)
-    if (found := fingerprint(file)["sha256"]) != published.sha256:
-        raise ArtefactError(
-            f"{file}: damaged: its sha256 is {found}, not {published.sha256}. Delete it, and it is downloaded again."
-        )
-    return file
+    return next(filter(published.is_in, places), file)
 
 
 def download(published: Published, file: Path) -> None:
@@ -67,24 +69,13 @@ def download(published: Published, file: Path) -> None:
 
 
 def read_weights(file: Path, flag: str) -> dict[str, Tensor]:
-    """A flat state dict from a safetensors or a PyTorch file. Programs in it (pickles, TorchScript) are never run.
+    """A flat state dict from a safetensors or a PyTorch file, of any age. Programs in it are never run.
 
     Raises ArtefactError.
     """
     if not file.is_file():
         raise ArtefactError(f"{flag} {file}: no such file")
-    if file.suffix == ".safetensors":
-        return read_tensors(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
-        raise ArtefactError(f"{flag} {file}: cannot be read ({error})") from error
-    except Exception as error:  # the unpickler raises nearly every class on bytes that are not weights
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArtefactError(
-            f"{flag} {file}: not a plain state dict ({reason}). Files with code in them (whole modules, TorchScript) "
-            "are refused; save the state dict instead."
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ArtefactError(f"{flag} {file}: not a plain state dict of tensors")
-    return content
+        return read_tensors(file) if file.suffix == ".safetensors" else read_pth(file, old=True)
+    except ArtefactError as error:
+        raise ArtefactError(f"{flag} {error}") from error
