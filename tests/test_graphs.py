@@ -11,11 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from epg.config.sections import SamplingConfig
 from epg.objectives.base import Objective
 from epg.objectives.consistency import Consistency
+from epg.objectives.onestep import OneStep
 from tests.generators import tiny_generator
 from tests.helpers import random_batch, tiny_epg
 from tests.precisions import OBJECTIVES, objective_of, wide
 
-KINDS = (*OBJECTIVES, "dropout")
+KINDS = (*OBJECTIVES, "dropout", "onestep")
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,9 @@ def nothing_compiled() -> Iterator[None]:
 
 
 def made(kind: str) -> Objective:
+    if kind == "onestep":
+        config = wide("onestep", objective={"covariance": "class", "recognition_weight": 1.0})
+        return OneStep(tiny_epg(config), config, tiny_epg(config, seed=1).encoder).train()
     if kind != "dropout":
         return objective_of(kind).train()
     return Consistency(tiny_epg(wide("consistency")), wide("consistency")).train()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from epg.moments import Moments, Sums, symmetric_root
+from epg.moments import Moments, Sums, principal_axes
 
 SIZE = 5
 
@@ -12,6 +12,11 @@ SIZE = 5
 def covariance(seed: int, size: int = SIZE) -> Tensor:
     half = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return half @ half.T + 0.1 * torch.eye(size, dtype=torch.float64)
+
+
+def symmetric_root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors @ values.sqrt().diag() @ vectors.T
 
 
 def features(count: int, seed: int = 1, size: int = SIZE) -> Tensor:
@@ -84,7 +89,7 @@ def test_distance_to_itself_is_nothing(shared: bool) -> None:
     sums, (phi, labels) = at_home.sums(torch.device("cpu")), real(classes=3)
     sums.add(phi, labels, every(phi))
     at_home.start(sums)
-    assert float(at_home.distance(at_home.mean, at_home.second)) == pytest.approx(0, abs=1e-9)
+    assert float(at_home.distance()[0]) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -98,20 +103,31 @@ def test_gradient_is_that_of_finite_differences(shared: bool) -> None:
 
 
 def test_gradient_where_nothing_varies() -> None:
-    """A feature that is constant among the real ones: the gradient by its variance is 0, that of the others as ever."""
-    constant, sums = Moments(5, 0.0).double(), Sums(5, 1, 1, torch.device("cpu"))
-    phi, _ = real()
-    phi[:, 4] = 2.0
-    sums.add(phi, alike(phi), every(phi))
-    constant.set_reference(sums)
+    """A feature that is constant among the real ones: the gradient by its variance is 0, that of the others as ever,
+    whether its axis takes part in products or not."""
+
+    def constant(trimmed: bool) -> Moments:
+        found, sums = Moments(5, 0.0).double(), Sums(5, 1, 1, torch.device("cpu"))
+        phi, _ = real()
+        phi[:, 4] = 2.0
+        sums.add(phi, alike(phi), every(phi))
+        found.set_reference(sums)
+        if trimmed:
+            found.trim()
+        assert found.still == trimmed
+        return found
+
     seen = features(30, 3)
     seen[:, 4] = 2.0
     seen.requires_grad_()
-    (gradient,) = torch.autograd.grad(constant(seen, alike(seen), every(seen)), seen)
+    distance = constant(True)(seen, alike(seen), every(seen))
+    (gradient,) = torch.autograd.grad(distance, seen)
+    (whole,) = torch.autograd.grad(constant(False)(seen, alike(seen), every(seen)), seen)
+    assert torch.allclose(gradient, whole, rtol=1e-10)
     step = 1e-6 * features(30, 4)
     step[:, 4] = 0
     with torch.no_grad():
-        up, down = (constant(seen + sign * step, alike(seen), every(seen)) for sign in (1, -1))
+        up, down = (constant(True)(seen + sign * step, alike(seen), every(seen)) for sign in (1, -1))
     assert float((gradient * step).sum()) == pytest.approx(float(up - down) / 2, rel=1e-4)
     assert bool(torch.isfinite(gradient).all())
 
@@ -127,12 +143,17 @@ def test_value_is_of_the_running_moments_and_gradient_of_the_batch() -> None:
     # 200 of before count as 0.9 * 200 = 180, so 20 new ones are a tenth
     assert torch.allclose(slow.mean, 0.9 * before + 0.1 * slow.in_units(phi, alike(phi)).mean(0))
     assert float(slow.count) == pytest.approx(200)
-    assert float(distance.detach()) == pytest.approx(float(slow.distance(slow.mean, slow.second)), rel=1e-12)
+    axes, x = slow.axes[0], slow.in_units(phi.detach(), alike(phi))
+    back = torch.linalg.inv(axes)
+    running = back.T @ slow.products[0] @ back - slow.mean[0].outer(slow.mean[0])
+    nought = torch.zeros_like(slow.mean[0])
+    expected = frechet(slow.mean[0], running, nought, axes @ axes.T)
+    assert float(distance.detach()) == pytest.approx(float(expected), rel=1e-10)
     (gradient,) = torch.autograd.grad(distance, phi)
-    mean, second = slow.mean.clone().requires_grad_(), slow.second.clone().requires_grad_()
-    by_mean, by_second = torch.autograd.grad(slow.distance(mean, second), (mean, second))
-    x = slow.in_units(phi.detach(), alike(phi))
-    assert torch.allclose(gradient, (by_mean + x @ (by_second[0] + by_second[0].T)) / 20 / slow.scale)
+    # every image is moved away from where optimal transport of the running Gaussian to the real one takes it
+    root = symmetric_root(axes @ axes.T)
+    moved = (x - slow.mean) @ root @ torch.linalg.inv(symmetric_root(root @ running @ root)) @ root
+    assert torch.allclose(gradient, 2 * (x - moved) / 20 / slow.scale)
 
 
 def test_only_what_counts_is_taken_in() -> None:
@@ -154,11 +175,11 @@ def test_a_class_that_is_missing_in_a_batch_stays_as_it_is() -> None:
     sums, (phi, labels) = found.sums(torch.device("cpu")), real(classes=3)
     sums.add(phi, labels, every(phi))
     found.start(sums)
-    before = found.second.clone()
+    before = found.products.clone()
     seen = features(20)
     found(seen, torch.arange(20) % 2, every(seen))
-    assert torch.equal(found.second[2], before[2])
-    assert not torch.equal(found.second[1], before[1])
+    assert torch.equal(found.products[2], before[2])
+    assert not torch.equal(found.products[1], before[1])
 
 
 def test_surprise_is_that_of_gaussians_with_one_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,8 +194,9 @@ def test_surprise_is_that_of_gaussians_with_one_covariance(monkeypatch: pytest.M
     assert float(found.surprise(seen, whose, every(seen))) == pytest.approx(float(expected), rel=1e-8)
 
 
-def test_root_and_sums() -> None:
-    assert torch.allclose(symmetric_root(covariance(3)) @ symmetric_root(covariance(3)), covariance(3))
+def test_axes_and_sums() -> None:
+    axes = principal_axes(covariance(3))
+    assert torch.allclose(axes @ axes.T, covariance(3))
     sums, phi, labels = Sums(SIZE, 2, 1, torch.device("cpu")), features(50), torch.arange(50) % 2
     weights = torch.arange(50).double()
     for part in range(0, 50, 20):

@@ -304,8 +304,8 @@ def test_every_image_is_seen_at_its_level_alone() -> None:
 
 def test_classes_have_their_own_moments() -> None:
     assert [space.mean.shape for space in objective(pixels=0).spaces] == [(3, 32), (3, 32)]
-    assert [len(space.second) for space in objective().spaces] == [1, 1, 1]
-    assert [len(space.second) for space in objective(covariance="class").spaces] == [3, 3, 3]
+    assert [len(space.products) for space in objective().spaces] == [1, 1, 1]
+    assert [len(space.products) for space in objective(covariance="class").spaces] == [3, 3, 3]
 
 
 def test_recognition_adds_the_surprise_of_the_discriminants() -> None:
@@ -315,7 +315,7 @@ def test_recognition_adds_the_surprise_of_the_discriminants() -> None:
         found = objective(recognition_weight=weight)
         for space in found.spaces:
             torch.manual_seed(1)
-            torch.nn.init.normal_(space.axes)
+            torch.nn.init.normal_(space.directions)
         losses.append(found(found.draw(batch, 0)))
     without, told = ({name: value.detach() for name, value in found.items()} for found in losses)
     assert "recognition" not in without

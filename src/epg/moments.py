@@ -4,13 +4,11 @@ Yang et al., "Representation Frechet Loss for Visual Generation" (arXiv 2604.281
 ours.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from epg.distributed import all_reduce_sum
+from epg.distributed import all_reduce_sum, world_size
 
 SUPPORT = 1e-8  # eigenvalues below this part of the largest are those of directions in which nothing varies
 RIDGE = 0.03  # of the mean variance, added to every variance of the discriminant: it divides by them
@@ -21,7 +19,10 @@ class Moments(nn.Module):
     """A Gaussian of D features for each of C classes: of real images, and running ones of generated images.
 
     Features are measured from the mean of the real ones of their class, in units of `scale`, so that nothing is lost to
-    cancellation. All numbers are buffers: they are part of a checkpoint.
+    cancellation. Of a covariance S of generated images the distance needs the diagonal and `A^T S A` for the axes A of
+    the real one, `A A^T = S_r`: so the means of x^2 and of `(A^T x) (A^T x)^T` are what runs. Axes in which real images
+    do not vary are 0 and come first; they are left out of products (`trim`). All numbers are buffers: they are part of
+    a checkpoint.
 
     Args:
         size: the number of features, D.
@@ -34,12 +35,13 @@ class Moments(nn.Module):
     share: Tensor
     centre: Tensor
     scale: Tensor
-    root: Tensor
     axes: Tensor
+    directions: Tensor
     offset: Tensor
     count: Tensor
     mean: Tensor
-    second: Tensor
+    squares: Tensor
+    products: Tensor
 
     def __init__(self, size: int, decay: float, classes: int = 1, shared: bool = True) -> None:
         super().__init__()
@@ -48,12 +50,14 @@ class Moments(nn.Module):
         self.register_buffer("share", torch.full((classes,), 1 / classes))  # of the classes among the real images
         self.register_buffer("centre", torch.zeros(classes, size))
         self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("root", torch.eye(size).repeat(self.groups, 1, 1))  # R, R R = the real covariance
-        self.register_buffer("axes", torch.zeros(classes, size))  # of the discriminant, with its offset
+        self.register_buffer("axes", torch.eye(size).repeat(self.groups, 1, 1))  # A, columns
+        self.register_buffer("directions", torch.zeros(classes, size))  # of the discriminant, with its offset
         self.register_buffer("offset", torch.zeros(classes))
         self.register_buffer("count", torch.zeros(classes))
         self.register_buffer("mean", torch.zeros(classes, size))
-        self.register_buffer("second", torch.eye(size).repeat(self.groups, 1, 1))
+        self.register_buffer("squares", torch.ones(self.groups, size))
+        self.register_buffer("products", torch.eye(size).repeat(self.groups, 1, 1))
+        self.still = 0  # axes that are 0 in every group
 
     # Before the first step ------------------------------------------------------------------------------------------
 
@@ -66,7 +70,7 @@ class Moments(nn.Module):
         counts, mean, second = real.moments()
         share = counts / counts.sum()
         mean = torch.where(counts[:, None] > 0, mean, share @ mean)  # a class without images is in the middle
-        covariance = self.around(mean, second, share)
+        covariance = second - self.by_group(share, mean, mean)
         shares = self.of_groups(share)[:, None, None]
         within = (shares * covariance).sum(0)
         between = share @ (mean - share @ mean).square()
@@ -74,15 +78,15 @@ class Moments(nn.Module):
         self.share.copy_(share)
         self.centre.copy_(mean)
         self.scale.copy_(scale)
-        self.root.copy_(symmetric_root(covariance / scale**2))
+        self.axes.copy_(principal_axes(covariance / scale**2))
         self._discriminate((mean - share @ mean) / scale, within / scale**2)
 
     def _discriminate(self, mean: Tensor, within: Tensor) -> None:
         """Fisher's discriminant: `log p(c | x) = w_c x + b_c + ...` for Gaussians with one covariance."""
         ridge = RIDGE * within.diagonal().mean().clamp(min=SMALLEST)
-        axes = torch.linalg.solve(within + ridge * torch.eye(self.size).to(within), mean.T).T
-        self.axes.copy_(axes)
-        self.offset.copy_(self.share.double().clamp(min=SMALLEST).log() - (axes * mean).sum(1) / 2)
+        directions = torch.linalg.solve(within + ridge * torch.eye(self.size).to(within), mean.T).T
+        self.directions.copy_(directions)
+        self.offset.copy_(self.share.double().clamp(min=SMALLEST).log() - (directions * mean).sum(1) / 2)
 
     def start(self, generated: "Sums") -> None:
         """The first running moments; all processes call it together."""
@@ -94,10 +98,16 @@ class Moments(nn.Module):
         crossed, squares = self.by_group(weights, mean, centre), self.by_group(weights, centre, centre)
         moved_second = (second - crossed - crossed.mT + squares) / scale**2
         known = self.of_groups(counts)[:, None, None] > 0  # a class of which nothing was drawn is as it should be
-        root = self.root.double()
+        axes = self.axes.double()
+        started = torch.where(known, moved_second, axes @ axes.mT)
         self.count.copy_(counts)
         self.mean.copy_(moved / scale)
-        self.second.copy_(torch.where(known, moved_second, root @ root))
+        self.squares.copy_(started.diagonal(dim1=1, dim2=2))
+        self.products.copy_(axes.mT @ started @ axes)
+
+    def trim(self) -> None:
+        """Looks, on the host, which axes are 0; before the first step of a process."""
+        self.still = int((self.axes == 0).all(1).all(0).sum())
 
     def by_group(self, weights: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Products of vectors of classes, (C, D) each, as (G, D, D): of every class (whatever the weights), or their
@@ -128,34 +138,56 @@ class Moments(nn.Module):
         """
         with torch.autocast(features.device.type, enabled=False):  # moments are sums of many numbers
             x = self.in_units(features.to(self.mean), labels)
-            chosen = F.one_hot(labels, self.classes).to(x) * which[:, None].to(x)
-            counts = all_reduce_sum(chosen.sum(0))
-            parts = chosen if self.groups > 1 else chosen.sum(1, keepdim=True)
-            mean = all_reduce_sum(chosen.T @ x) / counts.clamp(min=1)[:, None]
-            products = all_reduce_sum((parts.T[:, None] * x.T) @ x)
-            second = products / self.of_groups(counts).clamp(min=1)[:, None, None]
-        with torch.no_grad():
-            count = torch.where(counts.sum() > 0, self.decay * self.count + counts, self.count)
-            tiny = torch.finfo(count.dtype).tiny
-            rates = self.of_groups(counts) / self.of_groups(count).clamp(min=tiny)
-            self.mean.lerp_(mean, (counts / count.clamp(min=tiny))[:, None])
-            self.second.lerp_(second, rates[:, None, None])
-            self.count.copy_(count)
-        return self.distance(through(self.mean, mean), through(self.second, second))
+            with torch.no_grad():
+                distance, gradient = self._take_in(x, labels, which.to(x))
+            # Every process has the whole distance, and gradients are averaged over processes: hence their number.
+            return through(distance, world_size() * (x * gradient).sum())
 
-    def distance(self, mean: Tensor, second: Tensor) -> Tensor:
-        """`sum_c p_c (|m_c|^2 + tr S_c + tr S_rc - 2 tr (R_c S_c R_c)^(1/2))`, p the share of a class among the real
-        images, in float64."""
-        mean, second, root, share = mean.double(), second.double(), self.root.double(), self.share.double()
-        running = self.count.double()
-        covariance = self.around(mean, second, running / running.sum())
-        between = _TraceOfRoot.apply(covariance, root)
-        spread = covariance.diagonal(dim1=1, dim2=2).sum(1) + root.square().sum((1, 2)) - 2 * between
-        return share @ mean.square().sum(1) + self.of_groups(share) @ spread
+    def _take_in(self, x: Tensor, labels: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """The distance, and its gradient by x (N, D)."""
+        chosen = (labels[:, None] == torch.arange(self.classes, device=x.device)) * which[:, None]  # (N, C)
+        parts = chosen if self.groups > 1 else which[:, None]  # (N, G)
+        axes, running = self.axes[:, :, self.still :], self.products[:, self.still :, self.still :]
+        along = self._times(axes, x, labels)  # (N, R)
+        counts = all_reduce_sum(chosen.sum(0))
+        some, whole = counts.clamp(min=1), self.of_groups(counts).clamp(min=1)
+        count = torch.where(counts.sum() > 0, self.decay * self.count + counts, self.count)
+        tiny = torch.finfo(count.dtype).tiny
+        rates = self.of_groups(counts) / self.of_groups(count).clamp(min=tiny)
+        mean = all_reduce_sum(chosen.T @ x) / some[:, None]
+        self.mean.lerp_(mean, (counts / count.clamp(min=tiny))[:, None])
+        self.squares.lerp_(all_reduce_sum(parts.T @ x.square()) / whole[:, None], rates[:, None])
+        products = all_reduce_sum((parts.T[:, None] * along.T) @ along) / whole[:, None, None]
+        running.lerp_(products, rates[:, None, None])
+        self.count.copy_(count)
+        distance, inverse = self.distance()
+        # Of `P_g (E|x|^2 - 2 tr M_g^(1/2)) + (p_c - h_c) |m_c|^2` with `M = A^T (E x x^T - sum_c h_c m_c m_c^T) A`
+        held, centre = self.held(), (self.mean[:, None] @ axes)[:, 0]
+        weight = parts @ (self.of_groups(self.share) / whole)  # (N,)
+        pulled = weight[:, None] * along - chosen @ ((held / some)[:, None] * centre)
+        for factor in (inverse, axes.mT):
+            pulled = self._times(factor, pulled, labels)  # (N, D) in the end
+        outwards = weight[:, None] * x + chosen @ (((self.share - held) / some)[:, None] * self.mean)
+        return distance, 2 * (outwards - pulled)
 
-    def around(self, mean: Tensor, second: Tensor, share: Tensor) -> Tensor:
-        """Covariances (G, D, D) around the classes' means."""
-        return second - self.by_group(share, mean, mean)
+    def _times(self, matrices: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+        """Vectors (N, A), each times the matrix (A, B) of its group: (N, B)."""
+        of_all = x @ matrices  # (G, N, B)
+        return of_all[labels, torch.arange(len(x), device=x.device)] if self.groups > 1 else of_all[0]
+
+    def held(self) -> Tensor:
+        """Shares of the classes' means in the covariances, (C,)."""
+        return self.share if self.groups > 1 else self.count / self.count.sum()
+
+    def distance(self) -> tuple[Tensor, Tensor]:
+        """`sum_c p_c (|m_c|^2 + tr S_c + tr S_rc - 2 tr M_c^(1/2))` with `M = A^T S A` and p the share of a class among
+        the real images; and `M^(-1/2)` (G, R, R)."""
+        axes, running = self.axes[:, :, self.still :], self.products[:, self.still :, self.still :]
+        held, centre = self.held(), (self.mean[:, None] @ axes)[:, 0]  # (C,), (C, R)
+        between, inverse = roots(running - self.by_group(held, centre, centre))
+        spread = self.squares.double().sum(1) + axes.square().sum((1, 2)) - 2 * between
+        outside = (self.share - held).double() @ self.mean.double().square().sum(1)
+        return outside + self.of_groups(self.share).double() @ spread, inverse
 
     def surprise(self, features: Tensor, labels: Tensor, which: Tensor) -> Tensor:
         """`-log p(y | features)` by the discriminant of the real images, averaged over the samples that count.
@@ -164,40 +196,28 @@ class Moments(nn.Module):
         """
         with torch.autocast(features.device.type, enabled=False):
             x = (features.to(self.mean) - self.share @ self.centre) / self.scale
-            found = F.cross_entropy(x @ self.axes.T + self.offset, labels, reduction="none") * which
+            found = F.cross_entropy(x @ self.directions.T + self.offset, labels, reduction="none") * which
             return all_reduce_sum(found.sum()) / all_reduce_sum(which.sum()).clamp(min=1)
 
 
 def through(value: Tensor, gradient: Tensor) -> Tensor:
     """One tensor's numbers with the gradient of another."""
-    return value.detach().clone() + (gradient - gradient.detach())
+    return value + (gradient - gradient.detach())
 
 
-def symmetric_root(covariance: Tensor) -> Tensor:
-    """R with R R = S for symmetric S (..., D, D); directions that are negative by rounding count as 0."""
+def principal_axes(covariance: Tensor) -> Tensor:
+    """A with A A^T = S for symmetric S (..., D, D), columns by length; 0 where nothing varies but by rounding."""
     values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT
+    return vectors * torch.where(values > SUPPORT * values[..., -1:], values, 0).clamp(min=0).sqrt()[..., None, :]
 
 
-class _TraceOfRoot(torch.autograd.Function):
-    """`tr (R S R)^(1/2)`, (G,); its gradient by S is `R (R S R)^(-1/2) R / 2` where anything varies, and 0 elsewhere.
-
-    Written out, as that of `eigh` divides by the differences of eigenvalues.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, covariance: Tensor, root: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(root @ covariance @ root)
-        tiny = torch.finfo(values.dtype).tiny
-        inverse = torch.where(values > SUPPORT * values[..., -1:], values.clamp(min=tiny).rsqrt(), 0)
-        across = root @ vectors
-        ctx.save_for_backward((across * inverse[..., None, :]) @ across.mT / 2)
-        return values.clamp(min=0).sqrt().sum(-1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return grads[0][:, None, None] * gradient, None
+def roots(products: Tensor) -> tuple[Tensor, Tensor]:
+    """`tr M^(1/2)` (G,), in float64, and `M^(-1/2)` of symmetric M (G, R, R), 0 where nothing varies."""
+    values, vectors = torch.linalg.eigh(products.double())
+    tiny = torch.finfo(values.dtype).tiny
+    inverse = torch.where(values > SUPPORT * values[..., -1:], values.clamp(min=tiny).rsqrt(), 0)
+    half = (vectors * inverse.sqrt()[..., None, :]).to(products)
+    return values.clamp(min=0).sqrt().sum(-1), half @ half.mT
 
 
 class Sums:

@@ -104,6 +104,9 @@ class Objective(nn.Module, ABC):
         """Called once before the first step of a run, on its device and by all processes together: what is measured of
         the images."""
 
+    def ready(self) -> None:
+        """Called once before the first step of a process, when that is measured or restored."""
+
     def after_step(self, step: int) -> None:
         """Called after the optimizer's step of this number, from 0: target networks follow here."""
 

@@ -151,6 +151,10 @@ class OneStep(GeneratorObjective):
         for space, found in zip(self.spaces, sums, strict=True):
             space.start(found)
 
+    def ready(self) -> None:
+        for space in self.spaces:
+            space.trim()
+
     @property
     def device(self) -> torch.device:
         return self.spaces[0].mean.device

@@ -245,3 +245,4 @@ class Trainer:
         else:
             warn_of_threads(self.start.checkpoint)
             self.learner.restore(self.start.checkpoint)
+        self.learner.objective.ready()
