@@ -343,6 +343,8 @@ def test_several_problems_in_one_message():
         ("pretraining", {"training": {"batch_size": 1}}, "--training.batch-size 1: must be at least 2"),
         ("diffusion", {"model": {"num_classes": 0}, "sampling": {"guidance": 2.0}}, "--sampling.guidance"),
         ("diffusion", {"model": {"num_classes": -1}}, "--model.num-classes -1"),
+        ("onestep", {"objective": {"levels": [0.5, 0.5]}}, "--objective.levels 0.5 0.5: must differ"),
+        ("onestep", {"objective": {"levels": [0.5, 100]}}, "--objective.levels 0.5 100: must differ, and lie between"),
         (
             "onestep",
             {"objective": {"covariance": "class"}, "model": {"num_classes": 10**6}},

@@ -224,7 +224,13 @@ def test_the_spectrum_is_of_the_images_of_the_run(released: Path, capsys: pytest
             ["data.channels: 1 in", "as it has them: --data.channels 1 --data.normalization symmetric"],
         ),
         (["--noise.shift", "2"], ["noise.shift: 1.0 in the generator, 2.0 here"]),
-        (["--stage", "consistency"], ["objective.parameterization: x in the generator, edm here", "another --stage"]),
+        (
+            ["--stage", "consistency"],
+            [
+                "objective.parameterization: x in the generator, edm here",
+                "as it has them: --stage diffusion or onestep",
+            ],
+        ),
         (
             ["--encoder", "somewhere"],
             ["--encoder: --stage diffusion goes on with the encoder that is in the generator"],

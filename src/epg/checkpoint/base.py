@@ -9,6 +9,7 @@ from epg.checkpoint.checkpoint import refuse_missing
 from epg.checkpoint.handover import handed_over
 from epg.checkpoint.loading import open_weights
 from epg.checkpoint.refit import SPECTRUM, Refit, refit
+from epg.config.objectives import KINDS, ObjectiveConfig
 from epg.config.settings import RunConfig
 from epg.cost.shape import shape_of
 from epg.data.views.normalize import Normalizer
@@ -112,13 +113,18 @@ def fixed(base: Base, config: RunConfig) -> Iterator[tuple[str, Any, Any]]:
 
 
 def cure(name: str, value: Any, config: RunConfig) -> str:
-    """The flag that makes a setting what the generator has; another stage where this one cannot have it."""
+    """The flag that makes a setting what the generator has; the stages that can have it where this one cannot."""
     section, _, key = name.partition(".")
     if section == "objective":
-        field = type(config.objective).model_fields.get(key)
-        if field is None or value not in get_args(field.annotation):
-            return "another --stage"
+        able = [stage for stage, kind in KINDS.items() if takes(kind, key, value)]
+        if config.stage not in able:
+            return f"--stage {' or '.join(able)}"
     return f"--{name.replace('_', '-')} {value}"
+
+
+def takes(kind: type[ObjectiveConfig], key: str, value: Any) -> bool:
+    """Whether a setting of an objective, one of several choices, can have this value."""
+    return key in kind.model_fields and value in get_args(kind.model_fields[key].annotation)
 
 
 def called(normalizer: Normalizer) -> str:

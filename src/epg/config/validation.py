@@ -146,7 +146,11 @@ def alignment_problems(objective: DiffusionConfig, config: RunConfig) -> Iterato
 
 
 def moments_problems(objective: OneStepConfig, config: RunConfig) -> Iterator[str]:
-    """Covariances of more classes than any memory holds."""
+    """Levels that no encoder has seen, or twice; covariances of more classes than any memory holds."""
+    low, high = config.noise.sigma_min, config.noise.sigma_max
+    if len(set(objective.levels)) < len(objective.levels) or not all(low <= x <= high for x in objective.levels):
+        given = " ".join(f"{level:g}" for level in objective.levels)
+        yield f"--objective.levels {given}: must differ, and lie between {low:g} and {high:g} (--noise.sigma-min, -max)"
     classes, features = config.model.num_classes or 0, 2 * config.model.encoder.width
     numbers = 2 * classes * len(objective.levels) * features**2
     if objective.covariance == "class" and numbers > LARGEST_MOMENTS:
