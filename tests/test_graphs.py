@@ -1,17 +1,23 @@
 """Losses and samplers as graphs: what is drawn comes in, and nothing in between asks the host for a number."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from epg.config.sections import SamplingConfig
+from epg.data.views.augment import AffineViews, MocoViews, Views, made
 from epg.objectives.base import Objective
 from epg.objectives.consistency import Consistency
 from epg.objectives.onestep import OneStep
+from epg.randomness import drawn, key, normal, normal_of, philox_state, uniform_of
+from epg.runs import build_objective
 from tests.generators import tiny_generator
 from tests.helpers import random_batch, tiny_epg
 from tests.precisions import OBJECTIVES, objective_of, wide
@@ -26,7 +32,7 @@ def nothing_compiled() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def made(kind: str) -> Objective:
+def made_of(kind: str) -> Objective:
     if kind == "onestep":
         config = wide("onestep", objective={"covariance": "class", "recognition_weight": 1.0})
         return OneStep(tiny_epg(config), config, tiny_epg(config, seed=1).encoder).train()
@@ -50,7 +56,7 @@ def gradient(objective: Objective) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_is_one_graph(kind: str) -> None:
     """A whole forward pass without a break, the same to the last bit, and not compiled anew for another step."""
-    plain, compiled = made(kind), made(kind)
+    plain, compiled = made_of(kind), made_of(kind)
     graph = torch.compile(compiled, backend="eager", fullgraph=True)
     batch = random_batch(wide("diffusion"))
     for step in (3, 700):
@@ -65,7 +71,7 @@ def test_a_step_is_one_graph(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loss_is_a_function_of_what_was_drawn_and_reads_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = made(kind)
+    objective = made_of(kind)
     drawn = objective.draw(random_batch(wide("diffusion")), 3)
     before = {name: values.clone() for name, values in drawn.items()}
     with Unread():
@@ -90,3 +96,45 @@ def test_every_level_of_a_grid_is_one_graph() -> None:
     with torch._dynamo.config.patch(recompile_limit=5, fail_on_recompile_limit_hit=True):
         drawn = generator.walk(graph, [0, 1], sampling=sampling)
     assert torch.equal(drawn, generator.walk(denoise, [0, 1], sampling=sampling))
+
+
+@pytest.mark.parametrize("kind", [normal_of, uniform_of])
+def test_random_numbers_are_one_graph_for_every_key_and_count(kind: Callable[[Tensor], Tensor]) -> None:
+    """So that they are compiled once, for all that a run draws; and they are numpy's."""
+    draw = torch.compile(partial(drawn, kind), backend="eager", dynamic=True, fullgraph=True)
+    for count, secret, first in ((40, key("a"), 1), (50, key("b"), 2**61 + 5), (3_000, 2**128 - 1, 7)):
+        with torch.compiler.set_stance("default" if count == 40 else "fail_on_recompile"):
+            found = draw(*philox_state(secret, first, "cpu"), count)
+        words = np.random.Philox(key=secret, counter=first - 1).random_raw(4 * count)
+        assert torch.equal(found, kind(torch.from_numpy(words.view(np.int32)).view(count, 8)))
+
+
+@pytest.mark.parametrize("views", [MocoViews(), AffineViews()])
+def test_the_views_of_an_accelerator_are_one_graph(views: Views, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of them asks the device for a number: on the meta device there is none to ask for."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # does not know that device
+    monkeypatch.setattr("epg.data.views.augment.compiled", lambda: torch.compile(made, backend="eager", fullgraph=True))
+    images, uniform = torch.empty(4, 3, 16, 16, dtype=torch.uint8), torch.empty(4, views.numbers)
+    for number in (0, 1):
+        view = views(images.to("meta"), uniform.to("meta"), number, fused=True)
+        assert (view.shape, view.dtype) == (images.shape, torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "diffusion", "consistency"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_drawn_is_compiled_where_training_is(
+    kind: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def noted(*args: Any, fused: bool = False, **kwargs: Any) -> Tensor:
+        asked.append(fused)
+        return normal(*args, **kwargs)
+
+    monkeypatch.setattr("epg.randomness.normal", noted)
+    config = wide(kind)
+    training = config.training.model_copy(update={"compile": compiled})
+    objective = build_objective(config.model_copy(update={"training": training}))
+    objective.draw(random_batch(config), 0)
+    assert asked
+    assert set(asked) == {compiled}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from epg.randomness import Draws, doubles, integers, key, normal, permutation, philox, uniform
+from epg.randomness import Draws, doubles, integers, key, normal, permutation, philox, philox_state, uniform
 from tests.generators import tiny_generator
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ def test_numbers_never_change():
     ],
 )
 def test_philox_gives_the_published_numbers(counter, secret, expected):
-    words = philox(secret, counter, 1, CPU).numpy().view(np.uint64)[0]
+    words = philox(*philox_state(secret, counter, CPU), 1).numpy().view(np.uint64)[0]
     assert " ".join(f"{word:016x}" for word in words) == expected
 
 
@@ -52,7 +52,7 @@ def test_philox_gives_the_published_numbers(counter, secret, expected):
 @pytest.mark.parametrize("secret", [1, 2**128 - 1, key("a")])
 def test_the_way_of_other_devices_is_numpys(first, secret):
     expected = np.random.Philox(key=secret, counter=first - 1).random_raw(400).view(np.int32).reshape(100, 8)
-    assert np.array_equal(philox(secret, first, 100, CPU).numpy(), expected)
+    assert np.array_equal(philox(*philox_state(secret, first, CPU), 100).numpy(), expected)
 
 
 def test_numbers_of_images_share_no_32_bits():
@@ -71,13 +71,15 @@ def test_no_two_of_100_000_images_share_their_noise():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("shape", [(), (3, 8, 8), (3, 256, 256)])
-def test_a_gpu_draws_the_same(shape):
-    """By numpy where they are few, else by its own operations; neither makes the host wait."""
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_gpu_draws_the_same(shape, fused):
+    """By numpy where they are few, else by its own operations or a compiled kernel; none makes the host wait."""
     samples = range(5, 12)
     expected = [f(samples, shape, 1, "a", device="cpu") for f in (uniform, normal)]
+    found = [f(samples, shape, 1, "a", device="cuda", fused=fused) for f in (uniform, normal)]  # compiling may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = [f(samples, shape, 1, "a", device="cuda") for f in (uniform, normal)]
+        found = [f(samples, shape, 1, "a", device="cuda", fused=fused) for f in (uniform, normal)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(found[0].cpu(), expected[0])

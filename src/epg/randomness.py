@@ -11,8 +11,9 @@ uniform numbers agree bit for bit between devices, normal ones to rounding.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import groupby
 
 import numpy as np
@@ -38,25 +39,26 @@ def weights_seed(*parts: int | str) -> int:
     return key(*parts) >> 65
 
 
-def uniform(samples: Sequence[int], shape: Sequence[int], *parts: int | str, device: torch.device | str) -> Tensor:
-    """Uniform float32 numbers in [0, 1), multiples of 2^-24: (len(samples), *shape), those of a sample its own."""
-    size = math.prod(shape)
-    words = torch.cat([_words(run, size, parts, device).flatten(1) for run in _runs(samples)])
-    return (words[:, :size] >> 8 & 0xFFFFFF).mul(2.0**-24).view(len(samples), *shape)
+def uniform(
+    samples: Sequence[int], shape: Sequence[int], *parts: int | str, device: torch.device | str, fused: bool = False
+) -> Tensor:
+    """Uniform float32 numbers in [0, 1), multiples of 2^-24: (len(samples), *shape), those of a sample its own.
+
+    Args:
+        fused: compile what draws many numbers elsewhere than on a CPU into one kernel, the same for all.
+    """
+    return _numbers(uniform_of, samples, shape, parts, device, fused)
 
 
-def normal(samples: Sequence[int], shape: Sequence[int], *parts: int | str, device: torch.device | str) -> Tensor:
+def normal(
+    samples: Sequence[int], shape: Sequence[int], *parts: int | str, device: torch.device | str, fused: bool = False
+) -> Tensor:
     """Standard normal float32 numbers (len(samples), *shape), those of a sample its own (Box and Muller 1958).
 
     Of the eight words of a block the first four make radii and the others angles. The largest magnitude is 5.77.
+    `fused` as for `uniform`.
     """
-    size = math.prod(shape)
-    words = torch.cat([_words(run, size, parts, device) for run in _runs(samples)])  # (N, B, 8)
-    radius, angle = (words >> 8 & 0xFFFFFF).unflatten(2, (2, 4)).unbind(2)
-    radius = (radius + 1).mul(2.0**-24).log_().mul_(-2).sqrt_()  # of numbers in (0, 1]
-    angle = angle.mul(2 * math.pi * 2.0**-24)
-    numbers = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=2)
-    return numbers.flatten(1)[:, :size].reshape(len(samples), *shape)
+    return _numbers(normal_of, samples, shape, parts, device, fused)
 
 
 def doubles(count: int, *parts: int | str) -> NDArray[np.float64]:
@@ -85,14 +87,18 @@ class Draws:
     device: torch.device
     dtype: torch.dtype = torch.float32
     """Of `normal`; the numbers are drawn in float32 and the same in any."""
+    fused: bool = False
+    """See `uniform`."""
 
     def normal(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
         """Standard normal numbers (count, *shape)."""
-        return normal(self._places, shape, self.seed, purpose, self.step, device=self.device).to(self.dtype)
+        parts = self.seed, purpose, self.step
+        return normal(self._places, shape, *parts, device=self.device, fused=self.fused).to(self.dtype)
 
     def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
         """Uniform numbers in [0, 1), (count, *shape)."""
-        return uniform(self._places, shape, self.seed, purpose, self.step, device=self.device)
+        parts = self.seed, purpose, self.step
+        return uniform(self._places, shape, *parts, device=self.device, fused=self.fused)
 
     def shared_integer(self, purpose: str, high: int) -> int:
         """One integer in [0, high), the same for every sample of every process."""
@@ -123,49 +129,92 @@ def _runs(samples: Sequence[int]) -> Iterator[range]:
         yield run
 
 
-def _words(samples: range, size: int, parts: Sequence[int | str], device: torch.device | str) -> Tensor:
-    """int32 (N, B, 8): at least `size` words for each of N consecutive samples."""
+def _numbers(
+    kind: Callable[[Tensor], Tensor],
+    samples: Sequence[int],
+    shape: Sequence[int],
+    parts: Sequence[int | str],
+    device: torch.device | str,
+    fused: bool,
+) -> Tensor:
+    """(len(samples), *shape), made of the words of each sample."""
+    size = math.prod(shape)
+    found = [_blocks(kind, run, size, key(*parts, size), torch.device(device), fused) for run in _runs(samples)]
+    return torch.cat(found).flatten(1)[:, :size].reshape(len(samples), *shape)
+
+
+def _blocks(
+    kind: Callable[[Tensor], Tensor], samples: range, size: int, secret: int, device: torch.device, fused: bool
+) -> Tensor:
+    """(N, B, 8): at least `size` numbers for each of N consecutive samples."""
     blocks = -(-size // BLOCK)
-    start, count, secret = samples.start * blocks, len(samples) * blocks, key(*parts, size)
-    device = torch.device(device)
+    start, count = samples.start * blocks, len(samples) * blocks
     if device.type != "cpu" and count * BLOCK > HOST_WORDS:
-        words = philox(secret, start + 1, count, device)
+        make = one_kernel(kind) if fused else partial(drawn, kind)
+        numbers = make(*philox_state(secret, start + 1, device), count)
     else:
         stream = np.random.Philox(key=secret, counter=start).random_raw(4 * count)  # it counts before it computes
-        words = torch.from_numpy(stream.astype("<u8", copy=False).view(np.int32))
+        words = torch.from_numpy(stream.astype("<u8", copy=False).view(np.int32)).view(-1, BLOCK)
         if device.type == "cuda":  # from pinned memory the copy needs no synchronisation
             words = words.pin_memory()
-        words = words.to(device, non_blocking=True)
-    return words.view(len(samples), blocks, BLOCK)
+        numbers = kind(words.to(device, non_blocking=True))
+    return numbers.view(len(samples), blocks, BLOCK)
 
 
-def philox(secret: int, first: int, count: int, device: torch.device | str) -> Tensor:
-    """Blocks `first` to `first + count - 1` of Philox4x64-10 under a 128-bit key: int32 (count, 8), low words first.
+def uniform_of(words: Tensor) -> Tensor:
+    """Uniform numbers (n, 8) of int32 words (n, 8)."""
+    return (words >> 8 & 0xFFFFFF).mul(2.0**-24)
 
-    Two of the four 64-bit lanes are multiplied and the others mixed in, so each pair is one tensor (2, count). Integer
-    operations of torch wrap at 64 bits, and shifts copy the sign: hence the masks.
+
+def normal_of(words: Tensor) -> Tensor:
+    """Standard normal numbers (n, 8) of int32 words (n, 8)."""
+    radius, angle = (words >> 8 & 0xFFFFFF).chunk(2, dim=1)
+    radius = (radius + 1).mul(2.0**-24).log().mul(-2).sqrt()  # of numbers in (0, 1]
+    angle = angle.mul(2 * math.pi * 2.0**-24)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+
+
+def drawn(kind: Callable[[Tensor], Tensor], secret: Tensor, first: Tensor, count: int) -> Tensor:
+    """Numbers (count, 8) of `count` blocks from `first` on."""
+    return kind(philox(secret, first, count))
+
+
+@cache
+def one_kernel(kind: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """`drawn`, compiled once: key and counters are numbers on the device, and any count will do."""
+    return torch.compile(partial(drawn, kind), dynamic=True, fullgraph=True)
+
+
+def philox_state(secret: int, first: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """A 128-bit key, int64 (2,), and the number of a block, int64 (), filled on the device: a copy from the host would
+    wait for it."""
+    low, high, start = (torch.full((), signed(n), device=device) for n in (secret, secret >> 64, first))
+    return torch.stack([low, high]), start
+
+
+def philox(secret: Tensor, first: Tensor, count: int) -> Tensor:
+    """Blocks `first` to `first + count - 1` of Philox4x64-10, see `philox_state`: int32 (count, 8), low words first.
+
+    Integer operations of torch wrap at 64 bits, and shifts copy the sign: hence the masks.
     """
-    multiplied = torch.zeros(2, count, dtype=torch.int64, device=device)
-    multiplied[0] = torch.arange(first, first + count, device=device)
-    mixed = torch.zeros_like(multiplied)
-    factors = _column(MULTIPLIERS, device)
+    a = torch.arange(count, device=secret.device) + first
+    b = c = d = torch.zeros_like(a)
     for r in range(10):
-        round_key = _column([(secret >> 64 * i) + r * w & 2**64 - 1 for i, w in enumerate(WEYL)], device)
-        high, low = _high(multiplied, factors).flip(0), (multiplied * factors).flip(0)
-        multiplied, mixed = high ^ mixed ^ round_key, low
-    lanes = torch.stack([multiplied[0], mixed[0], multiplied[1], mixed[1]], dim=1)  # (count, 4)
-    return torch.stack([lanes, lanes >> 32], dim=2).to(torch.int32).flatten(1)
+        key_b, key_d = secret[0] + signed(r * WEYL[0]), secret[1] + signed(r * WEYL[1])
+        (high_a, low_a), (high_c, low_c) = product(a, MULTIPLIERS[0]), product(c, MULTIPLIERS[1])
+        a, b, c, d = high_c ^ b ^ key_b, low_c, high_a ^ d ^ key_d, low_a
+    return torch.stack([half for lane in (a, b, c, d) for half in (lane, lane >> 32)], dim=1).to(torch.int32)
 
 
-def _column(values: Sequence[int], device: torch.device | str) -> Tensor:
-    """Unsigned 64-bit numbers as int64 (2, 1), filled on the device: a copy from the host would wait for it."""
-    signed = [value - 2**64 if value >= 2**63 else value for value in values]
-    return torch.cat([torch.full((1, 1), value, dtype=torch.int64, device=device) for value in signed])
+def product(a: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """The upper and the lower 64 bits of unsigned products with a 64-bit number, the upper ones from 32-bit halves."""
+    a_low, a_high, f_low, f_high = a & LOW, a >> 32 & LOW, factor & LOW, factor >> 32
+    carry = a_high * f_low + (a_low * f_low >> 32 & LOW)
+    middle = a_low * f_high + (carry & LOW)
+    return a_high * f_high + (carry >> 32 & LOW) + (middle >> 32 & LOW), a * signed(factor)
 
 
-def _high(a: Tensor, b: Tensor) -> Tensor:
-    """The upper 64 bits of unsigned 64-bit products, from 32-bit halves."""
-    a_low, a_high, b_low, b_high = a & LOW, a >> 32 & LOW, b & LOW, b >> 32 & LOW
-    carry = a_high * b_low + (a_low * b_low >> 32 & LOW)
-    middle = a_low * b_high + (carry & LOW)
-    return a_high * b_high + (carry >> 32 & LOW) + (middle >> 32 & LOW)
+def signed(value: int) -> int:
+    """The lowest 64 bits as torch's int64 has them."""
+    value &= 2**64 - 1
+    return value - 2**64 if value >= 2**63 else value

@@ -223,14 +223,21 @@ def test_random_flip_mirrors_half_of_any_tensor(photos):
 
 
 @pytest.mark.parametrize("views", [MocoViews(), AffineViews()])
-def test_applying_never_waits_for_a_device(photos, views, monkeypatch):
+def test_applying_never_waits_for_a_device(photos, views):
     # Tensors without values: whatever needs one on the host (nonzero, item, a boolean index) raises.
-    monkeypatch.setattr(transforms, "_matmul", torch.matmul)  # autocast does not know this device
     size = (64, 64, 0) if isinstance(views, MocoViews) else ()
     p = views.parameters(numbers(views, 8, 0), *size)
     result = views.apply(photos.to("meta"), p)
     assert result.shape == photos.shape
     assert result.dtype == torch.float32
+
+
+@pytest.mark.parametrize("views", [MocoViews(), AffineViews()])
+def test_views_are_not_spoiled_by_autocast(photos, views):
+    drawn = numbers(views, 8, 0)
+    clean = views(photos, drawn, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(views(photos, drawn, 0), clean)
 
 
 @pytest.mark.gpu
@@ -243,6 +250,9 @@ def test_a_gpu_makes_the_same_views(photos, view, tf32, tolerance, monkeypatch):
     p = MocoViews().parameters(numbers(MocoViews, 8, 0), 64, 64, view)
     on_gpu = MocoViews().apply(photos.cuda(), p).cpu()
     assert (on_gpu - MocoViews().apply(photos, p)).abs().mean() < tolerance
+    drawn = numbers(MocoViews, 8, 0)
+    compiled = MocoViews()(photos.cuda(), drawn.cuda(), view, fused=True).cpu()
+    assert (compiled - MocoViews()(photos, drawn, view)).abs().mean() < tolerance
 
 
 def test_defaults_are_those_of_moco_v3(photos):

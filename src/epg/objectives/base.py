@@ -58,6 +58,7 @@ class Objective(nn.Module, ABC):
         self.shift = config.shift
         self.normalizer = normalizer_for(config)
         self.dtype = torch.float64 if config.training.precision == "fp64" else torch.float32
+        self.fused = config.training.compile or config.training.cuda_graphs  # what is drawn is compiled, too
 
     @classmethod
     @abstractmethod
@@ -120,7 +121,7 @@ class Objective(nn.Module, ABC):
 
     def draws(self, batch: Batch, step: int) -> Draws:
         """The random numbers of this batch at this step."""
-        return Draws(self.seed, step, batch.first, len(batch), batch.images.device, self.dtype)
+        return Draws(self.seed, step, batch.first, len(batch), batch.images.device, self.dtype, self.fused)
 
     def plain_images(self, batch: Batch, draws: Draws, flip: bool) -> Tensor:
         """Network-range images (N, C, H, W), flipped at random."""

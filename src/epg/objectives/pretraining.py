@@ -47,7 +47,8 @@ class Pretraining(Objective):
     def draw(self, batch: Batch, step: int) -> Drawn:
         draws = self.draws(batch, step)
         images = self.plain_images(batch, draws, self.config.flip)
-        view1, view2 = (self.normalizer.encode_unit(self.view(batch, draws, v), self.dtype) for v in (0, 1))
+        views = (self.view(batch, draws, number, self.fused) for number in (0, 1))
+        view1, view2 = (self.normalizer.encode_unit(view, self.dtype) for view in views)
         numbers = self.schedule_numbers(step)
         levels = int(numbers["num_levels"])
         index = draws.shared_integer("level", levels - 1)
@@ -79,9 +80,9 @@ class Pretraining(Objective):
             terms["consistency"] = self.config.consistency_weight * consistency
         return Terms(terms, None if consistency is None else "consistency", drawn["quarters"])
 
-    def view(self, batch: Batch, draws: Draws, number: int) -> Tensor:
+    def view(self, batch: Batch, draws: Draws, number: int, fused: bool = False) -> Tensor:
         """View 0 or 1 of a batch, float32 in [0, 1]."""
-        return self.views(batch.images, draws.uniform(f"view {number}", (self.views.numbers,)), number)
+        return self.views(batch.images, draws.uniform(f"view {number}", (self.views.numbers,)), number, fused)
 
     def examples(self, batch: Batch) -> list[Tensor]:
         """The images, their two views, and noise at rising levels."""

@@ -5,8 +5,10 @@ the views do not depend on how a batch is divided over processes.
 """
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -66,8 +68,39 @@ class MocoParameters:
     flip: Tensor  # (N,) bool
 
 
+class Views(ABC):
+    """The two views of an image, made of uniform numbers."""
+
+    numbers: ClassVar[int]
+    """Uniform numbers that a view of one sample is made of."""
+
+    def __call__(self, images: Tensor, uniform: Tensor, view: int, fused: bool = False) -> Tensor:
+        """View 0 or 1 of uint8 images (N, C, H, W): float32 in [0, 1], the same shape (H = W).
+
+        Args:
+            uniform: (N, `numbers`) in [0, 1), other numbers for each view: equal ones would crop both alike.
+            fused: compile it, on anything but a CPU, where only the samples that an operation is for are computed.
+        """
+        make = compiled() if fused and images.device.type != "cpu" else made
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 has 8 bits of mantissa
+            return make(self, images, uniform, view)
+
+    @abstractmethod
+    def view(self, images: Tensor, uniform: Tensor, view: int) -> Tensor:
+        """See `__call__`."""
+
+
+def made(views: Views, images: Tensor, uniform: Tensor, view: int) -> Tensor:
+    return views.view(images, uniform, view)
+
+
+@cache
+def compiled() -> Callable[[Views, Tensor, Tensor, int], Tensor]:
+    return torch.compile(made, dynamic=False, fullgraph=True)
+
+
 @dataclass(frozen=True)
-class MocoViews:
+class MocoViews(Views):
     """The two views of MoCo v3: random resized crop, colour jitter, grey, blur, solarisation, flip.
 
     Probabilities given as a pair belong to view 0 and view 1. Jitter strengths are those of brightness, contrast,
@@ -83,14 +116,9 @@ class MocoViews:
     blur_prob: tuple[float, float] = (1.0, 0.1)
     solarize_prob: tuple[float, float] = (0.0, 0.2)
 
-    numbers: ClassVar[int] = 2 * CROP_TRIES + 2 + 14
-    """Uniform numbers that a view of one sample is made of."""
+    numbers = 2 * CROP_TRIES + 2 + 14
 
-    def __call__(self, images: Tensor, uniform: Tensor, view: int) -> Tensor:
-        """View 0 or 1 of uint8 images (N, C, H, W): float32 in [0, 1], the same shape (H = W).
-
-        `uniform` (N, `numbers`) is in [0, 1), other numbers for each view: equal ones would crop both alike.
-        """
+    def view(self, images: Tensor, uniform: Tensor, view: int) -> Tensor:
         return self.apply(images, self.parameters(uniform, images.shape[-2], images.shape[-1], view))
 
     def parameters(self, uniform: Tensor, height: int, width: int, view: int) -> MocoParameters:
@@ -153,7 +181,7 @@ class AffineParameters:
 
 
 @dataclass(frozen=True)
-class AffineViews:
+class AffineViews(Views):
     """Views of symbols such as digits, which flips and strong crops would turn into others.
 
     A rotation of at most `degrees`, a shift of at most `translate` (fraction of the image), a `scale`, on a
@@ -167,11 +195,10 @@ class AffineViews:
     contrast: float = 0.4
     fill: float = 0.0
 
-    numbers: ClassVar[int] = 6
-    """Uniform numbers that a view of one sample is made of."""
+    numbers = 6
 
-    def __call__(self, images: Tensor, uniform: Tensor, view: int) -> Tensor:
-        """One view of uint8 images (N, C, H, W): float32 in [0, 1]; both views have the same distribution."""
+    def view(self, images: Tensor, uniform: Tensor, view: int) -> Tensor:
+        """Both views have the same distribution."""
         assert view in (0, 1), view
         return self.apply(images, self.parameters(uniform))
 

@@ -49,8 +49,8 @@ def crop_resize(images: Tensor, boxes: Tensor, out_size: int) -> Tensor:
     n, c, h, w = images.shape
     rows = _resampling_matrix(top, height, h, out_size)  # (N, out, H)
     columns = _resampling_matrix(left, width, w, out_size)  # (N, out, W)
-    images = _matmul(images.reshape(n, c * h, w), columns.mT)  # (N, C*H, out)
-    images = _matmul(rows[:, None], images.reshape(n, c, h, out_size))
+    images = images.reshape(n, c * h, w) @ columns.mT  # (N, C*H, out)
+    images = rows[:, None] @ images.reshape(n, c, h, out_size)
     return images.clamp(0, 1)
 
 
@@ -90,8 +90,8 @@ def gaussian_blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     kernels = kernels / kernels.sum(dim=1, keepdim=True)  # (N, K)
     rows, columns = (_blur_matrix(kernels, taps, length) for length in images.shape[-2:])
     n, c, h, w = images.shape
-    images = _matmul(images.reshape(n, c * h, w), columns.mT).reshape(n, c, h, w)
-    return _matmul(rows[:, None], images)
+    images = (images.reshape(n, c * h, w) @ columns.mT).reshape(n, c, h, w)
+    return rows[:, None] @ images
 
 
 # Colour -----------------------------------------------------------------------------------------------------------
@@ -183,12 +183,6 @@ def solarize(images: Tensor, mask: Tensor, threshold: float = 0.5) -> Tensor:
 # Matrices ---------------------------------------------------------------------------------------------------------
 
 
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    # bfloat16 has 8 bits of mantissa: pixels must not go through the autocast of the training step.
-    with torch.autocast(a.device.type, enabled=False):
-        return a @ b
-
-
 def _resampling_matrix(start: Tensor, length: Tensor, size: int, out_size: int) -> Tensor:
     """(N, out_size, size) bilinear weights of pixels start..start+length of an axis, with antialiasing."""
     scale = (length / out_size)[:, None, None]
@@ -207,4 +201,4 @@ def _blur_matrix(kernels: Tensor, taps: Tensor, length: int) -> Tensor:
     source = length - 1 - (length - 1 - source).abs()
     # A product with a constant of zeros and ones, not scatter_add, whose order of summation varies on a GPU.
     places = (source.mT[:, :, None] == positions).to(kernels.dtype)  # (K, length, length)
-    return _matmul(kernels, places.flatten(1)).view(-1, length, length)
+    return (kernels @ places.flatten(1)).view(-1, length, length)
