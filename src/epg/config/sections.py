@@ -158,7 +158,7 @@ class TrainingConfig(Section):
     tf32: bool = True
     """TensorFloat-32 for what stays float32 on an NVIDIA GPU."""
     compile: bool = False
-    """torch.compile every transformer block."""
+    """torch.compile every transformer block and, on an accelerator, what is drawn: random numbers and views."""
     cuda_graphs: bool = False
     """torch.compile the whole network and replay it as CUDA graphs: faster on a GPU that waits for its next kernel, as
     with small networks. Not with fsdp, nor with micro-batches; on a CPU the compiled network alone."""
