@@ -16,6 +16,8 @@ def wanted(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> str:
     training = {"batch_size": 32, "timeout": launched.TIMEOUT, "checkpoint_every": 3}
     job = driver.train(folder, run_config("diffusion", launched.STEPS, training=training), processes=2)
     assert job.codes == [0, 0], job.said
+    assert "bucket view" not in job.said
+    assert "deprecated" not in job.said
     return state_hash(folder)
 
 

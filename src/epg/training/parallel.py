@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ def wrap(objective: Objective, config: RunConfig) -> nn.Module:
     if world_size() == 1:
         return objective
     if training.parallel == "ddp":
+        # Of the patch embedding, whose gradient has its channels last: a few kilobytes are copied.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         options: dict[str, Any] = {SYNC: False, "gradient_as_bucket_view": True}
         return DistributedDataParallel(objective, **options)
     return sharded(objective)
