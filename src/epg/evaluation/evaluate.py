@@ -120,7 +120,10 @@ def _check(
         for word, metric in chosen[extractor.name].items():
             if metric.needs == "labels":
                 if samples.labels is None:
-                    raise UserError(f"--metrics {word}: these samples have no labels")
+                    raise UserError(
+                        f"--metrics {word}: these samples have no labels. Judge the run itself, or the samples.npz that "
+                        "epg sample --npz writes, which keeps them."
+                    )
                 _labels(samples, extractor)
     check_shapes(samples, extractors)
     if rank() != 0:
