@@ -121,8 +121,8 @@ def _check(
             if metric.needs == "labels":
                 if samples.labels is None:
                     raise UserError(
-                        f"--metrics {word}: these samples have no labels. Judge the run itself, or the samples.npz that "
-                        "epg sample --npz writes, which keeps them."
+                        f"--metrics {word}: these samples have no labels. Judge the run itself, or the samples.npz "
+                        "that epg sample --npz writes, which keeps them."
                     )
                 _labels(samples, extractor)
     check_shapes(samples, extractors)
