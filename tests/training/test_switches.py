@@ -19,15 +19,16 @@ from epg.config.recipe import merge
 from epg.config.sections import OptimizerConfig
 from epg.config.validation import problems
 from epg.cost.training import training_flops
+from epg.distributed import processes
 from epg.errors import ArtefactError
-from epg.networks.layers import EncoderBlock
+from epg.networks.layers import EncoderBlock, transformer_blocks
 from epg.objectives.diffusion import Diffusion
 from epg.objectives.pretraining import Pretraining
 from epg.runs import build_objective, prepare_run, train
 from epg.training.optim import RATE, make_optimizer
 from tests import started
 from tests.helpers import random_batch, tiny_config, tiny_epg
-from tests.training.test_loop import tensors, tiny
+from tests.training.test_loop import read_log, tensors, tiny
 
 SMALL = shlex.split(
     "--model.encoder.depth 2 --model.encoder.width 16 --model.encoder.heads 2 --model.decoder.width 24 "
@@ -337,3 +338,26 @@ def test_two_processes_equal_one(stage: str, changes: dict, parallel: str, tmp_p
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-9, atol=1e-10)
+
+
+def _train_and_look(parallel: str, folder: str) -> None:
+    config = tiny("diffusion", training={"precision": "bf16", "parallel": parallel, "steps": 4, "preview_every": 4})
+    seen: list[torch.dtype] = []
+    with processes():
+        run = prepare_run(config, Path(folder))
+        attention = transformer_blocks(run.trainer.objective)[0].attention
+        attention.register_forward_pre_hook(lambda module, inputs: seen.append(module.qkv.weight.dtype))
+        run.trainer.run()
+    assert set(seen) == {torch.bfloat16 if parallel == "fsdp" else torch.float32}
+    assert all(p.dtype == torch.float32 for p in run.trainer.objective.parameters())
+
+
+def test_shards_are_gathered_in_the_precision_of_the_products(tmp_path: Path) -> None:
+    """Which rounds nothing that autocast would not: what is left is the affine part of LayerNorm."""
+    for parallel in ("ddp", "fsdp"):
+        started.call(_train_and_look, parallel, tmp_path / parallel, processes=2)
+    ddp, fsdp = (read_log(tmp_path / parallel) for parallel in ("ddp", "fsdp"))
+    for one, other in zip(ddp, fsdp, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=5e-3)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=5e-2)
+    assert tensors(tmp_path / "fsdp").keys() == tensors(tmp_path / "ddp").keys()

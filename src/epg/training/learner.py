@@ -18,7 +18,7 @@ from epg.sharding import full
 from epg.training.ema import EMA
 from epg.training.faults import Buffers, LossScale, Skips, explain_non_finite
 from epg.training.optim import learning_rate, make_optimizer
-from epg.training.parallel import gradient_sync, wrap
+from epg.training.parallel import HALF, gradient_sync, wrap
 from epg.training.snapshot import Groups, capture, restore
 
 
@@ -182,7 +182,7 @@ class Learner:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of forward passes."""
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.training.precision)
+        dtype = HALF.get(self.config.training.precision)
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     # What a checkpoint holds ----------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from epg.objectives.base import Objective
 SYNC = "forward_sync_buffers"  # of buffers, before every pass; newer versions of torch warn of the older name
 SYNC = SYNC if SYNC in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers"
 
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def wrap(objective: Objective, config: RunConfig) -> nn.Module:
     """The module to call: the objective itself in one process, in DDP or sharded (FSDP2) in several."""
@@ -39,15 +41,25 @@ def wrap(objective: Objective, config: RunConfig) -> nn.Module:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         options: dict[str, Any] = {SYNC: False, "gradient_as_bucket_view": True}
         return DistributedDataParallel(objective, **options)
-    return sharded(objective)
+    return sharded(objective, HALF.get(training.precision))
 
 
-def sharded(objective: Objective) -> nn.Module:
-    """Its weights cut over the processes (FSDP2), to be gathered block by block."""
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # a second to import
+def sharded(objective: Objective, half: torch.dtype | None = None) -> nn.Module:
+    """Its weights cut over the processes (FSDP2), to be gathered block by block.
 
+    With `half`, the precision of autocast, those of blocks are gathered in it, half as many bytes: their products would
+    round them to it anyway. Gradients are summed in float32.
+    """
+    from torch.distributed.fsdp import (  # a second to import
+        MixedPrecisionPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    # The residual stream comes in float32, and stays so.
+    gathered = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half and torch.float32, cast_forward_inputs=False)
     for block in transformer_blocks(objective):
-        fully_shard(block)
+        fully_shard(block, mp_policy=gathered)
     if isinstance(objective.network, EPG):
         fully_shard(objective.network)  # so that it can be called alone, to sample
     # After diagnostics no backward pass would shard the outermost weights again.
