@@ -4,9 +4,12 @@ The verbs and their options are walked, so that a new one is covered without a w
 """
 
 import dataclasses
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -215,3 +218,43 @@ def test_bad_paths_end_in_one_line(
             problems.append(f"{kind}: {len(last[0])} characters: {last[0][:200]}")
     assert (place.root / "foreign" / "thesis.txt").read_text() == "years of work\n"
     assert not problems, "\n".join(problems)
+
+
+LATE = {  # looked at by readers alone
+    *(("convert", "recipe"), ("probe", "recipe")),  # of weight files that no recipe of ours fits
+    *(("compare", "out"), ("prepare", "out")),  # no torch, and images are listed first
+}
+MISSPELT = ["pretrain digitz", "finetune digitz --from-scratch", "bench digitz", "info digitz"]
+RUNNER = """
+import json, sys
+from epg.cli import main
+results = []
+for command in json.load(open(sys.argv[1])):
+    try:
+        code = main(command)
+    except SystemExit as end:
+        code = end.code
+    results.append([code, "torch" in sys.modules])
+json.dump(results, open(sys.argv[2], "w"))
+"""
+
+
+def test_what_is_not_there_is_told_before_torch_is_imported(good: dict[str, Path], tmp_path: Path) -> None:
+    """Torch takes seconds. All commands share a process; the first of them that imports it is named."""
+    (tmp_path / "file").touch()
+    nowhere, below = str(tmp_path / "nowhere"), str(tmp_path / "file" / "below")
+    commands = [
+        command(verb, option, below if option.name in (*RESULTS, "json") else nowhere, good, tmp_path / "out")
+        for verb, option in options()
+        if (verb, option.name) not in LATE
+    ]
+    commands += [line.split() for line in MISSPELT]
+    commands += [["pretrain", "digits", "--data.source", nowhere], ["pretrain", "digits", "--data.sauce", nowhere]]
+    commands += [["finetune", "digits", "--from", nowhere], *([verb, "--no-such-option", "3"] for verb in VERBS)]
+    (tmp_path / "commands.json").write_text(json.dumps(commands))
+    places = [str(tmp_path / "commands.json"), str(tmp_path / "results.json")]
+    done = subprocess.run([sys.executable, "-c", RUNNER, *places], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    taken = [(" ".join(c), code) for c, (code, torch) in zip(commands, results, strict=True) if torch or not code]
+    assert taken[:1] == []

@@ -111,3 +111,9 @@ class PeerError(UserError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def refuse_missing(path: str | Path, flag: str = "") -> None:
+    """Raises ArtefactError, which begins with `flag`, where there is nothing."""
+    if not Path(path).exists():
+        raise ArtefactError(f"{flag}{path}: does not exist.{path_meant(path)}")

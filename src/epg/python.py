@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from epg import runs
+from epg.config.beginning import refuse_beginning
 from epg.config.objectives import KINDS, Stage
 from epg.config.recipe import locator, merge, run_config
 from epg.config.settings import RunConfig
@@ -91,28 +92,3 @@ def configured(recipe: str, stage: Stage, settings: Mapping[str, object]) -> Run
             laid = {section: laid}
         content = merge(content, laid)
     return checked(content, f"recipe {recipe} with the settings", locator(recipe, stage))
-
-
-def refuse_beginning(
-    recipe: str,
-    stage: Stage,
-    encoder: str | Path | None,
-    base: str | Path | None,
-    from_scratch: bool,
-    resume: str | Path | None,
-) -> None:
-    """Raises UserError where it is not said, or said twice, what a generator begins with."""
-    if KINDS[stage].continues and base is None and resume is None:
-        raise UserError(
-            f"--from: --stage {stage} goes on from a trained generator. Pass a run folder of `epg finetune` "
-            f"(runs/{Path(recipe).stem}/diffusion by default), an export or user/repo."
-        )
-    if encoder is None and base is None and not from_scratch and resume is None:
-        raise UserError(
-            "--encoder: which pre-trained encoder? Pass the run folder of `epg pretrain` (runs/"
-            f"{Path(recipe).stem}/pretraining by default), or --from-scratch."
-        )
-    if encoder is not None and from_scratch:
-        raise UserError("--encoder and --from-scratch: choose one")
-    if base is not None and from_scratch:
-        raise UserError("--from and --from-scratch: choose one")

@@ -224,7 +224,7 @@ def train(
     if resume is not None:
         resuming.refuse_no_checkpoint(resume)
     if folder is None:
-        folder = Path("runs") / config.recipe / config.stage if resume is None else resuming.run_folder_of(resume)
+        folder = config.folder if resume is None else resuming.run_folder_of(resume)
     signals = StopSignals(starting=True)
     with signals.caught(), processes(config.training.timeout, lambda: signals.received), locked(folder):
         run = prepare_run(

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from epg.checkpoint.checkpoint import refuse_missing
 from epg.checkpoint.handover import handed_over
 from epg.checkpoint.loading import open_weights
 from epg.checkpoint.refit import SPECTRUM, Refit, refit
@@ -13,7 +12,7 @@ from epg.config.objectives import KINDS, ObjectiveConfig
 from epg.config.settings import RunConfig
 from epg.cost.shape import shape_of
 from epg.data.views.normalize import Normalizer
-from epg.errors import ArtefactError
+from epg.errors import ArtefactError, refuse_missing
 from epg.generator import Generator
 from epg.objectives.base import normalizer_for
 

@@ -22,7 +22,7 @@ from epg.checkpoint.manifest import (
     check_state,
     digest,
 )
-from epg.errors import ArtefactError, path_meant
+from epg.errors import ArtefactError, refuse_missing
 from epg.storage.artefact import (
     fingerprint,
     pickle_hint,
@@ -154,12 +154,6 @@ def offer(path: Path) -> str:
     runs = sorted(found.parent.relative_to(path) for d in ("*", "*/*") for found in path.glob(f"{d}/checkpoints"))
     names = [str(path / run) for run in runs[:SHOWN]] + ([f"and {len(runs) - SHOWN} more"] if len(runs) > SHOWN else [])
     return f" There are {', '.join(names)}." if runs else ""
-
-
-def refuse_missing(path: Path, flag: str = "") -> None:
-    """Raises ArtefactError, which begins with `flag`, where there is nothing."""
-    if not path.exists():
-        raise ArtefactError(f"{flag}{path}: does not exist.{path_meant(path)}")
 
 
 def find(path: str | Path) -> Checkpoint:

@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from epg.checkpoint import export, strangers, vit
-from epg.checkpoint.checkpoint import find, refuse_missing
+from epg.checkpoint.checkpoint import find
 from epg.checkpoint.official import RCM_NAMES, rename
 from epg.checkpoint.state_dict import read_state_dict
 from epg.config.settings import RunConfig, parse
 from epg.cost.shape import shape_of
-from epg.errors import ArtefactError, UserError
+from epg.errors import ArtefactError, UserError, refuse_missing
 from epg.storage.artefact import match, read_json
 
 FILE = "handover.json"  # in the folder of a run that began with an encoder, or with a generator

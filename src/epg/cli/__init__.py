@@ -38,7 +38,9 @@ def entry() -> int:
     signals.answer_stop_signals()
     wait_politely()
     code = perform(sys.argv[1:])
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    from epg.cli.process import of_several
+
+    if of_several():
         os._exit(code)
     return code
 

@@ -1,13 +1,14 @@
 """`epg bench`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from epg.cli.named import Out, refuse_no_images
 from epg.cli.numbers import Between
 from epg.cli.paths import Place
+from epg.cli.process import of_several
 from epg.errors import UserError
 
 TINY = (
@@ -38,17 +39,20 @@ class Bench:
     """Read the recipe's images (--data.source), so that the loader's rate is theirs."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    json: Path | None = None
+    json: Out | None = None
     """File for all figures."""
     tiny: bool = False
     """Networks and batches of milliseconds, to try the command."""
 
     def __call__(self, overrides: list[str]) -> None:
-        from epg.bench.command import run_bench
         from epg.cli.train import configure
 
         flags = [*(TINY if self.tiny else ()), *overrides, "--training.device", self.device]
         configs = [configure(self.recipe, stage, flags) for stage in self.chosen()]
+        if self.own_images and not of_several():
+            refuse_no_images(configs[0].data.source, "--data.source ")
+        from epg.bench.command import run_bench  # seconds, after what a wrong flag is told
+
         run_bench(configs, self.seconds, self.compile, self.own_images, self.json)
 
     def chosen(self) -> list[str]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import tyro
 
+from epg.cli.named import Existing, Out
+
 
 @dataclass(frozen=True)
 class Compare:
@@ -32,9 +34,9 @@ class Report:
     somebody; it needs no network.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[Existing, ...]]
     """Run folders of any stage; a folder that holds runs stands for all of them."""
-    out: Path | None = None
+    out: Out | None = None
     """The page; report.html in the run folder, or in the one that all runs are in, if not given."""
     watch: bool = False
     """Write it again every 30 seconds while a run is training; an open page follows."""

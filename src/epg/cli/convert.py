@@ -1,11 +1,11 @@
 """`epg convert`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import tyro
 
+from epg.cli.named import Out, Weights
 from epg.cli.numbers import Decay
 from epg.cli.paths import Place
 
@@ -19,10 +19,10 @@ class Convert:
 
     RARE: ClassVar[frozenset[str]] = frozenset({"dataset", "license", "normalization", "private", "recipe", "stage"})
 
-    source: tyro.conf.Positional[Place]
+    source: tyro.conf.Positional[Weights]
     """Run folder, checkpoint, export or pipeline folder; .pth file of the authors' release; or on the Hub user/repo,
     user/repo:FILE; or an asset."""
-    out: Path
+    out: Out
     """Folder, or file for asset (.zip), release (.pth), program (.pt2) and onnx (.onnx)."""
     to: Literal["weights", "pipeline", "asset", "release", "program", "onnx"] | None = None
     """weights: our format, for `epg sample` and `epg finetune --encoder`; pipeline: a folder for diffusers that needs

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import tyro
 
+from epg.cli.named import Out, OutFolder
 from epg.cli.numbers import Side, Workers
 from epg.cli.paths import Place
 from epg.command_line import written
@@ -73,7 +74,7 @@ class Prepare(Reading):
     """Images that cannot be used: leave them out, or end with an error. Either way report.jsonl lists them."""
     shard: str = "1/1"
     """I/N: do the I-th of N parts; N machines share the folder."""
-    parquet: Path | None = None
+    parquet: OutFolder | None = None
     """Also write the set as parquet files for the Hub into this folder."""
 
     def __call__(self) -> None:
@@ -107,9 +108,9 @@ class Inspect(Reading):
 
     dataset: tyro.conf.Positional[Place]
     """A prepared set, or anything that `epg prepare` takes."""
-    sheet: Path = Path("contact-sheet.png")
+    sheet: Out = Path("contact-sheet.png")
     """PNG file for a selection of images."""
-    report: Path | None = None
+    report: Out | None = None
     """JSON file for everything found, with all duplicates."""
     verify: bool = False
     """Compare every byte of a prepared set with its checksums first."""

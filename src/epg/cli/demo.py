@@ -5,8 +5,8 @@ from typing import Annotated
 
 import tyro
 
+from epg.cli.named import Weights
 from epg.cli.numbers import Between, Decay
-from epg.cli.paths import Place
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Demo:
     tells nobody (extra: demo).
     """
 
-    model: tyro.conf.Positional[Place]
+    model: tyro.conf.Positional[Weights]
     """Run folder, checkpoint, export, pipeline folder, user/repo on the Hub, or an asset (docs/zoo.md)."""
     host: str = "127.0.0.1"
     """Whom it listens to: this machine; 0.0.0.0 is the whole network."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from epg.cli.named import Guide
 from epg.cli.numbers import BatchSize, Decay, Seed
 from epg.samplers import SAMPLERS
 
@@ -37,7 +38,7 @@ class Drawing:
     """Scale of guidance; 1 is none."""
     interval: tuple[float, float] | None = None
     """Unshifted noise levels (low, high] in which guidance acts."""
-    guide: Path | None = None
+    guide: Guide | None = None
     """In place of classifier-free guidance: a weaker checkpoint (autoguidance), or `internal`, the head on the model's
     own encoder, where it was trained with one."""
     ema: Decay | None = None

@@ -1,15 +1,14 @@
 """`epg evaluate` and `epg reference`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 import tyro
 
 from epg.cli.drawing import Drawing
 from epg.cli.judging import Against, Metrics
+from epg.cli.named import ImageSet, Out, OutFolder, Samples
 from epg.cli.numbers import BatchSize, Compared, Seed, Side
-from epg.cli.paths import Place
 from epg.evaluation.measures import help_text, known
 
 
@@ -39,15 +38,15 @@ class Evaluate(Drawing, Against):
         }
     )
 
-    samples: tyro.conf.Positional[Place]
+    samples: tyro.conf.Positional[Samples]
     """Run folder, checkpoint, export, pipeline or Hub name (sampled here, nothing touches the disk); an .npz of ADM's
     layout; a folder of images; or a data set."""
-    reference: Place | None = None
+    reference: ImageSet | None = None
     """A data set, a folder made by `epg reference`, or an .npz of ADM's; a run's own training images if not given."""
     metrics: Annotated[Metrics, tyro.conf.arg(help=f"The usual ones of --features if not given.{help_text()}")] = ()
     count: Compared | None = None
     """Number of samples; 1000 of a generator and all otherwise if not given. Papers use 50000."""
-    out: Path | None = None
+    out: Out | None = None
     """JSON file for the receipt; evaluation.json in the folder of the samples, or here, if not given."""
     image_size: Side | None = None
     """Of samples that are a data set which is not prepared."""
@@ -57,12 +56,13 @@ class Evaluate(Drawing, Against):
     """Keep statistics of the reference in the cache (EPG_CACHE)."""
 
     def __call__(self) -> None:
-        from epg.evaluation.command import run_evaluate
+        words = known(self.metrics) or None
+        from epg.evaluation.command import run_evaluate  # seconds, after what a wrong word is told
 
         run_evaluate(
             self.samples,
             self.reference,
-            known(self.metrics) or None,
+            words,
             self.count,
             self.request(),
             self.options(),
@@ -78,9 +78,9 @@ class MakeReference(Against):
     Statistics and features, with a manifest of how they were computed; --reference takes the folder.
     """
 
-    dataset: tyro.conf.Positional[Place]
+    dataset: tyro.conf.Positional[ImageSet]
     """A prepared set (best), whatever `epg prepare` takes, digits, or an .npz of ADM's layout."""
-    out: Path
+    out: OutFolder
     """Folder for the reference."""
     image_size: Side | None = None
     """Of a set that is not prepared; FID depends on how images were scaled."""

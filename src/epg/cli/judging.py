@@ -2,11 +2,11 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
+from epg.cli.named import Existing
 from epg.cli.numbers import Images
 from epg.evaluation.measures import METRICS
 
@@ -26,7 +26,7 @@ class Judging:
     """inception, efficientnet (extra eval-offline), classifier (trained on the labelled reference), encoder=RUN, random
     (a network with random weights), dinov2, clip (both also with =FOLDER). If not given, what needs no download; of
     `epg reference`, inception."""
-    inception: Path | None = None
+    inception: Existing | None = None
     """File with Inception's weights, instead of the cache (EPG_CACHE) or a download."""
 
     def options(self) -> "Options":

@@ -6,24 +6,30 @@ None`) it imports typeguard, and with it asyncio and unittest: as much again as 
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-__all__ = ["light", "varied"]
+__all__ = ["light", "light_kind", "varied"]
 
 
 def light(verb: type) -> type:
-    """The verb with options whose types are classes, and beside them how tyro reads the words of what they are."""
-    from tyro.conf import UseAppendAction
-    from tyro.constructors import ConstructorRegistry, PrimitiveTypeInfo
+    """The verb with options of `light_kind`."""
+    types = get_type_hints(verb, include_extras=True)
+    kinds = {one.name: light_kind(types[one.name]) for one in fields(verb)}
+    return varied(verb, {name: kind for name, kind in kinds.items() if kind is not types[name]})
 
-    kinds = {}
-    for name, kind in get_type_hints(verb, include_extras=True).items():
-        bare, *notes = get_args(kind) if get_origin(kind) is Annotated else (kind,)
-        if get_origin(bare) in (tuple, Union, UnionType):
-            how = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, set()))
-            kinds[name] = Annotated[tuple if UseAppendAction in notes else object, how, *notes]
-    return varied(verb, kinds)
+
+def light_kind(kind: Any) -> Any:
+    """A class, and beside it how tyro reads the words of what this type is; or this, if there is nothing to check."""
+    from tyro.conf import UseAppendAction
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    bare, *notes = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+    if get_origin(bare) in (None, Literal):
+        return kind
+    how = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, set()))
+    if not isinstance(how, PrimitiveConstructorSpec):
+        return kind
+    return Annotated[tuple if UseAppendAction in notes else object, how, *notes]
 
 
 def varied(verb: type, kinds: Mapping[str, Any], text: str | None = None) -> type:

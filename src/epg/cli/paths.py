@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -21,6 +21,14 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """A note beside the type of an option: what it names."""
+
+    refuse: Callable[[str, str], None]
+    """Raises UserError, which begins with the second text, for a name that nothing has, or could be made with."""
 
 
 def usable(verb: Any) -> Any:
@@ -43,6 +51,7 @@ class PathOption:
     positional: bool
     local: bool
     """Whether it is a path and nothing else."""
+    names: Names | None
 
     @property
     def flag(self) -> str:
@@ -56,13 +65,23 @@ class PathOption:
         return type(value)(text)
 
 
+def refuse_names(verb: Any) -> None:
+    """Raises UserError for an option that names what is not there, or cannot be made."""
+    for option in path_options(type(verb)):
+        value = getattr(verb, option.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if option.names is not None and item is not None:
+                option.names.refuse(str(item), "" if option.positional else f"{option.flag} ")
+
+
 def path_options(verb: type) -> Iterator[PathOption]:
     """The options of a verb that are paths."""
     for name, kind in get_type_hints(verb, include_extras=True).items():
         parts = list(pieces(kind))
         if Path in parts or PLACE in parts:
             positional = any("Positional" in repr(part) for part in parts)
-            yield PathOption(name, positional, local=Path in parts)
+            names = next((part for part in parts if isinstance(part, Names)), None)
+            yield PathOption(name, positional, Path in parts, names)
 
 
 def pieces(kind: Any) -> Iterator[Any]:

@@ -1,12 +1,12 @@
 """`epg probe`, `features`, `denoising` and `neighbours`: what a model has learned, and whether it only memorised."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from epg.cli.judging import Judging
+from epg.cli.named import Existing, ImageSet, OutFolder, Samples
 from epg.cli.numbers import BatchSize, Between, Compared, Decay, Images, Level, Seed
 from epg.cli.paths import Place
 
@@ -19,9 +19,9 @@ class Probe:
     files of the authors' release.
     """
 
-    encoder: tyro.conf.Positional[Path]
+    encoder: tyro.conf.Positional[Existing]
     """Run folder of any stage, checkpoint, export, or weight file."""
-    data: Place | None = None
+    data: ImageSet | None = None
     """Labelled images; the encoder's own if not given."""
     recipe: Place | None = None
     """Architecture of a weight file, a .yaml file, where no recipe of ours has it."""
@@ -36,7 +36,7 @@ class Probe:
     test_count: Compared = 5_000
     """Images that they are tested on, at most."""
     seed: Seed = 0
-    out: Path | None = None
+    out: OutFolder | None = None
     """Folder for probe.json and probe.png; `analysis` in the run folder if not given."""
     device: str = "auto"
 
@@ -54,9 +54,9 @@ class Features:
     scratch, are shown the same images and noise.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[Existing, ...]]
     """Run folders of any stage, checkpoints, exports, or weight files."""
-    data: Place | None = None
+    data: ImageSet | None = None
     """Images; those of the first run if not given, its test split where it has one."""
     ema: Decay | None = None
     """Of generators: which EMA decay to load, 0 for the weights as trained; the first if not given."""
@@ -67,7 +67,7 @@ class Features:
     shown: Images = 4
     """Images in the picture of colours, at most."""
     seed: Seed = 0
-    out: Path | None = None
+    out: OutFolder | None = None
     """Folder for features.json and the pictures; `analysis` in the first run folder if not given."""
     device: str = "auto"
 
@@ -87,11 +87,11 @@ class Neighbours(Judging):
 
     RARE: ClassVar[frozenset[str]] = frozenset({"batch_size", "most"})
 
-    samples: tyro.conf.Positional[Place]
+    samples: tyro.conf.Positional[Samples]
     """Run folder, checkpoint or export (sampled here), an .npz of ADM's layout, or a folder of images."""
-    train: Place | None = None
+    train: ImageSet | None = None
     """Images it was trained on; a run's own if not given."""
-    held_out: Place | None = None
+    held_out: ImageSet | None = None
     """Images of the same kind it has never seen; the test split, and what --data.fraction left out, if not given."""
     count: Compared | None = None
     """Number of samples; 1000 of a generator and all otherwise if not given."""
@@ -104,7 +104,7 @@ class Neighbours(Judging):
     """Levels of the sampling grid."""
     ema: Decay | None = None
     """Which EMA decay to load, 0 for the weights as trained; the first if not given."""
-    out: Path | None = None
+    out: OutFolder | None = None
     """Folder for neighbours.json, curves and sheets; `analysis` in the run folder if not given."""
     batch_size: BatchSize = 64
     device: str = "auto"
@@ -126,9 +126,9 @@ class Denoising:
     On training and on held-out images.
     """
 
-    model: tyro.conf.Positional[Path]
+    model: tyro.conf.Positional[Existing]
     """Run folder, checkpoint or export."""
-    held_out: Place | None = None
+    held_out: ImageSet | None = None
     """Images of the same kind it has never seen; the test split, and what --data.fraction left out, if not given."""
     ema: Decay | None = None
     """Which EMA decay to load, 0 for the weights as trained; the first if not given."""
@@ -137,7 +137,7 @@ class Denoising:
     count: Compared = 2000
     """Training images, and held-out images, at most."""
     seed: Seed = 0
-    out: Path | None = None
+    out: OutFolder | None = None
     """Folder for denoising.json and denoising.png; `analysis` in the run folder if not given."""
     device: str = "auto"
 

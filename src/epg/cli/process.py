@@ -33,6 +33,11 @@ def settle() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def of_several() -> bool:
+    """Whether torchrun, or a scheduler, has started more processes of this command, which are to agree what to do."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 @contextmanager
 def plain_output() -> Iterator[None]:
     """Inside the `with` a warning is one line without source path, and a character that the terminal lacks (or a file

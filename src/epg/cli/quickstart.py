@@ -1,11 +1,10 @@
 """`epg quickstart`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar
 
+from epg.cli.named import ImageSet, OutFolder
 from epg.cli.numbers import Between, Seed, Side
-from epg.cli.paths import Place
 
 
 @dataclass(frozen=True)
@@ -19,11 +18,11 @@ class Quickstart:
 
     CONTINUES: ClassVar[bool] = True
 
-    data: Place = "digits"
+    data: ImageSet = "digits"
     """`digits`, or whatever `epg prepare` takes: a folder of images (class folders or flat), an archive, a table..."""
     minutes: Annotated[float, Between(0, 10**6, open_low=True)] = 10.0
     """Time for everything; longer is better."""
-    out: Path | None = None
+    out: OutFolder | None = None
     """Folder for runs and page; runs/quickstart-NAME if not given, and -MINUTESmin behind it where that holds a study
     of another length."""
     image_size: Side | None = None

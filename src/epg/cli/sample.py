@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from epg.cli.drawing import Drawing
+from epg.cli.named import OutFolder, Weights
 from epg.cli.numbers import Between, Images
-from epg.cli.paths import Place
 from epg.command_line import written
 
 
@@ -23,9 +23,9 @@ class Sample(Drawing):
 
     CONTINUES: ClassVar[bool] = True
 
-    checkpoint: tyro.conf.Positional[Place]
+    checkpoint: tyro.conf.Positional[Weights]
     """Run folder, checkpoint, export, pipeline folder, user/repo on the Hub, or an asset (docs/zoo.md)."""
-    out: Path = Path("samples")
+    out: OutFolder = Path("samples")
     """Folder for the images."""
     count: Images = 64
     """Number of images; a larger one continues a finished folder."""

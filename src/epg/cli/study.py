@@ -1,10 +1,11 @@
 """`epg study`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import tyro
+
+from epg.cli.named import OutFolder, StudyFile
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class Study:
 
     CONTINUES: ClassVar[bool] = True
 
-    file: tyro.conf.Positional[Path]
+    file: tyro.conf.Positional[StudyFile]
     """A study: a YAML file, see docs/studies.md."""
-    out: Path | None = None
+    out: OutFolder | None = None
     """Its folder; runs/studies/NAME if not given. Studies that share one share the runs that they have in common."""
     only: tuple[str, ...] = ()
     """Arms to execute, with those that they begin with; all if not given."""

@@ -1,14 +1,13 @@
 """`epg sweep`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import tyro
 
 from epg.cli.judging import Judging, Metrics
+from epg.cli.named import Existing, ImageSet, OutFolder
 from epg.cli.numbers import BatchSize, Compared, Decay, Seed
-from epg.cli.paths import Place
 from epg.evaluation.measures import known
 
 
@@ -24,7 +23,7 @@ class Sweep(Judging):
 
     CONTINUES: ClassVar[bool] = True
 
-    run: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[Existing]
     """Run folder, checkpoint or export."""
     guidance: tuple[float, ...] = ()
     """Scales of guidance; 1 is none."""
@@ -50,12 +49,12 @@ class Sweep(Judging):
     distance if not given."""
     metrics: Metrics = ()
     """What is computed, as for `epg evaluate`."""
-    reference: Place | None = None
+    reference: ImageSet | None = None
     """As for `epg evaluate`; the run's own training images if not given."""
     count: Compared | None = None
     """Samples at each point; 1000 if not given."""
     seed: Seed = 0
-    out: Path | None = None
+    out: OutFolder | None = None
     """Folder for receipts, sweep.json and sweep.png; `sweep` in the run folder if not given."""
     batch_size: BatchSize = 64
     device: str = "auto"

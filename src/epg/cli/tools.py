@@ -1,11 +1,11 @@
 """Small verbs: `epg verify`, `epg ema`, `epg info`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from epg.cli.named import Existing, OutFolder
 from epg.cli.numbers import Between
 from epg.cli.paths import Place
 
@@ -17,7 +17,7 @@ class Verify:
     Of checkpoints, exports and pipeline folders; the exit code is 77 if so.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[Existing]
     """Run folder, or one checkpoint, export or pipeline folder."""
     reseal: bool = False
     """Accept an export or pipeline folder that was changed by hand as it is now."""
@@ -35,11 +35,11 @@ class Ema:
     From the power-function averages of a run.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[Existing]
     """Run folder, trained with --training.power-ema."""
     sigma_rel: float
     """Width relative to the training's length, for example 0.08."""
-    out: Path
+    out: OutFolder
     """Folder for the weights; `epg sample` takes it."""
 
     def __call__(self) -> None:

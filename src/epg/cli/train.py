@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 import tyro
 
+from epg.cli.named import Existing, OutFolder, refuse_no_images, refuse_no_weights
+from epg.cli.options import light_kind
 from epg.cli.paths import Place
+from epg.cli.process import of_several
 from epg.command_line import flag, of_sections, written
 from epg.errors import UserError
 
@@ -35,9 +38,9 @@ class Training:
     stage: str
     recipe: tyro.conf.Positional[Place]
     """Name of a recipe (`epg info` lists them), or the path of a .yaml file."""
-    out: Path | None = None
+    out: OutFolder | None = None
     """Run folder; runs/RECIPE/STAGE, or that of --resume, if not given."""
-    resume: Path | None = None
+    resume: Existing | None = None
     """Continue from exactly this run folder (its newest checkpoint) or checkpoint; anything else is an error."""
     override: Overrides = ()
     """A setting that may differ from the run that is continued, such as optimizer.lr; repeat the flag for more."""
@@ -49,6 +52,13 @@ class Training:
 
         fits = [stage for stage in stages_of(self.recipe) if KINDS[stage].samples == self.GENERATOR]
         return [self.stage] if self.stage in fits or not fits else fits
+
+    def configured(self, overrides: list[str]) -> "RunConfig":
+        """What is trained. Raises UserError for what is wrong with it, or images that are not there."""
+        config = configure(self.recipe, self.stage, overrides)
+        if not of_several():
+            refuse_no_images(config.data.source, "--data.source ")
+        return config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +76,7 @@ class Pretrain(Training):
 
     def __call__(self, overrides: list[str]) -> None:
         refuse_stage(self.stage, self.GENERATOR)
-        config = configure(self.recipe, self.stage, overrides)
+        config = self.configured(overrides)
         from epg.distributed import tells
         from epg.runs import train  # seconds, after what a wrong flag is told
 
@@ -107,12 +117,17 @@ class Finetune(Training):
     """Start from a random encoder instead."""
 
     def __call__(self, overrides: list[str]) -> None:
-        from epg.python import refuse_beginning
+        from epg.config.beginning import refuse_beginning
         from epg.storage import hub
 
         refuse_stage(self.stage, self.GENERATOR)
         refuse_beginning(self.recipe, self.stage, self.encoder, self.base, self.from_scratch, self.resume)
-        config = configure(self.recipe, self.stage, overrides)
+        config = self.configured(overrides)
+        continues = self.resume is not None or ((self.out or config.folder) / "checkpoints").is_dir()
+        if not continues and not of_several():  # a run that goes on has in its checkpoints what it began with
+            for name, sign in ((self.encoder, "--encoder "), (self.base, "--from ")):
+                if name is not None:
+                    refuse_no_weights(name, sign)
         encoder = None if self.encoder is None else hub.local(self.encoder)
         base = None if self.base is None else hub.local(self.base)
         from epg.distributed import tells
@@ -167,7 +182,7 @@ def form(config: "BaseModel") -> Any:
             fields.append((name, type(inner), dataclasses.field(default=inner)))
         else:
             kind: Any = field.annotation
-            kind = Annotated[kind, tyro.conf.arg(help=field.description)]
+            kind = Annotated[light_kind(kind), tyro.conf.arg(help=field.description)]
             fields.append((name, kind, dataclasses.field(default_factory=functools.partial(copy.copy, value))))
     return dataclasses.make_dataclass(type(config).__name__, fields, frozen=True)()
 

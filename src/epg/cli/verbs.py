@@ -13,7 +13,8 @@ from epg import signals
 from epg.cli.help import described
 from epg.cli.numbers import in_range
 from epg.cli.options import light
-from epg.cli.paths import usable
+from epg.cli.paths import refuse_names, usable
+from epg.cli.process import of_several
 from epg.command_line import written
 from epg.errors import InterruptedRunError, UserError, shortened
 
@@ -75,6 +76,8 @@ def run(arguments: list[str]) -> None:
         print(version("epg"))
     else:
         verb, overrides = parse(arguments)
+        if not of_several():
+            refuse_names(verb)
         try:
             verb() if overrides is None else verb(overrides)
         except (Exception, KeyboardInterrupt) as error:

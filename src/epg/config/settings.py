@@ -5,6 +5,7 @@ for one stage into a `RunConfig`, which is what a run folder records and what re
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -46,6 +47,11 @@ class RunConfig(Section):
     @property
     def stage(self) -> Stage:
         return self.objective.kind
+
+    @property
+    def folder(self) -> Path:
+        """Where its run goes unless told otherwise."""
+        return Path("runs") / self.recipe / self.stage
 
     @property
     def weights(self) -> str:

@@ -19,6 +19,7 @@ from epg.data.sources.open import is_packed
 from epg.data.sources.remote import is_remote
 from epg.errors import UserError
 from epg.evaluation.image_folder import ImageFolder, trained_in
+from epg.evaluation.named import no_samples
 from epg.evaluation.npz import NpzSource
 from epg.evaluation.sources import DatasetSource, GeneratorSource, ImageSource, TensorSource
 from epg.pipeline import folder as pipeline
@@ -76,8 +77,7 @@ def open_subject(
         dataset = open_whole(path, image_size=image_size, split=split)
         return Subject(some_of(dataset, Path(path).name, count, {"split": split}))
     if not place.is_dir():
-        found = "no samples" if place.exists() else "nothing here"
-        raise UserError(f"{path}: {found}. Pass a run folder, an .npz, a folder of images, or a data set.")
+        raise no_samples(path)
     if runs := checkpoint.offer(place):
         raise UserError(f"{path}: holds runs; pass one of them.{runs}")
     folder = ImageFolder(place, count)

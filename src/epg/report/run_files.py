@@ -13,7 +13,7 @@ from epg.checkpoint.loading import read_trained
 from epg.config.recipe import run_config
 from epg.config.settings import RunConfig, parse
 from epg.config.yaml_file import read_yaml
-from epg.errors import ArtefactError, UserError, path_meant
+from epg.errors import ArtefactError, UserError, refuse_missing
 from epg.evaluation import receipt
 from epg.evaluation.periodic import FOLDER as EVALUATIONS
 from epg.evaluation.receipt import Receipt
@@ -142,9 +142,8 @@ def folders_in(path: Path) -> list[Path]:
     if is_run(path):
         return [path]
     inside = [folder for folder in sorted(path.iterdir()) if is_run(folder)] if path.is_dir() else []
-    if not inside and not path.exists():
-        raise ArtefactError(f"{path}: does not exist.{path_meant(path)}")
     if not inside:
+        refuse_missing(path)
         hint = checkpoint.offer(path) if path.is_dir() else ""
         raise ArtefactError(f"{path}: no run folder (it has no config.yaml), nor a folder of runs.{hint}")
     return sorted(inside, key=began)

@@ -1,5 +1,6 @@
 """What `--out` names: a folder or a file that appears whole, and takes the place of nothing but our own."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,6 +70,19 @@ def swap(temporary: Path, folder: Path) -> None:
     else:
         rename(temporary, folder)
     sync_folder(folder.parent)
+
+
+def refuse_unwritable(out: Path, flag: str = "--out ", *, folder: bool = False) -> None:
+    """Raises OutputError where it shows without writing anything that `out` cannot be made: what it would be in is no
+    folder, or another user's; or a `folder` is wanted and something else is there. It begins with `flag`."""
+    if os.path.lexists(out):
+        if folder and not out.is_dir():
+            raise OutputError(f"{flag}{out}: is not a folder. Choose another place.")
+        return
+    above = next(parent for parent in Path(os.path.abspath(out)).parents if os.path.lexists(parent))
+    wrong = errno.ENOTDIR if not above.is_dir() else errno.EACCES if not os.access(above, os.W_OK | os.X_OK) else 0
+    if wrong:
+        raise OutputError(f"{flag}{out}: cannot be written ({cause(OSError(wrong, os.strerror(wrong)))})")
 
 
 @contextmanager

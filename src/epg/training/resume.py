@@ -14,7 +14,7 @@ from epg.checkpoint import checkpoint, export
 from epg.checkpoint.checkpoint import Checkpoint
 from epg.config.settings import RunConfig, parse
 from epg.distributed import world_size
-from epg.errors import ArtefactError, UserError
+from epg.errors import ArtefactError, UserError, refuse_missing
 from epg.storage.artefact import pickle_hint
 
 # Settings that change neither the weights nor the order of anything: a resumed run may have others.
@@ -106,8 +106,7 @@ def named_checkpoint(path: Path) -> Checkpoint:
 
 def refuse_no_checkpoint(path: Path) -> None:
     """Raises ArtefactError where `--resume` names something else, without reading it: before anything is written."""
-    if not path.exists():
-        raise ArtefactError(f"--resume {path}: does not exist. Pass a run folder, or RUN/checkpoints/step-... in one.")
+    refuse_missing(path, "--resume ")
     if export.is_export(path) or path.is_file():
         raise ArtefactError(
             f"--resume {path}: holds weights only, and a run needs its optimizer and averages to continue. Pass a run "

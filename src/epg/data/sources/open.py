@@ -9,7 +9,7 @@ from epg.data.sources.base import IN_MEMORY, Source, SourceOptions
 from epg.data.sources.digits import open_digits
 from epg.data.sources.files import open_folder
 from epg.data.sources.kinds import cure_of, is_text
-from epg.data.sources.remote import open_hub, open_remote
+from epg.data.sources.remote import is_hub_name, is_remote, open_hub, open_remote
 from epg.data.sources.shards import open_shards
 from epg.data.sources.table_files import open_tables
 from epg.data.sources.tables import TABLE_SUFFIXES
@@ -61,8 +61,22 @@ def open_source(address: str, options: SourceOptions) -> Source:
         if is_text(name):
             cure = f"a list; give the folder of the images, and {options.flag('label-file')} for a list of labels in it"
         raise DataError(f"{address}: {cure_of(name) or cure}")
-    flag = "--data.source " if options.prefix == "--data." else ""
-    raise DataError(
+    raise nothing_at(address, "--data.source " if options.prefix == "--data." else "")
+
+
+def refuse_missing(address: str, flag: str = "") -> None:
+    """Raises DataError, which begins with `flag`, for an address that leads nowhere; what is here or far away is not
+    opened for that."""
+    if Path(address).expanduser().exists() or address in ("digits", IN_MEMORY):
+        return
+    if is_remote(address) or is_hub_name(address):
+        return
+    if all(open_kind(address, SourceOptions()) is None for open_kind in SOURCES):
+        raise nothing_at(address, flag)
+
+
+def nothing_at(address: str, flag: str) -> DataError:
+    return DataError(
         f"{flag}{address}: does not exist; it is neither a file, nor a folder, nor the Hub name of a data set (such as "
-        f"user/name).{path_meant(path)}"
+        f"user/name).{path_meant(address)}"
     )

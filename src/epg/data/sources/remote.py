@@ -35,6 +35,12 @@ def is_remote(address: str) -> bool:
     return "://" in address or address.startswith("pipe:")
 
 
+def is_hub_name(address: str) -> bool:
+    """Whether this can only be the name of a data set on the Hub: nothing here is called so, nor the folder it would be
+    in."""
+    return bool(HUB_NAME.fullmatch(address)) and not os.path.lexists(Path(address).expanduser().parent)
+
+
 def connect(address: str) -> tuple["AbstractFileSystem", str]:
     """The file system of an address and the path in it.
 
@@ -153,9 +159,7 @@ def open_hub(address: str, options: SourceOptions) -> Source | None:
     Raises DataError with the cure where the Hub cannot be reached or access is missing, NoSplitError where the data
     set has no such split.
     """
-    if not HUB_NAME.fullmatch(address) or os.path.lexists(Path(address).expanduser().parent):
-        return None
-    return from_datasets(address, options)
+    return from_datasets(address, options) if is_hub_name(address) else None
 
 
 def from_datasets(name: str, options: SourceOptions) -> Source:
