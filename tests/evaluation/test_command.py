@@ -143,7 +143,10 @@ def test_reference_of_an_encoder(home: Path, held_out_digits: Path) -> None:
         ),
         (["{run}", "--features", "encoder=nowhere"], "nowhere"),
         (["{run}", "--guidance", "-1"], "--guidance -1.0"),
-        (["{run}", "--reference", "digits", "--features", "inception", "--inception", "x.pth"], "no such file"),
+        (
+            ["{run}", "--reference", "digits", "--features", "inception", "--inception", "x.pth"],
+            "--inception x.pth: does not exist",
+        ),
     ],
 )
 def test_mistakes(
