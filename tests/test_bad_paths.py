@@ -24,7 +24,7 @@ from tests.helpers import tiny_config
 from tests.test_study import written
 
 CODES = {2, 65, 70, 73, 74, 77}
-SECONDS = 30  # for one command, on a busy machine
+SECONDS = 90  # for one command, on a busy machine
 RESULTS = ("out", "sheet", "report", "parquet")  # where a path that is not there, or holds something else, is right
 
 # What a verb needs besides the path under test: {run} is a run, {set} a folder of images, {out} a place for results.
