@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from epg.checkpoint import checkpoint
 from epg.checkpoint.lock import locked
@@ -24,6 +25,7 @@ from epg.training.stopping import ECHO, StopSignals
 from epg.training.tracking import read_log
 from epg.training.watchdog import STUCK_EXIT_CODE
 from tests import started
+from tests.helpers import random_batch
 from tests.reliability import inside
 from tests.training.test_loop import assert_identical, poison, tensors, tiny
 
@@ -75,8 +77,22 @@ def test_fp16_overflow_lowers_the_scale_and_survives_a_resume(tmp_path: Path) ->
 @pytest.mark.parametrize("stage", ["pretraining", "diffusion", "consistency"])
 def test_recomputing_activations_changes_nothing(stage: str, tmp_path: Path) -> None:
     train(tiny(stage), tmp_path / "kept")  # type: ignore[arg-type]
-    train(tiny(stage, training={"activation_checkpointing": True}), tmp_path / "recomputed")  # type: ignore[arg-type]
-    assert_identical(tensors(tmp_path / "kept"), tensors(tmp_path / "recomputed"))
+    for name, how in (("all", {}), ("some", {"keep_products": True})):
+        train(tiny(stage, training={"activation_checkpointing": True, **how}), tmp_path / name)  # type: ignore[arg-type]
+        assert_identical(tensors(tmp_path / "kept"), tensors(tmp_path / name))
+
+
+def test_kept_products_are_not_computed_again(tmp_path: Path) -> None:
+    def flops(**how: bool) -> int:
+        run = prepare_run(tiny("diffusion", training=how), tmp_path)
+        objective = run.trainer.objective
+        with FlopCounterMode(display=False) as counter:
+            objective(objective.draw(random_batch(run.config), 0))["loss"].backward()
+        return counter.get_total_flops()
+
+    plain, some = flops(), flops(activation_checkpointing=True, keep_products=True)
+    assert some == plain
+    assert flops(activation_checkpointing=True) > 1.2 * plain
 
 
 def test_a_broken_weight_is_named(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ FORMAT = 2  # 2: random numbers are Philox's, so runs of format 1 cannot go on e
 ADDED_SETTINGS: dict[str, Any] = {
     "training.leave_out": [],
     "training.cuda_graphs": False,
+    "training.keep_products": False,
     "optimizer.frozen_encoder": False,
     "optimizer.layer_decay": 1.0,
     "objective.contrastive_weight": 1.0,

@@ -164,6 +164,8 @@ class TrainingConfig(Section):
     with small networks. Not with fsdp, nor with micro-batches; on a CPU the compiled network alone."""
     activation_checkpointing: bool = False
     """Run each block again in the backward pass instead of keeping its activations: less memory, more time."""
+    keep_products: bool = False
+    """Of activation checkpointing: keep what matrix products and attention give, and compute only the rest again."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Several processes: a copy each (ddp), or weights, averages and optimizer state in shards (FSDP2)."""
     max_nonfinite: Count = 3

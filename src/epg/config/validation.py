@@ -113,6 +113,8 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield f"--training.parallel fsdp: --stage {config.stage} measures moments with whole networks; choose ddp"
     if training.cuda_graphs and (training.parallel == "fsdp" or micro is not None or training.activation_checkpointing):
         yield "--training.cuda-graphs: not with --training.parallel fsdp, micro-batch or activation-checkpointing"
+    if training.keep_products and not training.activation_checkpointing:
+        yield "--training.keep-products: is for --training.activation-checkpointing True"
     if config.optimizer.frozen_encoder and not config.objective.samples:
         yield f"--optimizer.frozen-encoder: is for generators; {config.stage} trains the encoder itself"
     steps = [step for step, _ in config.optimizer.lr_steps]

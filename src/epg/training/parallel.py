@@ -3,12 +3,18 @@
 import contextlib
 import inspect
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from epg.config.settings import RunConfig
 from epg.distributed import world_size
@@ -28,7 +34,7 @@ def wrap(objective: Objective, config: RunConfig) -> nn.Module:
     training = config.training
     for block in transformer_blocks(objective):
         if training.activation_checkpointing:
-            recompute(block)
+            recompute(block, training.keep_products)
         if training.compile and not training.cuda_graphs:
             block.compile()
     if training.cuda_graphs:
@@ -75,16 +81,24 @@ def whole_networks(module: nn.Module) -> list[nn.Module]:
     return [network for child in module.children() for network in whole_networks(child)]
 
 
-def recompute(block: nn.Module) -> None:
-    """Activation checkpointing: the backward pass runs the block again instead of keeping what is inside it."""
+def recompute(block: nn.Module, keep_products: bool) -> None:
+    """Activation checkpointing: the backward pass runs the block again instead of keeping what is inside it: all of it,
+    or only what is cheap to compute."""
     forward = block.forward
+    contexts = partial(create_selective_checkpoint_contexts, kept) if keep_products else noop_context_fn
 
     def checkpointed(*inputs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*inputs)
-        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
     block.forward = checkpointed
+
+
+def kept(context: Any, operation: Any, *inputs: Any, **options: Any) -> CheckpointPolicy:
+    """Whether what an operation gives is kept: what is as dear as a product of matrices."""
+    dear = any(part in operation.name() for part in ("mm", "attention"))  # mm, addmm, bmm, baddbmm
+    return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ HARMLESS = {
     "training.keep_every",
     "training.parallel",
     "training.activation_checkpointing",
+    "training.keep_products",
     "training.timeout",
     "training.max_nonfinite",
     "sampling",
