@@ -75,16 +75,18 @@ def test_a_compiled_model_meets_one_size_of_batch(run, tmp_path):
 
     pictures = []
     with torch.compiler.set_stance("force_eager"):
-        for compiled in (False, True):
+        for way in ("plain", "compile", "cuda_graphs"):
             sizes.clear()
-            options = {"count": 5, "batch_size": 2, "device": "cpu", "compile": compiled, "changes": {"guidance": 1.0}}
-            job = Job(fitted(load(run), Request(**options)), tmp_path / str(compiled))
+            options = {"count": 5, "batch_size": 2, "device": "cpu", "changes": {"guidance": 1.0}}
+            job = Job(fitted(load(run), Request(**options, **({} if way == "plain" else {way: True}))), tmp_path / way)
             network = job.model.denoiser.network
+            assert job.record["compile"] == (way != "plain")
+            assert (network._compiled_call_impl is not None) == (way == "cuda_graphs")
             network.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
             pictures.append(torch.cat([job.draw_batch(range(i, min(i + 2, 5)))[0] for i in (0, 2, 4)]))
     assert sizes == {2}
-    assert [len(batch) for batch in pictures] == [5, 5]
-    assert int((pictures[0].int() - pictures[1].int()).abs().max()) <= 1
+    assert [len(batch) for batch in pictures] == [5, 5, 5]
+    assert all(int((pictures[0].int() - other.int()).abs().max()) <= 1 for other in pictures[1:])
 
 
 def test_colour_samples_of_an_unconditional_model(tmp_path, capsys):

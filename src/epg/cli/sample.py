@@ -19,7 +19,9 @@ class Sample(Drawing):
     The same command continues an interrupted run; `torchrun --nproc-per-node N -m epg.cli sample ...` shares the work.
     """
 
-    RARE: ClassVar[frozenset[str]] = frozenset({"animation", "batch_size", "compile", "interpolate", "scales"})
+    RARE: ClassVar[frozenset[str]] = frozenset(
+        {"animation", "batch_size", "compile", "cuda_graphs", "interpolate", "scales"}
+    )
 
     CONTINUES: ClassVar[bool] = True
 
@@ -31,6 +33,9 @@ class Sample(Drawing):
     """Number of images; a larger one continues a finished folder."""
     compile: bool = False
     """torch.compile every transformer block: faster on a GPU after a minute of compiling."""
+    cuda_graphs: bool = False
+    """torch.compile the whole network and replay it as CUDA graphs: for a GPU that waits for its next kernel, as with
+    small networks or few images at once. Not run on one yet."""
     npz: bool = False
     """Also write samples.npz (arr_0 uint8 NHWC, arr_1 labels), which ADM's evaluator reads."""
     animation: Literal["gif", "png", "webp"] | None = None
@@ -48,7 +53,7 @@ class Sample(Drawing):
         from epg.distributed import tells
         from epg.sampling import write_samples
 
-        names = ("count", "compile", "npz", "animation", "interpolate", "scales")
+        names = ("count", "compile", "cuda_graphs", "npz", "animation", "interpolate", "scales")
         own = {name: getattr(self, name) for name in names}
         write_samples(self.checkpoint, self.out, self.request(**own))
         if tells() and (Path(self.checkpoint) / "config.yaml").is_file():

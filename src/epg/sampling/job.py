@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from epg.cost.network import generator_cost
 from epg.distributed import pick_device, rank, world_size
@@ -43,10 +43,17 @@ class Job:
         trained_in = [] if opened.source is None else list(opened.source.trained_in())
         self.record = self.describe(opened.hashes) | ({"trained_in": trained_in} if trained_in else {})
         opened.place()
-        for model in (self.model, self.guide) if self.request.compile else ():
-            for block in transformer_blocks(model.denoiser.network) if model else ():
-                block.compile(dynamic=False)  # two shapes occur: a batch, twice that under guidance
+        for model in filter(None, (self.model, self.guide)):
+            self.compile(model.denoiser.network)
         self.shape = (self.model.image_size, self.model.image_size, self.model.normalizer.channels)
+
+    def compile(self, network: nn.Module) -> None:
+        """As the request says. Two shapes occur: a batch, and under guidance twice that."""
+        if self.request.cuda_graphs:
+            network.compile(mode="reduce-overhead", dynamic=False)
+        elif self.request.compile:
+            for block in transformer_blocks(network):
+                block.compile(dynamic=False)
 
     def describe(self, hashes: Mapping[str, str | None]) -> dict[str, Any]:
         """What `samples.json` says; also prints what is about to happen."""
@@ -72,7 +79,7 @@ class Job:
             "nfe": own + other,
             "gflops": macs / 1e9,
             "batch_size": request.batch_size,
-            "compile": request.compile,
+            "compile": request.compile or request.cuda_graphs,
             "device": pick_device(request.device).type,
             "threads": torch.get_num_threads(),
             "versions": {name: importlib.metadata.version(name) for name in ("epg", "torch")},
@@ -109,12 +116,12 @@ class Job:
     def draw_batch(self, indices: range) -> tuple[Tensor, Tensor]:
         """uint8 (N, C, H, W) and whether all values are finite, both still on the device.
 
-        Where blocks are compiled, a last batch that is smaller is filled up with images that nobody sees: compiling
+        Where it is compiled, a last batch that is smaller is filled up with images that nobody sees: compiling
         them for its size would take longer.
         """
         request, wanted = self.request, len(indices)
         labels = None if self.labels is None else self.labels[indices.start : indices.stop]
-        if request.compile and wanted < request.batch_size < request.count:
+        if (request.compile or request.cuda_graphs) and wanted < request.batch_size < request.count:
             indices = range(indices.start, indices.start + request.batch_size)
             labels = None if labels is None else F.pad(labels, (0, len(indices) - wanted))
         try:

@@ -37,6 +37,7 @@ class Request:
     ema: float | None = None
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
+    cuda_graphs: bool = False
     batch_size: int = 64
     device: str = "auto"
     npz: bool = False
