@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from epg.distributed import all_reduce_sum, world_size
+from epg.networks.precision import HALF
 
 
 def sinusoidal_embedding(c: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -19,7 +20,7 @@ def sinusoidal_embedding(c: Tensor, width: int, max_period: float = 10_000.0) ->
 
 def full_precision(x: Tensor) -> Tensor:
     """Half precision becomes float32; float32 and float64 stay."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return x.float() if x.dtype in HALF else x
 
 
 class LayerNorm(nn.LayerNorm):
@@ -43,10 +44,20 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, t, d = x.shape
-        parts = self.qkv(x).view(n, t, 3, self.heads, d // self.heads).unbind(2)
+        qkv = self.qkv(x)
+        if qkv.dtype in HALF and qkv.requires_grad and qkv.device.type == "cpu":
+            with torch.autocast("cpu", enabled=False):  # in half precision its backward pass takes five times as long
+                mixed = self.mixed(qkv.float()).to(qkv.dtype)
+        else:
+            mixed = self.mixed(qkv)
+        return self.proj(mixed)
+
+    def mixed(self, qkv: Tensor) -> Tensor:
+        """Values mixed by how well queries and keys agree: (N, T, 3 D) -> (N, T, D)."""
+        n, t, d = *qkv.shape[:2], qkv.shape[2] // 3
+        parts = qkv.view(n, t, 3, self.heads, d // self.heads).unbind(2)
         q, k, v = (part.transpose(1, 2) for part in parts)  # (N, K, T, D/K)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d)
 
 
 class MLP(nn.Module):
