@@ -343,6 +343,8 @@ def test_several_problems_in_one_message():
         ("pretraining", {"training": {"batch_size": 1}}, "--training.batch-size 1: must be at least 2"),
         ("diffusion", {"model": {"num_classes": 0}, "sampling": {"guidance": 2.0}}, "--sampling.guidance"),
         ("diffusion", {"model": {"num_classes": -1}}, "--model.num-classes -1"),
+        ("onestep", {"objective": {"levels": []}}, "--objective.levels: takes at least 1 value, not 0"),
+        ("onestep", {"objective": {"levels": [1.0] * 20}}, "--objective.levels: takes at most 16 values, not 20"),
         ("onestep", {"objective": {"levels": [0.5, 0.5]}}, "--objective.levels 0.5 0.5: must differ"),
         ("onestep", {"objective": {"levels": [0.5, 100]}}, "--objective.levels 0.5 100: must differ, and lie between"),
         (

@@ -13,6 +13,7 @@ Locate = Callable[[tuple[str, ...]], str]
 """From the path of a setting to where it stands (" (file.yaml line 3)"), "" where that is not known."""
 SHOWN = 30
 LARGEST_SHOWN = 10**20
+NUMBERS_OF = {"too_short": ("at least", "min_length"), "too_long": ("at most", "max_length")}
 BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
@@ -34,6 +35,10 @@ def complaints(
         elif bound := next((name for name in BOUNDS if name in found.get("ctx", {})), None):
             limit = found["ctx"][bound]
             lines.append(f"  {flag(keys)} {shown(found['input'])}: must be {BOUNDS[bound]} {limit:,g}{place}")
+        elif found["type"] in NUMBERS_OF:
+            many, name = NUMBERS_OF[found["type"]]
+            given, limit = found["ctx"]["actual_length"], found["ctx"][name]
+            lines.append(f"  {flag(keys)}: takes {many} {limit} value{'s' if limit > 1 else ''}, not {given}{place}")
         else:
             lines.append(f"  {'.'.join(keys)}: {found['msg']}{place}")
     if len(errors) > SHOWN:
