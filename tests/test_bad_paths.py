@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -18,7 +18,9 @@ import pytest
 from PIL import Image
 
 from epg.cli import VERBS, main
+from epg.cli.named import refuse_no_guide, refuse_no_images, refuse_no_samples, refuse_no_weights
 from epg.cli.paths import PathOption, path_options
+from epg.errors import UserError
 from tests.generators import save_run
 from tests.helpers import tiny_config
 from tests.test_study import written
@@ -258,3 +260,19 @@ def test_what_is_not_there_is_told_before_torch_is_imported(good: dict[str, Path
     results = json.loads((tmp_path / "results.json").read_text())
     taken = [(" ".join(c), code) for c, (code, torch) in zip(commands, results, strict=True) if torch or not code]
     assert taken[:1] == []
+
+
+@pytest.mark.parametrize(
+    ("refuse", "names"),
+    [
+        (refuse_no_weights, ["user/repo", "user/repo@main", "user/repo:nnet.pth", "https://x.org/a.zip#sha256=0"]),
+        (refuse_no_images, ["digits", "user/name", "s3://place/set", "hf://datasets/user/name", "(in memory)"]),
+        (refuse_no_samples, ["digits", "user/name", "s3://place/set", "https://x.org/a.zip", "samples.npz"]),
+        (refuse_no_guide, ["internal", "user/repo"]),
+    ],
+)
+def test_what_is_no_path_is_left_to_its_reader(refuse: Callable[[str, str], None], names: list[str]) -> None:
+    for name in names:
+        refuse(name, "--data ")
+    with pytest.raises(UserError):
+        refuse("nowhere", "--data ")
