@@ -68,9 +68,9 @@ def test_help_is_fast_and_lists_every_verb() -> None:
 def test_help_is_one_screen_and_help_all_has_every_option() -> None:
     narrow = {"environment": {"COLUMNS": "80"}}
     short, whole = (started.epg("sample", asked, **narrow).stdout for asked in ("--help", "--help-all"))
-    assert "The other 9 options: --help-all" in short
+    assert "The other 10 options: --help-all" in short
     options = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(VERBS["sample"])} - {"--checkpoint"}
-    assert len({option for option in options if option not in short}) == 9
+    assert len({option for option in options if option not in short}) == 10
     assert all(option in whole for option in options)
     assert "--data.workers" in started.epg("pretrain", "digits", "--help-all").stdout
 
