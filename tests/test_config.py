@@ -207,7 +207,9 @@ def test_recipe_with_one_stage_needs_no_stage(tmp_path):
     content = read_recipe("digits")
     path = write(tmp_path, {k: v for k, v in content.items() if k not in KINDS or k == "diffusion"})
     assert run_config(path).stage == "diffusion"
-    with pytest.raises(UserError, match="has the stages diffusion; it has no pretraining"):
+    with pytest.raises(
+        UserError, match="has the stages diffusion; it has no pretraining: add a section `pretraining:`"
+    ):
         run_config(path, "pretraining")
 
 

@@ -183,7 +183,8 @@ def run_config(recipe: str, stage: Stage | None = None) -> RunConfig:
         stages = {s: content.pop(s) for s in KINDS if s in content}
         stage = stage or (next(iter(stages)) if len(stages) == 1 else None)
         if stage not in stages:
-            wanted = "choose one" if stage is None else f"it has no {stage}"
+            cure = f"add a section `{stage}:`, or write a recipe with `base: {recipe}` that has one"
+            wanted = "choose one" if stage is None else f"it has no {stage}: {cure} (docs/training.md)"
             raise UserError(f"recipe {recipe!r} has the stages {', '.join(stages) or 'none'}; {wanted}")
         content.setdefault("recipe", Path(recipe).stem)
         laid = {s: merge(merge(defaults(s), content), stages[s]) for s in stages}

@@ -150,7 +150,8 @@ def label_kind(model: Generator, labels: str, classes: Sequence[int]) -> str:
     """How labels are chosen, for the user to read."""
     if model.num_classes == 0:
         return "none"
-    of = f"{len(classes)} classes" if classes else f"all {len(model.classes.usual)} classes"
+    number = len(classes or model.classes.usual)
+    of = f"{'' if classes else 'all '}{number} class{'es' if number > 1 else ''}"
     if labels == "balanced":
         return f"{of} in turn"
     return f"{of} at random, " + ("as often as in training" if model.class_counts else "all equally likely")
