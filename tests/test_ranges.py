@@ -151,6 +151,16 @@ def test_flags_out_of_range_are_named(arguments: list[str], message: str, capsys
     assert ".yaml line" not in said
 
 
+def test_words_for_numbers_are_told_in_types_that_a_reader_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not as the function of pydantic's that checks them."""
+    with pytest.raises(SystemExit):
+        main(["pretrain", "digits", "--training.micro-batch", "many"])
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "Error parsing --training.micro-batch" in said
+    assert "<class 'int'>: invalid literal for int() with base 10: 'many'" in said
+    assert "Annotated" not in said
+
+
 CHECKED_WITH_THE_MODEL = {
     "steps",
     "levels",

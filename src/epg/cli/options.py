@@ -4,11 +4,14 @@ Tyro compares the default of every option with its type. Where that is more than
 None`) it imports typeguard, and with it asyncio and unittest: as much again as all else that the help of a verb takes.
 """
 
+import functools
+import operator
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["light", "light_kind", "varied"]
+__all__ = ["light", "light_kind", "plain", "varied"]
 
 
 def light(verb: type) -> type:
@@ -30,6 +33,17 @@ def light_kind(kind: Any) -> Any:
     if not isinstance(how, PrimitiveConstructorSpec):
         return kind
     return Annotated[tuple if UseAppendAction in notes else object, how, *notes]
+
+
+def plain(kind: Any) -> Any:
+    """A type without notes of others, such as pydantic's, at any depth: complaints of tyro name it."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return plain(inner[0])
+    if origin in (None, Literal) or not inner:
+        return kind
+    parts = tuple(one if one is Ellipsis else plain(one) for one in inner)
+    return functools.reduce(operator.or_, parts) if origin in (Union, UnionType) else origin[parts]
 
 
 def varied(verb: type, kinds: Mapping[str, Any], text: str | None = None) -> type:

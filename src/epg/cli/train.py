@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 import tyro
 
 from epg.cli.named import Existing, OutFolder, refuse_no_images, refuse_no_weights
-from epg.cli.options import light_kind
+from epg.cli.options import light_kind, plain
 from epg.cli.paths import Place
 from epg.cli.process import of_several
 from epg.command_line import flag, of_sections, written
@@ -181,8 +181,7 @@ def form(config: "BaseModel") -> Any:
             inner = form(value)
             fields.append((name, type(inner), dataclasses.field(default=inner)))
         else:
-            kind: Any = field.annotation
-            kind = Annotated[light_kind(kind), tyro.conf.arg(help=field.description)]
+            kind: Any = Annotated[light_kind(plain(field.annotation)), tyro.conf.arg(help=field.description)]
             fields.append((name, kind, dataclasses.field(default_factory=functools.partial(copy.copy, value))))
     return dataclasses.make_dataclass(type(config).__name__, fields, frozen=True)()
 
