@@ -49,6 +49,7 @@ class Autoguidance:
         d = self.denoise(x, sigma)
         if not acts(self.scale, self.interval, sigma):
             return d
+        d = d.clone()  # where networks are replayed as CUDA graphs the guide's would overwrite it
         g = self.guide(x, sigma)
         return g + self.scale * (d - g)
 
