@@ -20,7 +20,7 @@ from epg.features import TrainedEncoder
 from epg.grids import evaluations, grid_of
 from epg.guidance import Autoguidance, InternalGuidance, IntervalGuidance
 from epg.labels import Classes, Labels, no_class
-from epg.networks.precision import HALF, to_half_precision
+from epg.networks.precision import HALF, PRECISIONS, to_half_precision
 from epg.randomness import normal
 from epg.samplers import Denoise, Watch
 
@@ -58,7 +58,7 @@ class Generator:
     def to(self, device: torch.device | str, precision: str = "fp32") -> None:
         """Moves the network, in place, and converts it to `bf16` or `fp16`: see `to_half_precision`."""
         if precision != "fp32":
-            to_half_precision(self.denoiser.network, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+            to_half_precision(self.denoiser.network, PRECISIONS[precision])
         self.denoiser.network.to(device)
 
     @property

@@ -345,9 +345,18 @@ def _train_and_look(parallel: str, folder: str) -> None:
     seen: list[torch.dtype] = []
     with processes():
         run = prepare_run(config, Path(folder))
+        draw, around = run.trainer.preview, []
+        assert draw is not None
+
+        def preview(file: Path) -> None:
+            around.append(torch.is_autocast_enabled("cpu"))
+            draw(file)
+
+        run.trainer.preview = preview
         attention = transformer_blocks(run.trainer.objective)[0].attention
         attention.register_forward_pre_hook(lambda module, inputs: seen.append(module.qkv.weight.dtype))
         run.trainer.run()
+    assert around == [False], "what judges images computes as ever"
     assert set(seen) == {torch.bfloat16 if parallel == "fsdp" else torch.float32}
     assert all(p.dtype == torch.float32 for p in run.trainer.objective.parameters())
 

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-HALF = (torch.bfloat16, torch.float16)
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF = tuple(PRECISIONS.values())
 
 
 def to_half_precision(network: nn.Module, dtype: torch.dtype) -> None:

@@ -13,12 +13,13 @@ from epg.checkpoint.checkpoint import Checkpoint
 from epg.config.settings import RunConfig
 from epg.data.loading.loader import Batch
 from epg.distributed import all_reduce_max, pick_device, world_size
+from epg.networks.precision import PRECISIONS
 from epg.objectives.base import Objective
 from epg.sharding import full
 from epg.training.ema import EMA
 from epg.training.faults import Buffers, LossScale, Skips, explain_non_finite
 from epg.training.optim import learning_rate, make_optimizer
-from epg.training.parallel import HALF, gradient_sync, wrap
+from epg.training.parallel import gradient_sync, wrap
 from epg.training.snapshot import Groups, capture, restore
 
 
@@ -182,7 +183,7 @@ class Learner:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of forward passes."""
-        dtype = HALF.get(self.config.training.precision)
+        dtype = PRECISIONS.get(self.config.training.precision)
         return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     # What a checkpoint holds ----------------------------------------------------------------------------------------

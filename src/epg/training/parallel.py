@@ -21,12 +21,11 @@ from epg.distributed import world_size
 from epg.errors import UserError
 from epg.networks import EPG, Encoder
 from epg.networks.layers import transformer_blocks
+from epg.networks.precision import PRECISIONS
 from epg.objectives.base import Objective
 
 SYNC = "forward_sync_buffers"  # of buffers, before every pass; newer versions of torch warn of the older name
 SYNC = SYNC if SYNC in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers"
-
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def wrap(objective: Objective, config: RunConfig) -> nn.Module:
@@ -47,7 +46,7 @@ def wrap(objective: Objective, config: RunConfig) -> nn.Module:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         options: dict[str, Any] = {SYNC: False, "gradient_as_bucket_view": True}
         return DistributedDataParallel(objective, **options)
-    return sharded(objective, HALF.get(training.precision))
+    return sharded(objective, PRECISIONS.get(training.precision))
 
 
 def sharded(objective: Objective, half: torch.dtype | None = None) -> nn.Module:
