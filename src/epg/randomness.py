@@ -182,7 +182,7 @@ def drawn(kind: Callable[[Tensor], Tensor], secret: Tensor, first: Tensor, count
 @cache
 def one_kernel(kind: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, int], Tensor]:
     """`drawn`, compiled once: key and counters are numbers on the device, and any count will do."""
-    return torch.compile(partial(drawn, kind), dynamic=True, fullgraph=True)
+    return torch.compile(partial(drawn, kind), dynamic=True)
 
 
 def philox_state(secret: int, first: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
