@@ -276,3 +276,13 @@ def test_what_is_no_path_is_left_to_its_reader(refuse: Callable[[str, str], None
         refuse(name, "--data ")
     with pytest.raises(UserError):
         refuse("nowhere", "--data ")
+
+
+@pytest.mark.parametrize("refuse", [refuse_no_images, refuse_no_weights, refuse_no_samples])
+@pytest.mark.parametrize("name", ["data/cifar10", "runs/digits"])
+def test_usual_places_of_sets_and_runs_are_not_looked_for_on_the_hub(
+    refuse: Callable[[str, str], None], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=name):
+        refuse(name, "")

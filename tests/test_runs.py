@@ -177,6 +177,18 @@ def test_one_writer_per_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_that_did_not_begin_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "own").mkdir()
+    config = tiny("diffusion", data={"source": str(tmp_path / "images")})
+    for place in ("runs/small/diffusion", "own/run", "own"):
+        with pytest.raises(UserError):
+            train(config, tmp_path / place)
+        assert not (tmp_path / "runs").exists()
+        assert (tmp_path / "own").is_dir(), "was there before"
+        assert not (tmp_path / "own" / "run").exists()
+
+
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match=r"--out .*file"):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -484,6 +485,23 @@ def test_a_hub_data_set_by_name_and_by_address(tmp_path):
         assert [entry["images"] for entry in store.manifest["classes"]] == [3, 3, 3]
     assert Store(tmp_path / "a").manifest["source"] == "someone/pets"
     assert Store(tmp_path / "b").manifest["source"] == "hf://datasets/someone/pets"
+
+
+def test_the_hub_is_asked_again_in_silence(monkeypatch, capsys):
+    """Its library would warn of each of its tries; what comes of them is one error."""
+    import datasets
+
+    library, heard = logging.getLogger("huggingface_hub.utils._http"), []
+
+    def unreachable(name):
+        heard.append(library.isEnabledFor(logging.WARNING))
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", unreachable)
+    with pytest.raises(DataError, match="Check the name and the connection"):
+        remote.from_datasets("nobody/nothing", SourceOptions())
+    assert [*heard, library.isEnabledFor(logging.WARNING)] == [False, True]
+    assert "nobody/nothing: the Hub is asked for it" in capsys.readouterr().err
 
 
 def test_an_unreachable_hub_is_explained(tmp_path):

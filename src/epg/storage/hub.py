@@ -14,13 +14,15 @@ from epg.storage.files import replacing
 
 # user/repo, and optionally @revision
 REPOSITORY = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[\w./-]{1,200}))?")
+FOLDERS = ("data", "runs")  # by which a folder is meant, although it may be missing: the usual places of sets and runs
 FILES = ("*.json", "*.safetensors", "transformer/*.json", "transformer/*.safetensors")
 LOGIN = "Log in with `hf auth login`, or set HF_TOKEN."
 
 
 def is_repository(name: str | Path) -> bool:
     """Whether this can only be a repository's name: nothing here is called so, nor the folder it would be in."""
-    here = Path(name).exists() or Path(str(name).split("/")[0]).is_dir()
+    above = str(name).split("/")[0]
+    here = Path(name).exists() or Path(above).is_dir() or above in FOLDERS
     return bool(REPOSITORY.fullmatch(str(name))) and not here
 
 
@@ -139,10 +141,24 @@ def explained(name: str) -> Iterator[None]:
         (network_error(), "the Hub does not answer ({why}). Try again."),
     ]
     try:
-        yield
+        with quietly():
+            yield
     except tuple(kind for kind, _ in told) as error:
         text = next(text for kind, text in told if isinstance(error, kind))
         raise ArtefactError(f"{name}: {text.format(why=first_line(error))}") from None
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Inside the `with` the Hub's library prints nothing of its tries: what comes of them is told."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def network_error() -> type[Exception]:

@@ -19,6 +19,8 @@ from epg.data.sources.splits import NoSplitError, pick_split, split_names
 from epg.data.sources.table_files import tables_of_split
 from epg.data.sources.tables import TABLE_SUFFIXES, TableSource
 from epg.errors import DataError, InterruptedRunError, UserError
+from epg.messages import say
+from epg.storage import hub
 
 if TYPE_CHECKING:
     import datasets
@@ -38,7 +40,8 @@ def is_remote(address: str) -> bool:
 def is_hub_name(address: str) -> bool:
     """Whether this can only be the name of a data set on the Hub: nothing here is called so, nor the folder it would be
     in."""
-    return bool(HUB_NAME.fullmatch(address)) and not os.path.lexists(Path(address).expanduser().parent)
+    above = Path(address).expanduser().parent
+    return bool(HUB_NAME.fullmatch(address)) and not os.path.lexists(above) and str(above) not in hub.FOLDERS
 
 
 def connect(address: str) -> tuple["AbstractFileSystem", str]:
@@ -177,10 +180,13 @@ def from_datasets(name: str, options: SourceOptions) -> Source:
 def _load(name: str, split: str) -> "datasets.Dataset":
     import datasets
 
+    if os.environ.get("RANK", "0") == "0":
+        say(f"{name}: the Hub is asked for it")  # without a network for half a minute
     try:
-        names = datasets.get_dataset_split_names(name)
-        chosen = pick_split(split_names(names) or {str(n): str(n) for n in names}, split, name)[0]
-        table = datasets.load_dataset(name, split=chosen)
+        with hub.quietly():
+            names = datasets.get_dataset_split_names(name)
+            chosen = pick_split(split_names(names) or {str(n): str(n) for n in names}, split, name)[0]
+            table = datasets.load_dataset(name, split=chosen)
     except (NoSplitError, InterruptedRunError):
         raise
     except Exception as error:  # the library and what it builds on raise dozens of classes
