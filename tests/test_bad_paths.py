@@ -286,3 +286,9 @@ def test_usual_places_of_sets_and_runs_are_not_looked_for_on_the_hub(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=name):
         refuse(name, "")
+
+
+def test_a_path_is_refused_by_the_flag_that_it_was_given_with(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not by the name that its field has in the code."""
+    assert main(["finetune", "digits", "--from", "/dev/null"]) == 2
+    assert "--from /dev/null: is a device" in capsys.readouterr().err

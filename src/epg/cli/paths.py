@@ -48,6 +48,8 @@ class PathOption:
     """One option of a verb that takes a path."""
 
     name: str
+    called: str
+    """On the command line, where a note says another name than the field's."""
     positional: bool
     local: bool
     """Whether it is a path and nothing else."""
@@ -55,7 +57,7 @@ class PathOption:
 
     @property
     def flag(self) -> str:
-        return self.name if self.positional else f"--{self.name.replace('_', '-')}"
+        return self.called if self.positional else f"--{self.called.replace('_', '-')}"
 
     def checked(self, value: Any) -> Any:
         text = os.path.expanduser(value)
@@ -80,8 +82,9 @@ def path_options(verb: type) -> Iterator[PathOption]:
         parts = list(pieces(kind))
         if Path in parts or PLACE in parts:
             positional = any("Positional" in repr(part) for part in parts)
+            called = next((found for part in parts if isinstance(found := getattr(part, "name", None), str)), name)
             names = next((part for part in parts if isinstance(part, Names)), None)
-            yield PathOption(name, positional, Path in parts, names)
+            yield PathOption(name, called, positional, Path in parts, names)
 
 
 def pieces(kind: Any) -> Iterator[Any]:
