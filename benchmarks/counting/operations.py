@@ -129,7 +129,7 @@ def training_step(config: RunConfig) -> Recorder:
     with recorder, mock.patch("torch.autocast", return_value=contextlib.nullcontext()):
         drawn = objective.draw(batch_of(config), 0)
         recorder.drawn = recorder.sizes(drawn)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), as_a_gpu():
         fill(objective)
         drawn = {name: torch.empty_like(value, device="cpu") for name, value in drawn.items()}
         optimizer = make_optimizer(objective, config.optimizer)
@@ -163,13 +163,18 @@ def network_pass(config: RunConfig, count: int) -> Recorder:
     with without_numbers():
         objective = build_objective(config).eval()
     assert isinstance(objective, GeneratorObjective)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode(allow_non_fake_inputs=True), as_a_gpu():
         fill(objective)
         x = torch.empty(count, config.data.channels, config.data.image_size, config.data.image_size)
         labels = torch.zeros(count, dtype=torch.int64) if config.model.num_classes else None
         with torch.no_grad(), autocast(config), Recorder(phase="loss") as recorder:
             objective.denoiser(x, torch.ones(count), labels)
     return recorder
+
+
+def as_a_gpu() -> Any:
+    """Attention in half precision stays in it, which on a CPU is differentiated in float32."""
+    return mock.patch("epg.networks.layers.slow_backward", return_value=False)
 
 
 def batch_of(config: RunConfig) -> Batch:
