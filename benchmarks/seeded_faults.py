@@ -56,6 +56,9 @@ def listed() -> list[tuple[str, Fault]]:
 
 def main(words: Sequence[str]) -> int:
     chosen = [f for room, f in listed() if not words or any(word in f"{room} {f.file} {f.test}" for word in words)]
+    if not chosen:
+        print(f"no fault has one of these words in its room, file or test: {' '.join(words)}")
+        return 2
     for name in LIBRARIES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

@@ -232,7 +232,7 @@ def test_the_spectrum_is_of_the_images_of_the_run(released: Path, capsys: pytest
             ],
         ),
         (
-            ["--encoder", "somewhere"],
+            ["--encoder", "{place}/weights"],
             ["--encoder: --stage diffusion goes on with the encoder that is in the generator"],
         ),
         (["--from", "nnet_ema.safetensors"], ["a file; if it is of the authors' release", "epg convert"]),
@@ -242,6 +242,7 @@ def test_what_cannot_fit_names_the_cure(
     released: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], messages: list[str]
 ) -> None:
     base = "nnet_ema.safetensors" if "--from" in arguments else "weights"
+    arguments = [argument.format(place=released) for argument in arguments]
     assert finetune(released, "never", *(arguments if base == "weights" else ()), base=base) != 0
     told = capsys.readouterr().err
     assert [message for message in messages if message not in told] == []

@@ -103,5 +103,5 @@ def test_help_and_docs_name_every_metric(verb: str, capsys: pytest.CaptureFixtur
 
 
 def test_an_unknown_word_is_refused_before_anything_is_opened(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", "nowhere", "--metrics", "fidd"]) == 2
+    assert main(["evaluate", "digits", "--metrics", "fidd"]) == 2
     assert "--metrics fidd: unknown; choose from fid, sfid" in capsys.readouterr().err
