@@ -182,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert not config.model.stem, "plain has no stem: --model.stem 0"
     assert config.objective.predicts == "x", "plain predicts images: --objective.parameterization x"
     assert config.optimizer.kind == "adamw", "plain has AdamW: --optimizer.kind adamw"
+    assert config.training.precision == "fp32", "plain computes in float32: --training.precision fp32"
     with tempfile.TemporaryDirectory() as folder:
         compare(Trainer(build_objective(config), dataset, config, Path(folder)), options)
 
